@@ -1,0 +1,242 @@
+"""Every setting of a run: the `Config` fields with their units, the checks, and `load_config`.
+
+A config file is one expression, `Config(key=value, ...)`, that lists only what differs from the defaults, and the
+defaults are DeepScaleR's first stage as published. The file is parsed, never executed. Flags are the fields:
+`--lr=2e-6 --max_response_len=64,96,144`. Reads the config file; writes nothing.
+"""
+
+import ast
+import dataclasses
+import math
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+
+class UserError(Exception):
+    """Bad input (config, file, checkpoint, data, model folder): one line for the user, exit status 2."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    # the run
+    run_name: str = "8k"  # the run folder is out_dir/run_name
+    out_dir: str = "out"
+    seed: int = 0  # every random number of the run is a function of this
+    resume: bool = False  # go on from the newest whole checkpoint, or from the start where there is none
+    save_every: int = 20  # steps between checkpoints and exports; 0 = only at the end
+    keep_checkpoints: int = 3  # newest ones kept; the best one is kept besides
+    export_dtype: Literal["float32", "bfloat16"] = "float32"  # of hf/step_*: float32 where a later stage loads it
+    save_rollouts_every: int = 20  # steps between dumps of all responses; 0 = never
+    wandb: bool = False  # also log to Weights & Biases
+    # model and data
+    model: str = "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"  # folder or hub id
+    train_data: str = "data/train.jsonl"  # rows {problem, answer, ...}
+    eval_data: tuple[str, ...] = ("data/aime24.jsonl",)  # each is reported as eval_<file stem>
+    prompt_suffix: str = " Let's think step by step and output the final answer within \\boxed{}."
+    # rollouts
+    sampler: Literal["torch"] = "torch"
+    sampler_slots: int = 256  # sequences generated at once on a rank
+    prompts_per_step: int = 128
+    group_size: tuple[int, ...] = (8,)  # samples a prompt, one entry a stage
+    temperature: float = 0.6
+    top_p: float = 1.0  # training wants 1: the log-probabilities below are those of the whole distribution
+    max_prompt_len: int = 1024  # tokens; longer prompts are counted and left out
+    max_response_len: tuple[int, ...] = (8192,)  # tokens, one entry a stage
+    # the context schedule
+    stage_policy: Literal["fixed"] = "fixed"
+    stage_steps: tuple[int, ...] = (1040,)  # steps, one entry a stage
+    max_steps: int = 0  # cuts the whole run short; 0 = no cap
+    # the optimizer
+    minibatches: int = 2  # optimizer steps a rollout step (128 prompts in updates of 64)
+    lr: float = 1e-6  # constant
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_eps: float = 1e-8
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    # the loss
+    clip_eps_low: float = 0.2  # the ratio is clipped to 1 - low .. 1 + high
+    clip_eps_high: float = 0.2
+    kl_coef: float = 0.001  # times the KL penalty against the frozen start; 0 = no reference model in memory
+    kl_estimator: Literal["k1", "k2", "k3", "k3_clamped"] = "k3_clamped"
+    entropy_coef: float = 0.001  # times the entropy bonus
+    loss_agg: Literal["token", "sequence", "dr_grpo", "deepscaler"] = "token"
+    normalize_advantage_std: bool = True
+    mask_truncated: bool = False  # truncated responses give no gradient (DeepScaleR trains on them)
+    drop_uniform_groups: bool = False  # groups that are all right or all wrong leave the batch
+    rollout_correction: Literal["none", "truncate", "mask", "sequence_mask"] = "none"
+    rollout_correction_low: float = 0.5  # weight bounds, see losses.rollout_weights
+    rollout_correction_high: float = 2.0
+    mismatch_limit: float = 0.02  # mean k3 between sampler and trainer beyond which the run stops
+    # the machine
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"  # compute type; parameters, gradients and Adam are float32
+    token_budget: int = 32768  # tokens a micro-batch on a rank
+    logprob_chunk: int = 2048  # tokens whose logits exist at once
+    activation_checkpointing: bool = True
+    reward_workers: int = 8  # grading processes on a rank
+    reward_timeout: float = 2.0  # seconds an answer may take before its worker is killed
+    process_group_timeout: int = 7200  # seconds a rank may wait for the others
+    # evaluation
+    eval_every: int = 20  # steps; 0 = never, and no summary.json
+    eval_k: int = 16  # samples a problem
+    eval_temperature: float = 0.6
+    eval_top_p: float = 1.0
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.out_dir) / self.run_name
+
+    @property
+    def total_steps(self) -> int:
+        steps = sum(self.stage_steps)
+        return min(steps, self.max_steps) if self.max_steps else steps
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, checked(field.name, field.type, getattr(self, field.name)))
+        self._check_ranges()
+        stages = len(self.max_response_len)
+        for name in ("group_size", "stage_steps"):
+            if len(getattr(self, name)) != stages:
+                raise UserError(f"{name}: {len(getattr(self, name))} entries for {stages} stages of max_response_len")
+        if list(self.max_response_len) != sorted(self.max_response_len):
+            raise UserError(f"max_response_len: {self.max_response_len} must not shrink from stage to stage")
+        longest = self.max_prompt_len + self.max_response_len[-1]
+        if self.token_budget < longest:
+            raise UserError(f"token_budget: {self.token_budget} holds no sequence of max_prompt_len + "
+                            f"max_response_len = {longest} tokens; raise it to {longest} or more")  # fmt: skip
+        if self.minibatches > self.prompts_per_step:
+            raise UserError(f"minibatches: {self.minibatches} parts of prompts_per_step={self.prompts_per_step} prompts")
+        if self.rollout_correction_low >= self.rollout_correction_high:
+            raise UserError(f"rollout_correction_low: {self.rollout_correction_low} must be under "
+                            f"rollout_correction_high={self.rollout_correction_high}")  # fmt: skip
+        if self.top_p < 1 and self.rollout_correction != "none":
+            raise UserError("top_p: rollout_correction compares whole distributions; use top_p=1")
+        if not self.run_name or Path(self.run_name).name != self.run_name or self.run_name in (".", ".."):
+            raise UserError(f"run_name: {self.run_name!r} must be a plain folder name")
+
+    def _check_ranges(self) -> None:
+        at_least = {"save_every": 0, "keep_checkpoints": 1, "save_rollouts_every": 0, "max_steps": 0, "eval_every": 0,
+                    "sampler_slots": 1, "prompts_per_step": 1, "group_size": 2, "max_prompt_len": 1, "seed": 0,
+                    "max_response_len": 1, "stage_steps": 1, "minibatches": 1, "token_budget": 2, "eval_k": 1,
+                    "logprob_chunk": 1, "reward_workers": 1, "process_group_timeout": 1, "lr": 0, "weight_decay": 0,
+                    "clip_eps_low": 0, "clip_eps_high": 0, "eval_temperature": 0, "rollout_correction_low": 0,
+                    "adam_beta1": 0, "adam_beta2": 0}  # fmt: skip
+        for name, low in at_least.items():
+            value = getattr(self, name)
+            for v in value if isinstance(value, tuple) else (value,):
+                if v < low:
+                    why = " (a group of one has no advantage)" if name == "group_size" else ""
+                    raise UserError(f"{name}: {v} is under its minimum {low}{why}")
+            if value == ():
+                raise UserError(f"{name}: at least one entry is needed")
+        for name in ("temperature", "max_grad_norm", "adam_eps", "reward_timeout", "mismatch_limit"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"{name}: {getattr(self, name)} must be greater than 0")
+        for name in ("top_p", "eval_top_p"):
+            if not 0 < getattr(self, name) <= 1:
+                raise UserError(f"{name}: {getattr(self, name)} must be in (0, 1]")
+        for name in ("clip_eps_low", "adam_beta1", "adam_beta2"):
+            if getattr(self, name) >= 1:
+                raise UserError(f"{name}: {getattr(self, name)} must be under 1")
+
+
+def checked(name: str, kind: Any, value: Any) -> Any:
+    """`value` as the field's type; an int serves as a float, a scalar or list as a tuple. Raises UserError."""
+    if get_origin(kind) is Literal:
+        if isinstance(value, str) and value in get_args(kind):
+            return value
+        raise UserError(f"{name}: {value!r} is not one of {', '.join(get_args(kind))}")
+    if get_origin(kind) is tuple:
+        items = value if isinstance(value, (tuple, list)) else (value,)
+        return tuple(checked(name, get_args(kind)[0], v) for v in items)
+    if kind is float and type(value) in (int, float) and math.isfinite(value):
+        return float(value)
+    if type(value) is not kind or kind is float:
+        raise UserError(f"{name}: {value!r} is not a {kind.__name__}")
+    return value
+
+
+def parse_flag(name: str, kind: Any, text: str) -> Any:
+    """The value of `--name=text`; tuples are comma separated. Raises UserError."""
+    if get_origin(kind) is tuple:
+        return tuple(parse_flag(name, get_args(kind)[0], part) for part in text.split(",") if part)
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise UserError(f"{name}: {text!r} is not true or false")
+        return text.lower() == "true"
+    if kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            raise UserError(f"{name}: {text!r} is not {'an int' if kind is int else 'a float'}") from None
+    return text
+
+
+def parse_config_file(path: str) -> dict[str, Any]:
+    """The keyword arguments of the file's one `Config(...)` expression, as literals. Raises UserError."""
+    try:
+        tree = ast.parse(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"{path}: cannot read the config file: {e}") from None
+    except (SyntaxError, ValueError) as e:
+        raise UserError(f"{path}: not a config file: {e}") from None
+    body = [n for n in tree.body if not (isinstance(n, ast.ImportFrom) and n.module == "configs")]
+    body = [n for n in body if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]  # the docstring
+    call = body[0].value if len(body) == 1 and isinstance(body[0], ast.Expr) else None
+    if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "Config"):
+        raise UserError(f"{path}: must hold one expression, Config(key=value, ...)")
+    values: dict[str, Any] = {}
+    if call.args or any(k.arg is None for k in call.keywords):
+        raise UserError(f"{path}:{call.lineno}: Config takes key=value arguments only")
+    for keyword in call.keywords:
+        try:
+            values[keyword.arg] = ast.literal_eval(keyword.value)
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+            raise UserError(f"{path}:{keyword.value.lineno}: {keyword.arg}: not a plain value") from None
+    return values
+
+
+def load_config(argv: list[str]) -> Config:
+    """The config of `[FILE] [--key=value ...]`, flags over file over defaults. Raises UserError."""
+    types = {f.name: f.type for f in dataclasses.fields(Config)}
+    files = [a for a in argv if not a.startswith("--")]
+    if len(files) > 1:
+        raise UserError(f"one config file at a time, got {' '.join(files)}")
+    values, origin = (parse_config_file(files[0]) if files else {}), {}
+    for name in values:
+        origin[name] = f"{files[0]}: {name}"
+    for flag in (a for a in argv if a.startswith("--")):
+        name, equals, text = flag[2:].partition("=")
+        if name in types and not equals:
+            raise UserError(f"--{name}: write --{name}=VALUE")
+        if name in types:
+            values[name] = parse_flag(f"--{name}", types[name], text)
+        origin[name] = f"--{name}"
+        values.setdefault(name, None)
+    for name in values:
+        if name not in types:
+            raise UserError(f"{origin[name]}: no such setting (configs/__init__.py lists them all)")
+    try:
+        return Config(**values)
+    except UserError as e:
+        name = str(e).partition(":")[0]
+        raise UserError(f"{origin.get(name, name)}{str(e)[len(name):]}") from None
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """Call `main(argv)`; bad input prints its one line and ends with status 2, Ctrl-C with 130."""
+    rank = os.environ.get("RANK", "0")
+    where = "" if os.environ.get("WORLD_SIZE", "1") == "1" else f"[rank {rank}] "
+    try:
+        main(sys.argv[1:])
+    except UserError as e:
+        print(f"{where}error: {e}", file=sys.stderr, flush=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"{where}interrupted", file=sys.stderr, flush=True)
+        sys.exit(130)

@@ -1,0 +1,368 @@
+"""Problems in, sampled answers out: data rows, prompts, and the embedded sampling engine.
+
+`TorchSampler` holds its own copy of the weights, a KV cache and a fixed number of slots; whenever a sequence ends, the
+next one takes its slot (continuous batching). The random numbers of a sequence depend on its seed and the position
+only, so it comes out the same alone or in any batch. Reads data files and model folders; writes nothing.
+
+Dimensions: N live sequences, L cache positions, V vocabulary; H, K, E as in model.py.
+"""
+
+import hashlib
+import json
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from configs import UserError
+from model import ModelConfig, apply_rotary, attention, attention_backend, attention_layout, rotary_angles, stream_weights
+
+
+@dataclass
+class Rollout:
+    """One sampled response. Plain Python: no tensors."""
+
+    prompt_id: int  # index of the prompt in its data file (in generate's argument, as the sampler returns it)
+    sample_id: int  # 0 .. group_size - 1
+    prompt_ids: list[int]
+    response_ids: list[int]  # with the stop token, where there is one
+    logprobs: list[float]  # the sampler's, of each response token, at the sampling temperature
+    finish_reason: str  # "stop" | "length"
+    reward: float = 0.0
+    advantage: float = 0.0
+
+
+@dataclass(frozen=True)
+class Problem:
+    id: str
+    problem: str
+    answer: str | list[str]  # any of a list is right
+
+
+def load_problems(path: str | Path) -> list[Problem]:
+    """Rows {problem, answer, id?} of a .jsonl file, or of a .json file holding a list. Raises UserError."""
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"{path}: cannot read the problems: {e}") from None
+    rows, problems = [], []
+    try:
+        if str(path).endswith(".json"):
+            rows = [(f"{path}: row {i}", row) for i, row in enumerate(json.loads(text), 1)]
+        else:
+            for i, line in enumerate(text.split("\n"), 1):
+                if line.strip():
+                    rows.append((f"{path}:{i}", None))
+                    rows[-1] = (f"{path}:{i}", json.loads(line))
+    except (ValueError, TypeError) as e:
+        raise UserError(f"{rows[-1][0] if rows else path}: not JSON: {e}") from None
+    for where, row in rows:
+        if not isinstance(row, dict) or not isinstance(row.get("problem"), str) or not row["problem"].strip():
+            raise UserError(f"{where}: a row needs a text 'problem'")
+        answer = row.get("answer")
+        answers = [str(a) for a in (answer if isinstance(answer, list) else [answer])
+                   if isinstance(a, (str, int, float)) and not isinstance(a, bool) and str(a).strip()]  # fmt: skip
+        if not answers or (isinstance(answer, list) and len(answers) < len(answer)):
+            raise UserError(f"{where}: a row needs an 'answer' (a text, a number, or a list of them)")
+        problems.append(Problem(str(row.get("id", len(problems))), row["problem"],
+                                answers if isinstance(answer, list) else answers[0]))  # fmt: skip
+    if not problems:
+        raise UserError(f"{path}: no rows")
+    return problems
+
+
+def sample_seed(*parts: int | str) -> int:
+    """One 63-bit seed, a hash of (run seed, stage, step, attempt, prompt, sample) or any such tuple."""
+    return struct.unpack("<Q", hashlib.blake2b(repr(parts).encode(), digest_size=8).digest())[0] >> 1
+
+
+class ChatTokenizer:
+    """tokenizer.json and the chat template of a Hugging Face folder. Templates run in jinja2's sandbox."""
+
+    def __init__(self, path: str | Path) -> None:
+        path = Path(path)
+        try:
+            self.tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+        except Exception as e:  # tokenizers raises bare Exception
+            raise UserError(f"{path}/tokenizer.json: cannot read the tokenizer: {e}") from None
+        try:
+            config = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8"))
+            template_file = path / "chat_template.jinja"
+            template = template_file.read_text(encoding="utf-8") if template_file.is_file() else config["chat_template"]
+            self.template = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(template)
+        except (OSError, ValueError, KeyError, TypeError, TemplateError) as e:
+            raise UserError(f"{path}: no usable chat template in tokenizer_config.json or chat_template.jinja: "
+                            f"{type(e).__name__} {e}") from None  # fmt: skip
+        self.special = {k: v["content"] if isinstance(v, dict) else v for k, v in config.items()
+                        if k in ("bos_token", "eos_token") and v}  # fmt: skip
+        self.bos_id = self.tokenizer.token_to_id(self.special.get("bos_token", ""))
+        self.eos_ids = self._eos_ids(path)
+        self.size = self.tokenizer.get_vocab_size(with_added_tokens=True)  # ids at or beyond it mean nothing
+
+    def _eos_ids(self, path: Path) -> list[int]:
+        """The stop tokens: generation_config.json's, else config.json's, else the tokenizer's."""
+        for file in ("generation_config.json", "config.json"):
+            if (path / file).is_file():
+                eos = json.loads((path / file).read_text(encoding="utf-8")).get("eos_token_id")
+                if eos is not None:
+                    return eos if isinstance(eos, list) else [eos]
+        eos = self.tokenizer.token_to_id(self.special.get("eos_token", ""))
+        if eos is None:
+            raise UserError(f"{path}: no eos token in generation_config.json, config.json or tokenizer_config.json")
+        return [eos]
+
+    def _render(self, text: str, generate: bool) -> str:
+        def raise_exception(message: str) -> None:
+            raise TemplateError(message)
+
+        try:
+            return self.template.render(messages=[{"role": "user", "content": text}], add_generation_prompt=generate,
+                                        raise_exception=raise_exception, **self.special)  # fmt: skip
+        except TemplateError as e:
+            raise UserError(f"the chat template fails: {e}") from None
+
+    def prompt(self, text: str) -> tuple[list[int], str]:
+        """Token ids of a user turn with the generation prompt, and what the template opened for the model to go on
+        from (its `<think>`, in newer templates). Exactly one BOS: the template's, or ours if it writes none."""
+        rendered, without = self._render(text, True), self._render(text, False)
+        shared = next((i for i, (a, b) in enumerate(zip(rendered, without, strict=False)) if a != b), len(without))
+        ids = self.tokenizer.encode(rendered, add_special_tokens=False).ids
+        if self.bos_id is not None and self.bos_id not in ids[:1]:
+            ids = [self.bos_id, *ids]
+        return ids, rendered[shared:]
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of a response, without its stop token; other special tokens stay visible (`</think>` may be one)."""
+        ids = ids[:-1] if ids and ids[-1] in self.eos_ids else ids
+        return self.tokenizer.decode(ids, skip_special_tokens=False)
+
+
+# ------------------------------------------------------------------------------------------------------------ sampling
+
+
+def uniforms(seeds: Tensor, positions: Tensor) -> Tensor:
+    """One float64 in [0, 1) for each (seed, position), both (N,) int64.
+
+    Counter-based: SplitMix64's mixing function (Steele, Lea, Flood 2014, figure 16) over seed and counter, top 53 bits.
+    """
+
+    def mix(z: Tensor) -> Tensor:  # int64 products wrap; >> is arithmetic, so the sign bits are masked off
+        z = (z ^ ((z >> 30) & ((1 << 34) - 1))) * (0xBF58476D1CE4E5B9 - (1 << 64))
+        z = (z ^ ((z >> 27) & ((1 << 37) - 1))) * (0x94D049BB133111EB - (1 << 64))
+        return z ^ ((z >> 31) & ((1 << 33) - 1))
+
+    bits = mix(mix(seeds) + (positions + 1) * (0x9E3779B97F4A7C15 - (1 << 64)))
+    return ((bits >> 11) & ((1 << 53) - 1)).double() * 2.0**-53
+
+
+def sample_tokens(logits: Tensor, uniform: Tensor, temperature: float, top_p: float,
+                  vocab_size: int) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Inverse-CDF sampling. logits (N, V) float32, uniform (N,) float64 -> tokens (N,), logprobs (N,) float32.
+
+    Ids at or beyond `vocab_size` (a checkpoint's padding rows) are never sampled. Log-probabilities are those of
+    softmax(logits / temperature), of the kept tokens alone where top_p < 1, as vLLM's processed_logprobs. Temperature
+    0 is greedy, with log-probabilities at temperature 1. Sums run in float64: float32 over 152K entries ends past V.
+    """
+    if temperature == 0:
+        tokens = logits[:, :vocab_size].argmax(-1)
+        return tokens, logits.log_softmax(-1).gather(-1, tokens[:, None]).squeeze(-1)
+    logprobs = (logits / temperature).log_softmax(-1)
+    probs = logprobs[:, :vocab_size].double().exp()
+    if top_p < 1:
+        ordered, order = probs.sort(-1, descending=True, stable=True)
+        beyond = ordered.cumsum(-1) - ordered >= top_p * probs.sum(-1, keepdim=True)  # the mass before it suffices
+        probs = probs.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), 0.0)
+        logprobs = logprobs - probs.sum(-1, keepdim=True).log().float()
+    cdf = probs.cumsum(-1)  # (N, vocab_size)
+    total = cdf[:, -1:].contiguous()
+    tokens = torch.searchsorted(cdf, uniform[:, None] * total, right=True)
+    tokens = tokens.minimum(torch.searchsorted(cdf, total)).squeeze(-1)  # the last token with any probability
+    return tokens, logprobs.gather(-1, tokens[:, None]).squeeze(-1)
+
+
+class TorchSampler:
+    """The embedded engine: plain PyTorch, continuous batching over `slots` sequences, one device.
+
+    The prompts' keys and values are computed once for the whole group and copied into a slot when a sample starts
+    there. Live sequences always fill rows 0..N-1 of the cache, so no work is done for finished ones.
+    """
+
+    def __init__(self, path: str | Path, dtype: torch.dtype, device: torch.device | str = "cpu",
+                 slots: int = 256) -> None:  # fmt: skip
+        self.config, self.dtype, self.device, self.slots = ModelConfig.from_folder(path), dtype, torch.device(device), slots
+        self.backend = attention_backend(self.device)
+        tokenizer = ChatTokenizer(path)
+        self.eos_ids = torch.tensor(tokenizer.eos_ids, device=self.device)
+        self.vocab_size = min(tokenizer.size, self.config.vocab_size)
+        self.weights: dict[str, Tensor] = {}
+        self.load_weights(stream_weights(path))
+
+    def load_weights(self, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Take new weights under their Hugging Face names; q, k, v and gate, up are joined into one product each."""
+        new = {}
+        for name, tensor in named_tensors:
+            new[name] = tensor.to(self.device, self.dtype, copy=True)
+        for i in range(self.config.num_hidden_layers):
+            p = f"model.layers.{i}."
+            for joined, kind, parts in (("self_attn.qkv", "weight", "qkv"), ("self_attn.qkv", "bias", "qkv")):
+                new[f"{p}{joined}.{kind}"] = torch.cat([new.pop(f"{p}self_attn.{x}_proj.{kind}") for x in parts])
+            new[f"{p}mlp.gate_up"] = torch.cat([new.pop(f"{p}mlp.{x}_proj.weight") for x in ("gate", "up")])
+        if self.config.tie_word_embeddings:
+            new["lm_head.weight"] = new["model.embed_tokens.weight"]
+        shapes = {k: v.shape for k, v in self.weights.items()}
+        if shapes and {k: v.shape for k, v in new.items()} != shapes:
+            raise ValueError("load_weights: names or shapes differ from the weights in use")
+        self.weights = new
+
+    def sleep(self) -> None:
+        """Nothing to give back: the cache lives only while `generate` runs."""
+
+    def wake(self) -> None:
+        """Nothing to take back."""
+
+    def _forward(self, ids: Tensor, position_ids: Tensor, attend) -> Tensor:
+        """Hidden states after the final norm (N, D) of tokens (N,); `attend(layer, q, k, v)` sees the cache."""
+        c, w = self.config, self.weights
+        cos, sin = rotary_angles(position_ids, c.head_dim, c.rope_theta)
+        rotated = c.num_attention_heads + c.num_key_value_heads
+        x = F.embedding(ids, w["model.embed_tokens.weight"])
+        for i in range(c.num_hidden_layers):
+            p = f"model.layers.{i}."
+            y = F.rms_norm(x, x.shape[-1:], w[p + "input_layernorm.weight"], c.rms_norm_eps)
+            qkv = F.linear(y, w[p + "self_attn.qkv.weight"], w[p + "self_attn.qkv.bias"]).unflatten(-1, (-1, c.head_dim))
+            qk, v = apply_rotary(qkv[:, :rotated], cos, sin), qkv[:, rotated:]
+            out = attend(i, qk[:, : c.num_attention_heads], qk[:, c.num_attention_heads :], v)  # (N, H, E)
+            x = x + F.linear(out.flatten(1), w[p + "self_attn.o_proj.weight"])
+            y = F.rms_norm(x, x.shape[-1:], w[p + "post_attention_layernorm.weight"], c.rms_norm_eps)
+            gate, up = F.linear(y, w[p + "mlp.gate_up"]).chunk(2, dim=-1)
+            x = x + F.linear(F.silu(gate) * up, w[p + "mlp.down_proj.weight"])
+        return F.rms_norm(x, x.shape[-1:], w["model.norm.weight"], c.rms_norm_eps)
+
+    def _prefill(self, prompts: list[list[int]], budget: int = 16384) -> tuple[Tensor, Tensor]:
+        """Keys and values of all prompts, packed (layers, 2, tokens, K, E), and each prompt's last hidden state."""
+        stores, hidden, first = [], [], 0
+        while first < len(prompts):
+            last, total = first, 0
+            while last < len(prompts) and (last == first or total + len(prompts[last]) <= budget):
+                total, last = total + len(prompts[last]), last + 1
+            part = prompts[first:last]
+            lengths = torch.tensor([len(p) for p in part], device=self.device)
+            cu_seqlens = F.pad(lengths.cumsum(0), (1, 0)).int()
+            ids = torch.tensor([t for p in part for t in p], device=self.device)
+            position_ids = torch.cat([torch.arange(len(p), device=self.device) for p in part])
+            layout, kept = attention_layout(cu_seqlens, self.backend), []
+
+            def attend(layer, q, k, v, layout=layout, kept=kept):
+                kept.append(torch.stack([k, v]))
+                return attention(q, k, v, layout, self.backend)
+
+            hidden.append(self._forward(ids, position_ids, attend)[cu_seqlens[1:].long() - 1])
+            stores.append(torch.stack(kept))
+            first = last
+        return torch.cat(stores, dim=2), torch.cat(hidden)
+
+    @torch.inference_mode()
+    def generate(self, prompts: list[list[int]], seeds: list[list[int]], max_tokens: int, temperature: float,
+                 top_p: float) -> list[list[Rollout]]:  # fmt: skip
+        """len(seeds[p]) samples of each prompt, each of at most `max_tokens` tokens; seeds are 63-bit, one a sample.
+
+        Temperature 0 is greedy. Raises UserError for an empty prompt or one that outgrows the model's positions.
+        """
+        if not prompts:
+            return []
+        longest = max(len(p) for p in prompts)
+        if min(len(p) for p in prompts) == 0 or max_tokens < 1:
+            raise UserError("generate: a prompt without tokens, or max_tokens under 1")
+        if longest + max_tokens > self.config.max_position_embeddings:
+            raise UserError(f"generate: {longest} prompt + {max_tokens} response tokens exceed the model's "
+                            f"max_position_embeddings={self.config.max_position_embeddings}")  # fmt: skip
+        ids, logprobs, counts = self._decode(prompts, seeds, max_tokens, temperature, top_p)
+        counts, stop = counts.tolist(), set(self.eos_ids.tolist())
+        rollouts, row = [], 0
+        for p, prompt in enumerate(prompts):
+            rollouts.append([])
+            for s in range(len(seeds[p])):
+                response = ids[row, : counts[row]].tolist()
+                rollouts[-1].append(Rollout(p, s, prompt, response, logprobs[row, : counts[row]].tolist(),
+                                            "stop" if response[-1] in stop else "length"))  # fmt: skip
+                row += 1
+        return rollouts
+
+    def _decode(self, prompts: list[list[int]], seeds: list[list[int]], max_tokens: int, temperature: float,
+                top_p: float) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """The engine's loop: ids and logprobs (samples, max_tokens) and counts (samples,), on the CPU."""
+        c, dev = self.config, self.device
+        store, prompt_hidden = self._prefill(prompts)
+        prompt_len = torch.tensor([len(p) for p in prompts], device=dev)
+        prompt_start = F.pad(prompt_len.cumsum(0), (1, 0))[:-1]
+        prompt_of = torch.tensor([p for p, s in enumerate(seeds) for _ in s], device=dev)  # of each sample, in order
+        seed_of = torch.tensor([s for group in seeds for s in group], dtype=torch.int64, device=dev)
+        total = prompt_of.numel()
+        slots = min(self.slots, total)
+        head = self.weights["lm_head.weight"]
+        cache = torch.zeros(c.num_hidden_layers, 2, slots, int(prompt_len.max()) + max_tokens,
+                            c.num_key_value_heads, c.head_dim, dtype=self.dtype, device=dev)  # fmt: skip
+        out_ids = torch.zeros(total, max_tokens, dtype=torch.int64, device=dev)
+        out_logprobs = torch.zeros(total, max_tokens, device=dev)
+        counts = torch.zeros(total, dtype=torch.int64, device=dev)
+        sample = torch.empty(0, dtype=torch.int64, device=dev)  # (N,) which sample lives in row n
+        hidden = prompt_hidden[:0]  # (N, D) what its next token is sampled from
+        admitted = 0
+        while admitted < total or sample.numel():
+            free = min(slots - sample.numel(), total - admitted)
+            if free:  # refill: copy the prompts' keys and values into the rows behind the live ones
+                new = torch.arange(admitted, admitted + free, device=dev)
+                p, rows = prompt_of[new], torch.arange(sample.numel(), sample.numel() + free, device=dev)
+                span = torch.arange(int(prompt_len[p].max()), device=dev)
+                source = prompt_start[p, None] + span.minimum(prompt_len[p, None] - 1)  # (free, L)
+                cache[:, :, rows, : span.numel()] = store[:, :, source.flatten()].unflatten(2, source.shape)
+                sample, hidden = torch.cat([sample, new]), torch.cat([hidden, prompt_hidden[p]])
+                admitted += free
+            count = counts[sample]
+            tokens, logprob = sample_tokens(F.linear(hidden, head).float(), uniforms(seed_of[sample], count),
+                                            temperature, top_p, self.vocab_size)  # fmt: skip
+            out_ids[sample, count], out_logprobs[sample, count] = tokens, logprob
+            counts[sample] = count = count + 1
+            done = torch.isin(tokens, self.eos_ids) | (count == max_tokens)
+            sample, tokens = self._retire(cache, done, sample, tokens)
+            if sample.numel():
+                hidden = self._decode_step(cache, tokens, prompt_len[prompt_of[sample]] + counts[sample] - 1)
+            else:
+                hidden = prompt_hidden[:0]
+        return out_ids.cpu(), out_logprobs.cpu(), counts.cpu()
+
+    @staticmethod
+    def _retire(cache: Tensor, done: Tensor, sample: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Drop finished rows: the last live rows move into the holes, caches included, so that rows stay dense."""
+        live = int((~done).sum())
+        if live == done.numel():
+            return sample, tokens
+        holes, movers = done[:live].nonzero().squeeze(-1), (~done[live:]).nonzero().squeeze(-1) + live
+        cache[:, :, holes] = cache[:, :, movers]
+        sample, tokens = sample.clone(), tokens.clone()
+        sample[holes], tokens[holes] = sample[movers], tokens[movers]
+        return sample[:live], tokens[:live]
+
+    def _decode_step(self, cache: Tensor, tokens: Tensor, position_ids: Tensor) -> Tensor:
+        """Feed one token (N,) a live row at its position; returns hidden (N, D) and extends the cache in place."""
+        n, c = tokens.numel(), self.config
+        rows, length = torch.arange(n, device=self.device), int(position_ids.max()) + 1
+        visible = torch.arange(length, device=self.device) <= position_ids[:, None]  # (N, L)
+        bias = torch.zeros(n, 1, 1, length, dtype=self.dtype, device=self.device)
+        bias = bias.masked_fill(~visible[:, None, None], float("-inf"))
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            cache[layer, 0, rows, position_ids], cache[layer, 1, rows, position_ids] = k, v
+            keys, values = (cache[layer, i, :n, :length].transpose(1, 2) for i in (0, 1))  # (N, K, L, E)
+            q = q.unflatten(1, (c.num_key_value_heads, -1))  # (N, K, H/K, E): a group's heads share one read of the keys
+            out = F.scaled_dot_product_attention(q, keys, values, attn_mask=bias)
+            return out.flatten(1, 2)
+
+        return self._forward(tokens, position_ids, attend)

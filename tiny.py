@@ -1,0 +1,169 @@
+"""The tiny world: a task, a tokenizer and a base model small enough to train on a CPU, made from nothing, offline.
+
+The task is to add one-digit numbers, written out step by step. The base model is a real Qwen2 taught on traces that
+overthink as DeepSeek-R1-Distill does: it slips, redoes its work after a "wait", and is long when it is wrong, so a
+short context cuts off much of what it could solve. `data_prep.py tiny` calls `make_tiny_world`. Writes
+`train.jsonl`, `test.jsonl` and the model folder `base/`.
+"""
+
+import json
+import math
+import random
+import shutil
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from configs import UserError
+from model import ModelConfig, Qwen2, token_logprobs
+
+MIN_NUMBERS, MAX_NUMBERS = 2, 10
+SLIP = 0.03  # chance that a partial sum in a trace is off by one
+REDO = 0.5  # chance that a trace does the whole sum again after "wait", and then perhaps once more
+SPECIAL = ["<|bos|>", "<|eos|>", "<|user|>", "<|assistant|>", "<think>", "</think>"]
+CHARACTERS = "\n 0123456789+=;\\{}abcdefghijklmnopqrstuvwxyz?"
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}<|user|>{{ m['content'] }}"
+    "{% else %}<|assistant|>{{ m['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|><think>\n{% endif %}"
+)
+MODEL = dict(architectures=["Qwen2ForCausalLM"], model_type="qwen2", hidden_size=96, intermediate_size=256,
+             num_hidden_layers=3, num_attention_heads=3, num_key_value_heads=1, hidden_act="silu", rms_norm_eps=1e-6,
+             rope_theta=10_000.0, max_position_embeddings=512, tie_word_embeddings=True,
+             use_sliding_window=False)  # fmt: skip
+
+
+def problem_text(numbers: list[int]) -> str:
+    return "+".join(map(str, numbers)) + "=?"
+
+
+def draw_numbers(rng: random.Random) -> list[int]:
+    """A problem: how many numbers is uniform, each is 1..9."""
+    return [rng.randint(1, 9) for _ in range(rng.randint(MIN_NUMBERS, MAX_NUMBERS))]
+
+
+def trace(numbers: list[int], rng: random.Random) -> str:
+    """What the base model imitates, from after `<think>\\n` to the boxed answer: slips and second thoughts included."""
+    text = ""
+    while True:
+        total, slipped = numbers[0], False
+        for n in numbers[1:]:
+            result = total + n
+            if rng.random() < SLIP:
+                result, slipped = result + rng.choice((-1, 1)), True
+            text += f"{total}+{n}={result};"
+            total = result
+        if rng.random() >= (min(0.9, REDO + 0.3) if slipped else REDO) or text.count("wait") == 2:
+            return f"{text}</think>\\boxed{{{total}}}"
+        text += "wait "
+
+
+def make_tokenizer(path: Path) -> Tokenizer:
+    """A character-level tokenizer in Hugging Face format, with a chat template that opens the think tag."""
+    vocab = {token: i for i, token in enumerate([*SPECIAL, *CHARACTERS])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token=None))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL[:4]])
+    tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in SPECIAL[4:]])
+    path.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(path / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": SPECIAL[0], "eos_token": SPECIAL[1],
+              "pad_token": SPECIAL[1], "chat_template": TEMPLATE, "clean_up_tokenization_spaces": False}  # fmt: skip
+    (path / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return tokenizer
+
+
+def write_problems(out_dir: Path, train_rows: int, test_rows: int, seed: int) -> list[list[int]]:
+    """Disjoint `train.jsonl` and `test.jsonl`; returns the problems of the test set, which no trace may use."""
+    rng, seen, rows = random.Random(seed), set(), []
+    while len(rows) < train_rows + test_rows:
+        numbers = draw_numbers(rng)
+        if len(numbers) < 4 or tuple(numbers) not in seen:  # there are few short sums: they may repeat in training
+            rows.append(numbers)
+            seen.add(tuple(numbers))
+    test = [r for i, r in enumerate(rows) if i < test_rows]
+    held_out = {tuple(r) for r in test}
+    train = [r for r in rows[test_rows:] if tuple(r) not in held_out]
+    for name, part in (("train", train), ("test", test)):
+        with open(out_dir / f"{name}.jsonl", "w", encoding="utf-8") as f:
+            for i, numbers in enumerate(part):
+                row = {"id": f"tiny-{name}-{i}", "source": "tiny", "problem": problem_text(numbers),
+                       "answer": str(sum(numbers))}  # fmt: skip
+                f.write(json.dumps(row) + "\n")
+    return test
+
+
+def new_model(tokenizer: Tokenizer, seed: int) -> Qwen2:
+    raw = dict(MODEL, vocab_size=tokenizer.get_vocab_size(), bos_token_id=0, eos_token_id=1)
+    torch.manual_seed(seed)
+    model = Qwen2(ModelConfig.from_dict(raw))
+    for name, p in model.named_parameters():
+        if name.endswith("bias"):
+            nn.init.zeros_(p)
+        elif p.dim() == 2:
+            residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+            nn.init.normal_(p, std=0.04 / (math.sqrt(2 * MODEL["num_hidden_layers"]) if residual else 1))
+    return model
+
+
+def supervised_batch(tokenizer: Tokenizer, held_out: set, rng: random.Random, size: int) -> tuple[Tensor, ...]:
+    """`size` packed traces: input_ids, targets, position_ids (T,), cu_seqlens, mask of the response tokens (T,)."""
+    inputs, targets, positions, mask, cu_seqlens = [], [], [], [], [0]
+    while len(cu_seqlens) <= size:
+        numbers = draw_numbers(rng)
+        if tuple(numbers) in held_out:
+            continue
+        prompt = tokenizer.encode(f"<|bos|><|user|>{problem_text(numbers)}<|assistant|><think>\n").ids
+        ids = prompt + tokenizer.encode(trace(numbers, rng) + "<|eos|>").ids
+        inputs += ids[:-1]
+        targets += ids[1:]
+        positions += range(len(ids) - 1)
+        mask += [0.0] * (len(prompt) - 1) + [1.0] * (len(ids) - len(prompt))
+        cu_seqlens.append(len(inputs))
+    return (*map(torch.tensor, (inputs, targets, positions)), torch.tensor(cu_seqlens, dtype=torch.int32),
+            torch.tensor(mask))  # fmt: skip
+
+
+def train_base(tokenizer: Tokenizer, held_out: set, updates: int, seed: int, size: int = 64) -> Qwen2:
+    """Next-token prediction on traces; AdamW, linear warm-up, cosine to a tenth."""
+    model, rng, peak = new_model(tokenizer, seed), random.Random(seed + 1), 4e-3
+    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.01)
+    progress = tqdm(range(updates), desc="base model", unit="update", mininterval=2)
+    for update in progress:
+        warm = min(1.0, (update + 1) / 50)
+        optimizer.param_groups[0]["lr"] = peak * warm * (0.55 + 0.45 * math.cos(math.pi * update / updates))
+        input_ids, targets, position_ids, cu_seqlens, mask = supervised_batch(tokenizer, held_out, rng, size)
+        hidden = model(input_ids, position_ids, cu_seqlens)
+        logprobs, _ = token_logprobs(hidden, model.lm_head.weight, targets, 1.0, 16384)
+        loss = -(logprobs * mask).sum() / mask.sum()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if update % 20 == 0:
+            progress.set_postfix(loss=f"{loss.item():.3f}")
+    return model
+
+
+def make_tiny_world(out_dir: str | Path, updates: int = 1200, seed: int = 0) -> None:
+    """Write train.jsonl, test.jsonl and base/ under `out_dir`. An existing base model is kept. Raises UserError."""
+    out_dir = Path(out_dir)
+    if (out_dir / "base" / "model.safetensors").is_file():
+        print(f"{out_dir}/base is there already; remove {out_dir} to make it again")
+        return
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        test = write_problems(out_dir, train_rows=4000, test_rows=250, seed=seed)
+        aside = out_dir / "base.tmp"
+        tokenizer = make_tokenizer(aside)
+        model = train_base(tokenizer, {tuple(t) for t in test}, updates, seed)
+        model.save_pretrained(aside)
+        shutil.rmtree(out_dir / "base", ignore_errors=True)
+        aside.rename(out_dir / "base")
+    except OSError as e:
+        raise UserError(f"{out_dir}: cannot write the tiny world: {e}") from None
+    print(f"wrote {out_dir}/train.jsonl, {out_dir}/test.jsonl and {out_dir}/base")
