@@ -144,6 +144,23 @@ class ChatTokenizer:
         return self.tokenizer.decode(ids, skip_special_tokens=False)
 
 
+@dataclass(frozen=True)
+class Prompt:
+    problem: Problem
+    ids: list[int]
+    opened: str  # what the chat template began for the model: graded together with what it wrote
+
+
+def encode_problems(problems: list[Problem], tokenizer: ChatTokenizer, suffix: str) -> list[Prompt]:
+    """Each problem as a user turn, `suffix` (the instruction) behind it."""
+    return [Prompt(p, *tokenizer.prompt(p.problem + suffix)) for p in problems]
+
+
+def response_text(prompt: Prompt, rollout: Rollout, tokenizer: ChatTokenizer) -> str:
+    """What the grader reads."""
+    return prompt.opened + tokenizer.decode(rollout.response_ids)
+
+
 # ------------------------------------------------------------------------------------------------------------ sampling
 
 

@@ -1,0 +1,626 @@
+"""GRPO with a context that grows: sample, grade, compare within the group, update, lengthen. `main` is the loop.
+
+    torchrun --nproc_per_node=8 train_grpo.py configs/8k.py [--key=value ...]     # or plain python for one process
+
+Reads a config, a model folder and problem files; writes the run folder `out/<run_name>/` (config.json, metrics.jsonl,
+rollouts/, ckpt/, hf/, summary.json). A process group and FSDP2 always exist, with one process as with thirty-two.
+
+Dimensions: T packed tokens, S sequences of a batch.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+
+import checkpoint
+from configs import Config, UserError, load_config, run
+from eval import evaluate
+from losses import aggregate, clipped, group_advantages, kl_penalty, policy_loss, rollout_weights
+from model import DTYPES, Qwen2, full_tensors, peak_flops, resolve_model, token_logprobs
+from reward import RewardPool, extract_answer
+from rollout import (ChatTokenizer, Prompt, Rollout, TorchSampler, encode_problems, load_problems, response_text,
+                     sample_seed)  # fmt: skip
+from schedule import stage_at
+
+# What a resumed run may change: it alters speed, memory, length and bookkeeping of the run, not the algorithm.
+MAY_CHANGE = {"resume", "out_dir", "max_steps", "save_every", "keep_checkpoints", "save_rollouts_every", "wandb",
+              "sampler_slots", "token_budget", "logprob_chunk", "activation_checkpointing", "reward_workers",
+              "process_group_timeout"}  # fmt: skip
+
+
+@dataclass
+class Batch:
+    """S whole sequences end to end, no padding; everything is aligned with `targets`."""
+
+    input_ids: Tensor  # (T,)
+    targets: Tensor  # (T,)
+    position_ids: Tensor  # (T,) restarting at 0
+    cu_seqlens: Tensor  # (S+1,) int32
+    response_mask: Tensor  # (T,) 1 where the target is a response token that counts
+    advantages: Tensor  # (T,)
+    rollout_logprobs: Tensor  # (T,)
+    old_logprobs: Tensor | None = None  # (T,); None = on-policy: the training forward's own
+    ref_logprobs: Tensor | None = None  # (T,); None without a KL penalty
+
+
+@dataclass(frozen=True)
+class Counts:
+    """The denominators of a minibatch: over all ranks, after filtering, at least 1."""
+
+    num_tokens: int
+    num_sequences: int
+    max_len: int
+
+
+# ------------------------------------------------------------------------------------------------- the process group
+
+
+def init_distributed(cfg: Config) -> torch.device:
+    """A process group and this rank's device; without torchrun, a group of one."""
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
+    if cuda and cfg.dtype == "float32":
+        raise UserError("dtype: float32 does not run through FlashAttention on a GPU; use bfloat16")
+    if cuda:
+        torch.cuda.set_device(device)
+    alone = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", **alone,
+                            timeout=timedelta(seconds=cfg.process_group_timeout))  # fmt: skip
+    return device
+
+
+def print0(*args: Any) -> None:
+    if dist.get_rank() == 0:
+        print(*args, flush=True)
+
+
+def all_sum(values: list[float] | Tensor) -> list[float]:
+    """Element-wise sum over ranks, in float64."""
+    total = torch.as_tensor(values, dtype=torch.float64).cpu()
+    dist.all_reduce(total)
+    return total.tolist()
+
+
+def gather_rollouts(mine: list[Rollout]) -> list[Rollout]:
+    """All ranks' rollouts on every rank, ordered by prompt and sample. Tokens travel as arrays, not as pickled lists."""
+    tokens = [np.fromiter((t for r in mine for t in getattr(r, name)), kind)
+              for name, kind in (("prompt_ids", np.int32), ("response_ids", np.int32), ("logprobs", np.float32))]  # fmt: skip
+    heads = [(r.prompt_id, r.sample_id, len(r.prompt_ids), len(r.response_ids), r.finish_reason, r.reward) for r in mine]
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, (heads, tokens))
+    rollouts = []
+    for heads, (prompts, responses, logprobs) in parts:
+        p = t = 0
+        for prompt_id, sample_id, n_prompt, n_response, finish_reason, reward in heads:
+            response = slice(t, t + n_response)
+            rollouts.append(Rollout(prompt_id, sample_id, prompts[p : p + n_prompt].tolist(), responses[response].tolist(),
+                                    logprobs[response].tolist(), finish_reason, reward))  # fmt: skip
+            p, t = p + n_prompt, t + n_response
+    return sorted(rollouts, key=lambda r: (r.prompt_id, r.sample_id))
+
+
+# ----------------------------------------------------------------------------------------------------- data and packs
+
+
+def step_prompts(step: int, num_prompts: int, cfg: Config) -> list[int]:
+    """The prompts of a step: consecutive parts of a shuffled epoch, the last incomplete part of each left out."""
+    per_epoch = num_prompts // cfg.prompts_per_step
+    epoch, part = divmod(step - 1, per_epoch)
+    generator = torch.Generator().manual_seed(sample_seed(cfg.seed, "epoch", epoch))
+    order = torch.randperm(num_prompts, generator=generator)
+    return order[part * cfg.prompts_per_step : (part + 1) * cfg.prompts_per_step].tolist()
+
+
+def with_advantages(rollouts: list[Rollout], cfg: Config) -> list[list[Rollout]]:
+    """The groups of a step, each sample with its advantage."""
+    groups: dict[int, list[Rollout]] = {}
+    for r in rollouts:
+        groups.setdefault(r.prompt_id, []).append(r)
+    rewards = torch.tensor([[r.reward for r in g] for g in groups.values()], dtype=torch.float64)
+    advantages = group_advantages(rewards, cfg.normalize_advantage_std).tolist()
+    return [[replace(r, advantage=a) for r, a in zip(g, row, strict=True)]
+            for g, row in zip(groups.values(), advantages, strict=True)]  # fmt: skip
+
+
+def length(r: Rollout) -> int:
+    """Tokens it takes in a pack: one less than it has, since the last one is only a target."""
+    return len(r.prompt_ids) + len(r.response_ids) - 1
+
+
+def plan_minibatches(groups: list[list[Rollout]], cfg: Config, world: int) -> list[list[list[list[Rollout]]]]:
+    """plan[minibatch][rank] = micro-batches: the same on every rank, a function of the rollouts alone.
+
+    Groups are cut into `cfg.minibatches` near-equal parts in prompt order; the sequences of a part go to the ranks by
+    cost, longest first to the least loaded, and there into packs of at most `token_budget` tokens. Every rank gets the
+    same number of packs (empty ones at the end), because FSDP hangs otherwise.
+    """
+    plan = []
+    for part in np.array_split(np.arange(len(groups)), cfg.minibatches):
+        sequences = sorted((r for g in part for r in groups[g]), key=length, reverse=True)
+        if not sequences:
+            continue  # fewer groups than minibatches, after filtering
+        load, ranks = [0.0] * world, [[] for _ in range(world)]
+        for r in sequences:
+            rank = load.index(min(load))
+            load[rank] += length(r) * (1 + length(r) / 50_000)  # attention is half of the work at some 50K tokens
+            packs = ranks[rank]
+            fits = (p for p in packs if sum(map(length, p)) + length(r) <= cfg.token_budget)
+            pack = next(fits, None)
+            if pack is None:
+                packs.append(pack := [])
+            pack.append(r)
+        most = max(map(len, ranks))
+        plan.append([packs + [[] for _ in range(most - len(packs))] for packs in ranks])
+    return plan
+
+
+def pack(rollouts: list[Rollout], mask_truncated: bool, device: torch.device) -> Batch:
+    """One micro-batch. This shifts targets against inputs, and nobody else ever does. No rollouts: a masked dummy."""
+    live = bool(rollouts)
+    rollouts = rollouts or [Rollout(0, 0, [0], [0], [0.0], "length")]
+    ids = [r.prompt_ids + r.response_ids for r in rollouts]
+
+    def per_token(values: list[list[float]]) -> Tensor:  # response values, behind zeros for the prompt
+        parts = [x for r, v in zip(rollouts, values, strict=True) for x in (np.zeros(len(r.prompt_ids) - 1), v)]
+        return torch.from_numpy(np.concatenate(parts)).to(device, torch.float32)
+
+    def joined(parts: list) -> Tensor:
+        return torch.from_numpy(np.concatenate([np.asarray(p, np.int64) for p in parts])).to(device)
+
+    counted = [float(live and counts_in_loss(r, mask_truncated)) for r in rollouts]
+    return Batch(
+        input_ids=joined([i[:-1] for i in ids]),
+        targets=joined([i[1:] for i in ids]),
+        position_ids=joined([range(len(i) - 1) for i in ids]),
+        cu_seqlens=torch.tensor([0, *np.cumsum([len(i) - 1 for i in ids])], dtype=torch.int32, device=device),
+        response_mask=per_token([[c] * len(r.response_ids) for c, r in zip(counted, rollouts, strict=True)]),
+        advantages=per_token([[r.advantage] * len(r.response_ids) for r in rollouts]),
+        rollout_logprobs=per_token([r.logprobs for r in rollouts]),
+    )
+
+
+def counts_in_loss(r: Rollout, mask_truncated: bool) -> bool:
+    return not (mask_truncated and r.finish_reason == "length")
+
+
+def count(ranks: list[list[list[Rollout]]], cfg: Config, max_len: int) -> Counts:
+    """The denominators of one minibatch of the plan."""
+    kept = [r for packs in ranks for p in packs for r in p if counts_in_loss(r, cfg.mask_truncated)]
+    return Counts(max(1, sum(len(r.response_ids) for r in kept)), max(1, len(kept)), max_len)
+
+
+# ----------------------------------------------------------------------------------------------------------- the step
+
+
+def batch_logprobs(model: Qwen2, b: Batch, cfg: Config) -> tuple[Tensor, Tensor]:
+    """Log-probability of each target and entropy of each position, at the sampling temperature. (T,), (T,)"""
+    hidden = model(b.input_ids, b.position_ids, b.cu_seqlens)
+    return token_logprobs(hidden, model.lm_head.weight, b.targets, cfg.temperature, cfg.logprob_chunk)
+
+
+@torch.no_grad()
+def fixed_logprobs(model: Qwen2, batches: list[Batch], cfg: Config) -> list[Tensor]:
+    """Log-probabilities under weights that stay as they are: old ones and the reference's."""
+    logprobs = [batch_logprobs(model, b, cfg)[0] for b in batches]
+    model.reshard()  # without a backward pass FSDP2 leaves the root's parameters whole and plain
+    return logprobs
+
+
+def mismatch(logprobs: Tensor, b: Batch) -> Tensor:
+    """(sum of k3, tokens) between sampler and trainer: k3 estimates KL(sampler || trainer)."""
+    d = (logprobs - b.rollout_logprobs) * b.response_mask
+    return torch.stack([(d.exp() - 1 - d).sum(), b.response_mask.sum(), d.abs().max()]).double()
+
+
+def backward(model: Qwen2, batches: list[Batch], counts: Counts, cfg: Config) -> tuple[Tensor, Tensor]:
+    """Add the gradient of one minibatch. Returns sums over this rank's tokens of (loss as aggregated, policy loss, KL,
+    entropy, clipped, tokens), and its sampler mismatch where it was on-policy."""
+    sums, watch = torch.zeros(6, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    # FSDP averages gradients over ranks and we want their sum; the released DeepScaleR code kept the average.
+    scale = 1 if cfg.loss_agg == "deepscaler" else dist.get_world_size()
+    for b in batches:
+        logprobs, entropy = batch_logprobs(model, b, cfg)  # (T,), (T,)
+        old_logprobs = logprobs.detach() if b.old_logprobs is None else b.old_logprobs
+        pg = policy_loss(logprobs, old_logprobs, b.advantages, cfg.clip_eps_low, cfg.clip_eps_high)
+        pg = pg * rollout_weights(old_logprobs, b.rollout_logprobs, b.response_mask, b.cu_seqlens,
+                                  cfg.rollout_correction, cfg.rollout_correction_low, cfg.rollout_correction_high)  # fmt: skip
+        losses = pg - cfg.entropy_coef * entropy
+        kl = torch.zeros_like(pg)
+        if b.ref_logprobs is not None:
+            kl = kl_penalty(logprobs, b.ref_logprobs, cfg.kl_estimator)
+            losses = losses + cfg.kl_coef * kl
+        loss = aggregate(losses, b.response_mask, b.cu_seqlens, cfg.loss_agg, counts.num_tokens, counts.num_sequences,
+                         counts.max_len)  # fmt: skip
+        (loss * scale).backward()
+        with torch.no_grad():
+            clips = clipped(logprobs, old_logprobs, b.advantages, cfg.clip_eps_low, cfg.clip_eps_high)
+            per_token = torch.stack([pg, kl, entropy, clips, torch.ones_like(pg)]) @ b.response_mask
+            sums = sums.to(loss.device) + torch.cat([loss[None], per_token]).double()
+            if b.old_logprobs is None:
+                watch = merge_watch(watch.to(loss.device), mismatch(logprobs, b))
+    return sums, watch
+
+
+def merge_watch(a: Tensor, b: Tensor) -> Tensor:
+    return torch.stack([a[0] + b[0], a[1] + b[1], torch.maximum(a[2], b[2])])
+
+
+def check_sampler(watch: Tensor, cfg: Config, step: int) -> tuple[float, float]:
+    """Mean k3 and largest difference over all ranks. Stops the run when sampler and trainer are not one policy."""
+    k3, tokens = all_sum(watch[:2])
+    largest = watch[2:].cpu()
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    mean = k3 / max(1, tokens)
+    if not mean <= cfg.mismatch_limit:
+        raise SystemExit(f"step {step}: sampler and trainer disagree: mean k3 {mean:.3g} is beyond mismatch_limit="
+                         f"{cfg.mismatch_limit}; the optimizer did not move. Stale weights, another temperature and "
+                         f"top_p under 1 do this")  # fmt: skip
+    return mean, largest.item()
+
+
+def optimizer_step(model: Qwen2, optimizer: torch.optim.Optimizer, loss: float, cfg: Config) -> float | None:
+    """Clip and step. Returns the gradient norm before clipping, or None if it or the loss was not finite: no step."""
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.max_grad_norm)
+    norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+    finite = math.isfinite(norm) and math.isfinite(loss)
+    if finite:
+        optimizer.step()
+    optimizer.zero_grad()
+    return norm if finite else None
+
+
+# ------------------------------------------------------------------------------------------------------ the run folder
+
+
+class Timer:
+    """Seconds by phase: `with timer("rollout"): ...`; waits for the device at both ends."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        start = self._now()
+        yield
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + self._now() - start
+
+    @staticmethod
+    def _now() -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+def open_run(cfg: Config) -> None:
+    """Check the run folder before anything loads. Raises UserError for one in use, or a resume that changes the run."""
+    try:
+        used = cfg.run_dir.is_dir() and any(cfg.run_dir.iterdir())
+        if used and not cfg.resume:
+            raise UserError(f"{cfg.run_dir} is not empty: add --resume=true to go on, or choose another --run_name")
+        cfg.run_dir.mkdir(parents=True, exist_ok=True)
+        if not os.access(cfg.run_dir, os.W_OK):
+            raise PermissionError(13, "Permission denied")
+    except OSError as e:
+        raise UserError(f"out_dir: cannot write {cfg.run_dir}: {e.strerror}") from None
+    if not (cfg.run_dir / "config.json").is_file():
+        return
+    try:
+        before = json.loads((cfg.run_dir / "config.json").read_text(encoding="utf-8"))["config"]
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{cfg.run_dir}/config.json: cannot be read: {e}") from None
+    now = json.loads(json.dumps(dataclasses.asdict(cfg)))
+    changed = sorted(k for k in now if k not in MAY_CHANGE and before.get(k) != now[k])
+    if changed:
+        raise UserError(f"resume: {changed[0]} was {before.get(changed[0])} and is now {now[changed[0]]}; a resumed run "
+                        f"may change only {', '.join(sorted(MAY_CHANGE))}")  # fmt: skip
+
+
+def write_config(cfg: Config) -> None:
+    """Print every field, non-defaults marked, and write config.json."""
+    for f in dataclasses.fields(cfg):
+        value = getattr(cfg, f.name)
+        print(f"{'*' if value != f.default else ' '} {f.name} = {value!r}")
+    folder = Path(__file__).parent
+    git = subprocess.run(["git", "-C", folder, "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True)
+    info = {"config": dataclasses.asdict(cfg), "git": git.stdout.decode().strip() or None, "python": sys.version.split()[0],
+            "torch": torch.__version__, "world_size": dist.get_world_size()}  # fmt: skip
+    aside = cfg.run_dir / "config.json.tmp"
+    aside.write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
+    aside.rename(cfg.run_dir / "config.json")
+
+
+def truncate_metrics(path: Path, step: int) -> None:
+    """Drop rows after `step` and a torn last line, so that after a resume no step stands twice."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break  # torn by a crash; nothing follows it
+        if row["step"] <= step:
+            rows.append(line + "\n")
+    aside = path.with_suffix(".tmp")
+    aside.write_text("".join(rows), encoding="utf-8")
+    aside.rename(path)
+
+
+def save_all(cfg: Config, model: Qwen2, optimizer: torch.optim.Optimizer, step: int, state: dict[str, Any]) -> None:
+    """hf/step_* first, ckpt/step_* last: a checkpoint that exists has its export."""
+    name, write = f"step_{step:06d}", dist.get_rank() == 0
+    hf = cfg.run_dir / "hf" / name
+    model.save_pretrained(hf.with_suffix(".tmp"), DTYPES[cfg.export_dtype], write)
+    if write:
+        checkpoint.publish(hf.with_suffix(".tmp"), hf)
+    checkpoint.save(cfg.run_dir / "ckpt" / name, model, optimizer, state)
+    if write:
+        checkpoint.prune(cfg.run_dir, cfg.keep_checkpoints)
+
+
+def dump_rollouts(path: Path, groups: list[list[Rollout]], prompts: list[Prompt], tokenizer: ChatTokenizer) -> None:
+    with open(path, "w", encoding="utf-8") as f:
+        for r in (r for g in groups for r in g):
+            prompt = prompts[r.prompt_id]
+            text = response_text(prompt, r, tokenizer)
+            row = {"id": prompt.problem.id, "sample_id": r.sample_id, "prompt": prompt.problem.problem, "response": text,
+                   "answer": extract_answer(text), "gold": prompt.problem.answer, "reward": r.reward,
+                   "advantage": r.advantage, "length": len(r.response_ids), "finish_reason": r.finish_reason}  # fmt: skip
+            f.write(json.dumps(row) + "\n")
+
+
+def rollout_metrics(groups: list[list[Rollout]]) -> dict[str, float | None]:
+    """Rewards, lengths (tokens) and shares of a step's samples; None where there is nothing to average."""
+    samples = [r for g in groups for r in g]
+
+    def mean(values: list[float]) -> float | None:
+        return sum(values) / len(values) if values else None
+
+    return {
+        "reward_mean": mean([r.reward for r in samples]),
+        "response_len_mean": mean([len(r.response_ids) for r in samples]),
+        "response_len_correct": mean([len(r.response_ids) for r in samples if r.reward == 1]),
+        "response_len_incorrect": mean([len(r.response_ids) for r in samples if r.reward != 1]),
+        "response_clip_ratio": mean([r.finish_reason == "length" for r in samples]),
+        "solve_none": mean([all(r.reward == 0 for r in g) for g in groups]),
+        "solve_all": mean([all(r.reward == 1 for r in g) for g in groups]),
+        "tokens_generated": sum(len(r.response_ids) for r in samples),
+    }
+
+
+def load_prompts(cfg: Config, tokenizer: ChatTokenizer) -> tuple[list[Prompt], int]:
+    """The training prompts that fit `max_prompt_len`, and how many did not. Raises UserError if too few are left."""
+    prompts = encode_problems(load_problems(cfg.train_data), tokenizer, cfg.prompt_suffix)
+    kept = [p for p in prompts if len(p.ids) <= cfg.max_prompt_len]
+    if len(kept) < cfg.prompts_per_step:
+        raise UserError(f"train_data: {cfg.train_data} has {len(kept)} prompts of at most max_prompt_len="
+                        f"{cfg.max_prompt_len} tokens (of {len(prompts)}), prompts_per_step is {cfg.prompts_per_step}")  # fmt: skip
+    return kept, len(prompts) - len(kept)
+
+
+def load_model(cfg: Config, path: Path, device: torch.device, dtype: torch.dtype) -> Qwen2:
+    """The model sharded over all ranks, parameters in `dtype`."""
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    model = Qwen2.from_pretrained(path, dtype, device, mesh, DTYPES[cfg.dtype])
+    longest = cfg.max_prompt_len + cfg.max_response_len[-1]
+    if longest > model.config.max_position_embeddings:
+        raise UserError(f"max_response_len: {longest} tokens with the prompt, the model has "
+                        f"max_position_embeddings={model.config.max_position_embeddings}")  # fmt: skip
+    return model
+
+
+def start_wandb(cfg: Config) -> Any:
+    """A wandb run on rank 0 if asked for, else None. Raises UserError where it is not installed."""
+    if not cfg.wandb or dist.get_rank() != 0:
+        return None
+    try:
+        import wandb
+    except ImportError:
+        raise UserError("wandb: not installed; pip install wandb, or leave --wandb=false") from None
+    return wandb.init(project="nanoscaler", name=cfg.run_name, config=dataclasses.asdict(cfg), resume="allow")
+
+
+def progress_line(row: dict[str, Any], cfg: Config, seconds_left: float) -> str:
+    evals = "".join(f"  {k} {v:.3f}" for k, v in row.items() if k.startswith("eval_"))
+    return (f"step {row['step']}/{cfg.total_steps}  context {row['max_response_len']}  reward {row['reward_mean']:.3f}  "
+            f"length {row['response_len_mean']:.1f}  clipped {row['response_clip_ratio']:.3f}  "
+            f"{row['tokens_per_second']:,.0f} tokens/s  {seconds_left / 60:,.1f} min left{evals}")  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------------ the loop
+
+
+def main(argv: list[str]) -> None:
+    started = time.perf_counter()
+    cfg = load_config(argv)
+    open_run(cfg)
+    path = resolve_model(cfg.model)
+    tokenizer = ChatTokenizer(path)
+    prompts, too_long = load_prompts(cfg, tokenizer)
+    benchmarks = {Path(f).stem: encode_problems(load_problems(f), tokenizer, cfg.prompt_suffix)
+                  for f in (cfg.eval_data if cfg.eval_every else ())}  # fmt: skip
+    device = init_distributed(cfg)
+    rank, world = dist.get_rank(), dist.get_world_size()
+
+    # models: the policy in float32 shards, the frozen reference only if the loss asks for it, the sampler's own copy
+    model = load_model(cfg, path, device, torch.float32)
+    model.set_activation_checkpointing(cfg.activation_checkpointing)
+    reference = load_model(cfg, path, device, DTYPES[cfg.dtype]).requires_grad_(False) if cfg.kl_coef else None
+    sampler = TorchSampler(path, DTYPES[cfg.dtype], device, cfg.sampler_slots)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, betas=(cfg.adam_beta1, cfg.adam_beta2),
+                                  eps=cfg.adam_eps, weight_decay=cfg.weight_decay)  # fmt: skip
+    peak = peak_flops(device, DTYPES[cfg.dtype])
+
+    # where to begin
+    state: dict[str, Any] = {"step": 0, "tokens": 0, "seconds": 0.0, "skipped": 0, "base": None, "score": 0.0}
+    found = [checkpoint.find(cfg.run_dir) if rank == 0 and cfg.resume else None]
+    dist.broadcast_object_list(found)
+    if found[0]:
+        state = checkpoint.load(found[0], model, optimizer)
+        print0(f"resuming after step {state['step']} from {found[0]}")
+    if rank == 0:
+        write_config(cfg)
+        (cfg.run_dir / "rollouts").mkdir(exist_ok=True)
+        truncate_metrics(cfg.run_dir / "metrics.jsonl", state["step"])
+        print(f"{len(prompts)} prompts from {cfg.train_data}, {too_long} longer than max_prompt_len={cfg.max_prompt_len} "
+              f"left out; {world} x {device.type}, attention: {model.backend}, sampler: {cfg.sampler}")  # fmt: skip
+    wandb = start_wandb(cfg)
+    sampler.load_weights(full_tensors(model, DTYPES[cfg.dtype]))
+    rewards_since_save: list[float] = []
+    not_finite_in_a_row, seconds_before, step_seconds = 0, state["seconds"], []
+
+    with RewardPool(cfg.reward_workers, cfg.reward_timeout) as pool:
+
+        def evaluate_at(max_len: int) -> dict[str, dict[str, float]]:
+            results = evaluate(sampler, tokenizer, pool, benchmarks, cfg, max_len)
+            for name, r in results.items():
+                print0(f"  {name} at {max_len}: {r['accuracy']:.3f} +- {r['stderr']:.3f}, length "
+                       f"{r['response_len_mean']:.1f}, clipped {r['response_clip_ratio']:.3f}")  # fmt: skip
+            return results
+
+        first_len, last_len = cfg.max_response_len[0], cfg.max_response_len[-1]
+        if benchmarks and state["base"] is None:
+            print0("evaluating the base model at the first and at the last context")
+            state["base"] = {"first": evaluate_at(first_len), "last": evaluate_at(last_len)}
+
+        for step in range(state["step"] + 1, cfg.total_steps + 1):
+            timer, step_start = Timer(), time.perf_counter()
+            stage = stage_at(step, cfg.stage_steps)
+            max_len, group_size = cfg.max_response_len[stage], cfg.group_size[stage]
+            if step > 1 and stage_at(step - 1, cfg.stage_steps) != stage:
+                print0(f"stage {stage + 1} of {len(cfg.stage_steps)}: context {max_len}, {group_size} samples a prompt")
+
+            # 1. sample: each rank its share of the prompts
+            with timer("rollout"):
+                mine = step_prompts(step, len(prompts), cfg)[rank::world]
+                seeds = [[sample_seed(cfg.seed, stage, step, 0, p, s) for s in range(group_size)] for p in mine]
+                sampled = sampler.generate([prompts[p].ids for p in mine], seeds, max_len, cfg.temperature, cfg.top_p)
+                rollouts = [replace(r, prompt_id=mine[r.prompt_id]) for group in sampled for r in group]
+
+            # 2. grade, and tell everyone
+            with timer("reward"):
+                texts = [response_text(prompts[r.prompt_id], r, tokenizer) for r in rollouts]
+                rewards = pool.rewards(texts, [prompts[r.prompt_id].problem.answer for r in rollouts])
+                rollouts = gather_rollouts([replace(r, reward=x) for r, x in zip(rollouts, rewards, strict=True)])
+
+            # 3. compare within the group, choose what to learn from, distribute it
+            groups = with_advantages(rollouts, cfg)
+            row = {"step": step, "stage": stage, "max_response_len": max_len, **rollout_metrics(groups), "lr": cfg.lr}
+            mixed = [g for g in groups if len({r.reward for r in g}) > 1]
+            trained = mixed if cfg.drop_uniform_groups or not mixed else groups
+            plan = plan_minibatches(trained, cfg, world)
+            minibatches = [[pack(p, cfg.mask_truncated, device) for p in ranks[rank]] for ranks in plan]
+            if not mixed:
+                print0(f"step {step}: every group is uniform (all right or all wrong): no update")
+
+            # 4. log-probabilities before anything moves; the first minibatch is on-policy and its forward gives them
+            watch = torch.zeros(3, dtype=torch.float64, device=device)
+            with timer("logprobs"):
+                for batches in minibatches[1:]:
+                    for b, old_logprobs in zip(batches, fixed_logprobs(model, batches, cfg), strict=True):
+                        b.old_logprobs = old_logprobs
+                        watch = merge_watch(watch, mismatch(old_logprobs, b))
+                for batches in minibatches if reference else ():
+                    for b, ref_logprobs in zip(batches, fixed_logprobs(reference, batches, cfg), strict=True):
+                        b.ref_logprobs = ref_logprobs
+
+            # 5. update
+            sums, losses, norms = torch.zeros(6, dtype=torch.float64, device=device), [], []
+            with timer("train"):
+                for i, (ranks, batches) in enumerate(zip(plan, minibatches, strict=True)):
+                    parts, on_policy = backward(model, batches, count(ranks, cfg, max_len), cfg)
+                    losses.append(all_sum(parts[:1])[0] / (world if cfg.loss_agg == "deepscaler" else 1))
+                    sums = sums + parts
+                    if i == 0:
+                        watch = merge_watch(watch, on_policy.to(device))
+                        row["mismatch_k3"], row["mismatch_max"] = check_sampler(watch, cfg, step)
+                    norm = optimizer_step(model, optimizer, losses[-1], cfg)
+                    norms += [norm] if norm is not None else []
+                    not_finite_in_a_row = 0 if norm is not None else not_finite_in_a_row + 1
+                    if norm is None:
+                        state["skipped"] += 1
+                        print0(f"step {step}: loss or gradient is not finite: update skipped ({state['skipped']} so far)")
+                    if not_finite_in_a_row == 3:
+                        raise SystemExit(f"step {step}: three updates in a row were not finite; the run stops, its last "
+                                         f"checkpoint is intact")  # fmt: skip
+
+            # 6. the sampler gets the new weights
+            with timer("sync"):
+                if plan:
+                    sampler.load_weights(full_tensors(model, DTYPES[cfg.dtype]))
+
+            # 7. say what happened
+            _, pg_loss, kl, entropy, clips, tokens = all_sum(sums)
+            per_token = max(1.0, tokens)
+            row |= {"loss": sum(losses) / len(losses) if losses else None, "tokens_trained": int(tokens)}
+            for name, total in (("pg_loss", pg_loss), ("kl", kl), ("entropy", entropy), ("pg_clip_frac", clips)):
+                row[name] = total / per_token if plan else None
+            row["grad_norm"] = sum(norms) / len(norms) if norms else None
+            row["updates_skipped"], row["reward_timeouts"] = state["skipped"], int(all_sum([pool.timeouts])[0])
+            if benchmarks and (step % cfg.eval_every == 0 or step == cfg.total_steps):
+                with timer("eval"):
+                    results = evaluate_at(max_len)
+                row |= {f"eval_{name}": results[name]["accuracy"] for name in benchmarks}
+            state["step"], state["tokens"] = step, state["tokens"] + row["tokens_generated"]
+            rewards_since_save.append(row["reward_mean"])
+            if rank == 0 and cfg.save_rollouts_every and step % cfg.save_rollouts_every == 0:
+                dump_rollouts(cfg.run_dir / "rollouts" / f"step_{step:06d}.jsonl", groups, prompts, tokenizer)
+            seconds = time.perf_counter() - step_start
+            state["seconds"] = seconds_before + time.perf_counter() - started
+            step_seconds = [*step_seconds[-19:], seconds]
+            flops = 3 * model.flops(length(r) for g in trained for r in g) if plan else 0.0
+            row |= {f"time_{phase}": timer.seconds.get(phase, 0.0)
+                    for phase in ("rollout", "reward", "logprobs", "train", "sync", "eval")}  # fmt: skip
+            row |= {"time_step": seconds, "tokens_per_second": row["tokens_generated"] / seconds,
+                    "mfu": flops / (row["time_train"] * peak * world) if plan else None,
+                    "gpu_hours": state["seconds"] * world / 3600}  # fmt: skip
+            if rank == 0:
+                with open(cfg.run_dir / "metrics.jsonl", "a", encoding="utf-8") as f:
+                    f.write(json.dumps(row) + "\n")
+                left = (cfg.total_steps - step) * sum(step_seconds) / len(step_seconds)
+                print(progress_line(row, cfg, left), flush=True)
+                if wandb:
+                    wandb.log(row, step=step)
+            if step == cfg.total_steps or (cfg.save_every and step % cfg.save_every == 0):
+                state["score"] = sum(rewards_since_save) / len(rewards_since_save)
+                rewards_since_save = []
+                save_all(cfg, model, optimizer, step, state)
+
+        if benchmarks:
+            print0("evaluating the final model at the first and at the last context")
+            final = {"first": evaluate_at(first_len), "last": evaluate_at(last_len)}
+            write_summary(cfg, state, final, seconds_before + time.perf_counter() - started)
+    dist.destroy_process_group()
+
+
+def write_summary(cfg: Config, state: dict[str, Any], final: dict[str, dict], seconds: float) -> None:
+    """summary.json: base and final over all benchmarks' problems at the first and the last context, and the cost."""
+    summary: dict[str, Any] = {}
+    for who, results in (("base", state["base"]), ("final", final)):
+        for when in ("first", "last"):
+            summary[f"{who}_{when}"] = {k: results[when]["all"][k] for k in ("accuracy", "stderr")}
+            summary[f"{who}_{when}_benchmarks"] = results[when]
+    summary |= {"first_context": cfg.max_response_len[0], "last_context": cfg.max_response_len[-1], "steps": state["step"],
+                "wall_time": seconds, "tokens": state["tokens"], "world_size": dist.get_world_size()}  # fmt: skip
+    if dist.get_rank() == 0:
+        aside = cfg.run_dir / "summary.json.tmp"
+        aside.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        aside.rename(cfg.run_dir / "summary.json")
+
+
+if __name__ == "__main__":
+    run(main)
