@@ -27,7 +27,7 @@ MAX_CHARS = 2000  # the longest gold answer of the benchmarks has 204
 MAX_DEPTH = 50  # and its brackets nest at most 4 deep
 MAX_BITS = 100_000  # of an exact number; 2023^2024 has 22,000
 MAX_FACTORIAL = 5000
-MAX_WORK = 200_000  # operations for one pair, big numbers count more: see Budget
+MAX_WORK = 1_000_000  # for one pair, in units of very roughly half a microsecond: see Budget.spend and its callers
 MAX_ITEMS = 100
 PREC = 400  # bits of mpmath arithmetic
 CANCELLED = 2.0**-320  # a sum this small against its terms is an exact zero: its own rounding is near 2^-395
@@ -65,7 +65,7 @@ class Budget:
         bits = value.numerator.bit_length() + value.denominator.bit_length()
         if bits > MAX_BITS:
             raise Refused("number too long")
-        self.spend(1 + (bits >> 10) ** 2)
+        self.spend(5 + (bits >> 7) ** 2 // 64)
         return value
 
 
@@ -86,16 +86,14 @@ SYMBOLS = _table(  # LaTeX commands that mean the same as a character or as anot
     NONE left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr quad qquad limits displaystyle textstyle
     NONE scriptstyle large Large small normalsize angle rm bf it pounds euro"""
 )
+GREEK_NAMES = "pi alpha beta gamma theta lambda mu phi omega".split()
 CHARS = str.maketrans(
     _table(
         r"""- − – —  * × · ⋅ ∗  / ÷ ⁄ ∕  ° º  ' ′ ’  '' ″  , ， 、  ; ；  ( （  ) ）  % ％  ≤ ⩽  ≥ ⩾  NONE ￥ € £
         \sqrt[3] ∛  \mathbb{R} ℝ"""
     )
     | {"\ue000": "?", "\ue001": "?", "\u200b": "", "\ufeff": ""}
-    | {
-        letter: f"\\{name} "
-        for letter, name in zip("παβγθλμρφω", "pi alpha beta gamma theta lambda mu rho phi omega".split(), strict=True)
-    }
+    | {letter: f"\\{name} " for letter, name in zip("παβγθλμφω", GREEK_NAMES, strict=True)}
 )
 SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
 SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
@@ -139,6 +137,7 @@ def clean(text: str) -> str:
     text = text.replace("**", "^").replace("<=", "≤").replace(">=", "≥").replace("!=", "≠")
     text = re.sub(r"[({]\s*(\d+)\s*[)}]\s*_", r"\1_", text)  # (52)_8 is 52_8
     text = re.sub(r"(?<![\d.,/^_\\])(\d+)\s+(\d+)/(\d+)(?![\d.])", r"(\1+\2/\3)", text)  # 3 1/2
+    text = re.sub(r"\{\s*(\d+)\s*\\over\s*(\d+)\s*\}", r"\\frac{\1}{\2}", text)  # may be the fraction of a mixed number
     return re.sub(r"\s+", " ", text).strip().rstrip(".").rstrip()
 
 
@@ -154,7 +153,7 @@ def _is_words(cleaned: str) -> bool:
     """Wholly a text answer: one \\text{...} of letters or more, or plain words too long for a product of variables."""
     if "\ue000" in cleaned:
         return re.fullmatch(r"(?:[\s().,]|\ue000[A-Za-z .,'()&:;-]*\ue001)*", cleaned) is not None
-    return re.fullmatch(r"[A-Za-z]*[a-z]{4,}(?:[ ,-]+[A-Za-z]+)*|yes|no|odd", cleaned, re.IGNORECASE) is not None
+    return re.fullmatch(r"(?:[A-Za-z]{4,}|[Yy]es|[Nn]o)(?:[ ,]+[A-Za-z]+)*", cleaned) is not None
 
 
 # ---------------------------------------------------------------- tokens
@@ -178,9 +177,10 @@ GREEK = set("alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu 
 GREEK |= set("phi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega hbar ell odot max min".split())
 ACCENTS = {"overline", "bar", "hat", "vec", "dot", "ddot", "tilde", "widehat", "mathbb", "mathcal"}
 UNIT_NAMES = _table(  # two answers whose units are known and differ are different answers
-    """m m meter metre  cm cm centimeter  mm mm  km km kilometer  in in inch inche  ft ft foot feet  yd yd yard  mi mi mile
-    s s sec second  min min minute  h h hr hour  day day  week week  yr yr year  g g gram  kg kg kilogram  mph mph
-    ° degree deg  % pct percent  $ dollar  ¢ cent  hz hz  mol mol  K k  C c  F f  J j  N n  V v  W w  A a  T t  L l
+    """m m meter metre  cm cm centimeter  mm mm  km km kilometer  in in inch inche  ft ft foot feet  yd yd yard
+    mi mi mile  s s sec second  min min minute  h h hr hour  day day  week week  yr yr year  g g gram
+    kg kg kilogram  mph mph  ° degree deg  % pct percent  $ dollar  ¢ cent  hz hz  mol mol  K k  C c  F f  J j  N n
+    V v  W w  A a  T t  L l
     NONE sq square cubic cu per unit"""
 )
 SHORT_UNITS = {"cm", "mm", "km", "kg", "hz", "ft", "sec", "min", "hr", "mph", "pct", "deg", "sq", "hrs", "inch", "feet"}
@@ -231,7 +231,7 @@ def _word_tokens(word: str, previous: tuple[str, str]) -> list[tuple[str, str]]:
         return [("sep", "and")]
     if word.lower() in ("inf", "infty", "infinity", "oo"):
         return [("sym", "∞")]
-    if previous[0] in ("num", "text") and word.lower() in SHORT_UNITS or re.fullmatch("[A-Za-z]?[a-z]{3,}", word):
+    if previous[0] in ("num", "text") and word.lower() in SHORT_UNITS or len(word) > 3 and word[1:].islower():
         return [("text", word)]
     if len(word) > 6:
         raise Refused("words")
@@ -294,14 +294,16 @@ class Parser:
 
     @property
     def value(self) -> str:
-        return self.tokens[self.pos][1] if self.kind != "text" else ""  # text never passes for an operator
+        return self.tokens[self.pos][1]
 
     def take(self) -> str:
+        if self.kind == "end":
+            raise Refused("text ends too early")
         self.pos += 1
         return self.tokens[self.pos - 1][1]
 
     def accept(self, *values: str) -> str:
-        return self.take() if self.value in values and self.kind != "end" else ""
+        return self.take() if self.value in values and self.kind not in ("text", "end") else ""
 
     def expect(self, *values: str) -> str:
         if got := self.accept(*values):
@@ -371,7 +373,7 @@ class Parser:
                 choice = {"±": "pm", "∓": "mp"}.get(sign, choice)
             term = self.term()
             if negative:
-                term = product(num(-1), term)
+                term = Node("based", (-term.args[0], term.args[1])) if term.op == "based" else product(num(-1), term)
             terms.append(Node(choice, (scalar(term),)) if choice else term)
         return terms[0] if len(terms) == 1 else Node("add", tuple(scalar(t) for t in terms))
 
@@ -472,7 +474,9 @@ class Parser:
                 raise Refused("not a base")
             if any(int(d) >= int(base) for d in digits):
                 raise Refused("not a digit of the base")
-            return Node("based", (int(digits, int(base)),))
+            return Node(
+                "based", (int(digits, int(base)), int(base))
+            )  # 1_6 and 1_7 differ: the base is part of the answer
         node = num(literal(digits))
         if digits.isdigit() and self.value == "\\frac":  # 1\frac{4}{5} is a mixed number, 2\frac{x}{3} is a product
             start = self.pos
@@ -512,8 +516,6 @@ class Parser:
             return self.take().lstrip("\\")
         depth, parts = 1, []
         while depth:
-            if self.kind == "end":
-                raise Refused("unclosed group")
             part = self.take()
             depth += (part == "{") - (part == "}")
             parts.append(part.lstrip("\\"))
@@ -644,10 +646,10 @@ def symbols(node: Any) -> set[str]:
 
 
 def contains(node: Any, *wanted: Node) -> bool:
+    """Whether a node with one of these ops, and these first arguments, is anywhere in the tree."""
     if isinstance(node, Node):
-        return any(node.op == w.op and w.args == node.args[: len(w.args)] for w in wanted) or contains(
-            node.args, *wanted
-        )
+        here = any(node.op == w.op and w.args == node.args[: len(w.args)] for w in wanted)
+        return here or contains(node.args, *wanted)
     return isinstance(node, tuple) and any(contains(child, *wanted) for child in node)
 
 
@@ -694,7 +696,7 @@ class Evaluator:
 
     def number(self, value: Any) -> Any:
         """To mpmath."""
-        self.budget.spend(10)
+        self.budget.spend(20)
         return self.mp.mpf(value.numerator) / value.denominator if isinstance(value, Fraction) else value
 
     def tidy(self, value: Any) -> Any:
@@ -710,7 +712,7 @@ class Evaluator:
 
     def value(self, node: Node, degree: Any = 1) -> Any:
         """`degree` is what one degree is worth: 1, or pi/180 inside a trigonometric function."""
-        self.budget.spend(1)
+        self.budget.spend(5)
         op, args = node.op, node.args
         if op == "num":
             return args[0]
@@ -767,6 +769,7 @@ class Evaluator:
                 return exact
         if base == 0:
             raise Refused("a power of zero")
+        self.budget.spend(500)
         mp_base, mp_exponent = self.number(base), self.number(exponent)
         if abs(mp_exponent) * (1 + abs(self.mp.log(abs(mp_base), 2))) > 10**6:
             raise Refused("power too large")
@@ -782,7 +785,8 @@ class Evaluator:
         if exponent.denominator > 1:
             if exponent.denominator > 1000 or (base < 0 and exponent.denominator % 2 == 0):
                 return None
-            self.budget.spend(exponent.denominator + base.numerator.bit_length() // 8)
+            bits = base.numerator.bit_length() + base.denominator.bit_length()
+            self.budget.spend(bits * exponent.denominator // 16)
             root = _exact_root(base, exponent.denominator)
             return None if root is None else self.exact_power(root, Fraction(exponent.numerator))
         bits = max(base.numerator.bit_length(), base.denominator.bit_length())
@@ -797,6 +801,7 @@ class Evaluator:
             raise ZeroDivisionError("log of zero")
         if value == 1:
             return Fraction(0)
+        self.budget.spend(300)
         return self.tidy(self.mp.log(self.number(value)))
 
     def function(self, name: str, arg: Node) -> Any:
@@ -806,6 +811,7 @@ class Evaluator:
             natural = self.log(value)
             base = self.log_base if name == "log" else None
             return natural if base is None else self.multiply([natural, 1 / self.mp.log(base)])
+        self.budget.spend(500)
         value = self.number(value)
         if abs(value) > 10**6:
             raise Refused("argument too large")
@@ -822,7 +828,7 @@ class Evaluator:
         value = self.number(value)
         if abs(value) > MAX_FACTORIAL:
             raise Refused("factorial out of bounds")
-        self.budget.spend(1000)
+        self.budget.spend(2000)
         return self.tidy(self.mp.gamma(value + 1))
 
     def binomial(self, top: Any, bottom: Any) -> Any:
@@ -835,7 +841,9 @@ class Evaluator:
     def floor(self, value: Any) -> Fraction:
         if isinstance(value, Fraction):
             return Fraction(math.floor(value))
-        if isinstance(value, self.mp.mpc) or abs(value) > 2.0**64:
+        if isinstance(value, self.mp.mpc):
+            raise ZeroDivisionError("floor of a complex number")
+        if abs(value) > 2.0**64:
             raise Refused("floor out of bounds")
         nearest = int(self.mp.nint(value))
         return Fraction(nearest if abs(value - nearest) < CANCELLED * 2**64 else int(self.mp.floor(value)))
@@ -854,17 +862,25 @@ def same_value(a: Any, b: Any) -> bool:
     return abs(a - b) <= SAME * max(abs(a), abs(b))
 
 
-def _points(names: list[str], whole: bool) -> list[dict[str, Fraction]]:
-    """Fixed points: three positive rationals, two of mixed signs; or the integers 1..40, in another order for each name."""
+INTEGER_NAMES = set("jklmnN")  # what authors call integers; it matters where a step function is around
+
+
+def _points(names: list[str], whole: bool, steps: bool = False) -> list[dict[str, Fraction]]:
+    """Fixed points: three positive rationals, then two of mixed signs; or the integers 1..40, shuffled per name.
+
+    Rationals have powers of two below, so that (-1)^x is never taken for real. With steps, n is an integer there too.
+    """
     points = []
     for k in range(40 if whole else 5):
-        dice = {name: random.Random(f"{name}:{k}") for name in names}
-        if whole:
-            points.append({name: Fraction((k * (1 + 2 * j) + j) % 40 + 1) for j, name in enumerate(names)})
-        else:
-            top = (16, 60, 150, 60, 30)[k]
-            signs = {name: 1 if k < 3 else d.choice((-1, 1)) for name, d in dice.items()}
-            points.append({n: Fraction(signs[n] * d.randint(1, top), d.choice((17, 19, 23))) for n, d in dice.items()})
+        point = {}
+        for j, name in enumerate(names):
+            dice, top = random.Random(f"{name}:{k}"), (7, 30, 120, 30, 15)[k % 5]
+            if whole or (steps and name in INTEGER_NAMES):
+                point[name] = Fraction((k * (1 + 2 * j) + j) % 40 + 1)
+            else:
+                sign = 1 if k % 5 < 3 else dice.choice((-1, 1))
+                point[name] = Fraction(sign * (2 * dice.randint(0, top) + 1), dice.choice((16, 32)))
+        points.append(point)
     return points
 
 
@@ -886,8 +902,9 @@ def values_at_points(nodes: list[Node], budget: Budget, log_base: int | None) ->
                 found.append(row)
         return found
 
-    found = rows(_points(names, False), not complex_allowed)
-    if any(contains(node, Node("floor"), Node("ceil")) for node in nodes):
+    steps = any(contains(node, Node("floor"), Node("ceil")) for node in nodes)
+    found = rows(_points(names, False, steps), not complex_allowed)
+    if steps:
         found += rows(_points(names, True), True)
     if len(found) < 2:
         found = rows(_points(names, True)[:8], True) or rows(_points(names, False), False)
@@ -1020,7 +1037,7 @@ def same_items(a: list[Node], b: list[Node], budget: Budget) -> bool:
 
 
 def same(a: Node, b: Node, budget: Budget) -> bool:
-    budget.spend(1)
+    budget.spend(20)
     if _is_scalar(a) and _is_scalar(b) or "unit" in (a.op, b.op):
         return same_quantity(a, b, budget)
     if a.op != b.op:
@@ -1102,6 +1119,7 @@ def equal(answer: str, gold: str) -> bool:
     plain = [_squeeze(answer), _squeeze(gold)]
     if plain[0] == plain[1]:
         return True
+    gold = gold.removeprefix("≈")  # in a gold answer it marks a rounded value, in an answer it is a hedge
     if _is_words(answer) or _is_words(gold):  # letters of a word do not commute; case does not matter in words
         return plain[0].lower() == plain[1].lower() and len(plain[0]) > 1
     budget = Budget()

@@ -5,10 +5,13 @@ other wrote), `state.json` (step, counters) and `manifest.json`. There is no gen
 number of a run is a function of its seed and the step. All functions are called by every rank together, except `find`.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +20,13 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
-from configs import UserError
-from model import Qwen2
+from configs import Config, UserError
+from model import DTYPES, Qwen2
+
+# What a resumed run may change: it alters speed, memory, length and bookkeeping of the run, not the algorithm.
+MAY_CHANGE = {"resume", "out_dir", "max_steps", "save_every", "keep_checkpoints", "save_rollouts_every", "wandb",
+              "sampler_slots", "token_budget", "logprob_chunk", "activation_checkpointing", "reward_workers",
+              "process_group_timeout"}  # fmt: skip
 
 
 def _tensors(model: Qwen2, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -119,3 +127,69 @@ def prune(run_dir: Path, keep: int) -> None:
         if folder != best:
             shutil.rmtree(folder, ignore_errors=True)
             shutil.rmtree(run_dir / "hf" / folder.name, ignore_errors=True)
+
+
+def open_run(cfg: Config) -> None:
+    """Check the run folder before anything loads. Raises UserError for one in use, or a resume that changes the run."""
+    try:
+        used = cfg.run_dir.is_dir() and any(cfg.run_dir.iterdir())
+        if used and not cfg.resume:
+            raise UserError(f"{cfg.run_dir} is not empty: add --resume=true to go on, or choose another --run_name")
+        cfg.run_dir.mkdir(parents=True, exist_ok=True)
+        if not os.access(cfg.run_dir, os.W_OK):
+            raise PermissionError(13, "Permission denied")
+    except OSError as e:
+        raise UserError(f"out_dir: cannot write {cfg.run_dir}: {e.strerror}") from None
+    if not (cfg.run_dir / "config.json").is_file():
+        return
+    try:
+        before = json.loads((cfg.run_dir / "config.json").read_text(encoding="utf-8"))["config"]
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{cfg.run_dir}/config.json: cannot be read: {e}") from None
+    now = json.loads(json.dumps(dataclasses.asdict(cfg)))
+    changed = sorted(k for k in now if k not in MAY_CHANGE and before.get(k) != now[k])
+    if changed:
+        key = changed[0]
+        raise UserError(f"resume: {key} was {before.get(key)} and is now {now[key]}; a resumed run may change only "
+                        f"{', '.join(sorted(MAY_CHANGE))}")  # fmt: skip
+
+
+def write_config(cfg: Config) -> None:
+    """Print every field, non-defaults marked, and write config.json."""
+    for f in dataclasses.fields(cfg):
+        value = getattr(cfg, f.name)
+        print(f"{'*' if value != f.default else ' '} {f.name} = {value!r}")
+    folder = Path(__file__).parent
+    git = subprocess.run(["git", "-C", folder, "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True)
+    info = {"config": dataclasses.asdict(cfg), "git": git.stdout.decode().strip() or None, "torch": torch.__version__,
+            "python": sys.version.split()[0], "world_size": dist.get_world_size()}  # fmt: skip
+    aside = cfg.run_dir / "config.json.tmp"
+    aside.write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
+    aside.rename(cfg.run_dir / "config.json")
+
+
+def truncate_metrics(path: Path, step: int) -> None:
+    """Drop rows after `step` and a torn last line, so that after a resume no step stands twice."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break  # torn by a crash; nothing follows it
+        if row["step"] <= step:
+            rows.append(line + "\n")
+    aside = path.with_suffix(".tmp")
+    aside.write_text("".join(rows), encoding="utf-8")
+    aside.rename(path)
+
+
+def save_all(cfg: Config, model: Qwen2, optimizer: torch.optim.Optimizer, step: int, state: dict[str, Any]) -> None:
+    """hf/step_* first, ckpt/step_* last: a checkpoint that exists has its export."""
+    name, write = f"step_{step:06d}", dist.get_rank() == 0
+    hf = cfg.run_dir / "hf" / name
+    model.save_pretrained(hf.with_suffix(".tmp"), DTYPES[cfg.export_dtype], write)
+    if write:
+        publish(hf.with_suffix(".tmp"), hf)
+    save(cfg.run_dir / "ckpt" / name, model, optimizer, state)
+    if write:
+        prune(cfg.run_dir, cfg.keep_checkpoints)

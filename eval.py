@@ -1,12 +1,16 @@
 """Accuracy of the sampler's weights on held-out problems, from the same sampler and grader that training uses."""
 
+import json
 import math
+from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
 from configs import Config
-from reward import RewardPool
-from rollout import ChatTokenizer, Prompt, TorchSampler, response_text, sample_seed
+from prompts import ChatTokenizer, Prompt
+from reward import RewardPool, extract_answer
+from rollout import Rollout, TorchSampler, response_text, sample_seed
 
 
 def evaluate(sampler: TorchSampler, tokenizer: ChatTokenizer, pool: RewardPool, benchmarks: dict[str, list[Prompt]],
@@ -49,3 +53,31 @@ def summarize(rows: list[tuple[list[float], list[tuple[int, bool]]]]) -> dict[st
     return {"accuracy": accuracy, "stderr": math.sqrt(variance / len(means)), "num_problems": len(means),
             "response_len_mean": sum(n for n, _ in samples) / len(samples),
             "response_clip_ratio": sum(cut for _, cut in samples) / len(samples)}  # fmt: skip
+
+
+def dump_rollouts(path: Path, groups: list[list[Rollout]], prompts: list[Prompt], tokenizer: ChatTokenizer) -> None:
+    with open(path, "w", encoding="utf-8") as f:
+        for r in (r for g in groups for r in g):
+            prompt = prompts[r.prompt_id]
+            text = response_text(prompt, r, tokenizer)
+            row = {"id": prompt.problem.id, "sample_id": r.sample_id, "prompt": prompt.problem.problem,
+                   "response": text, "answer": extract_answer(text), "gold": prompt.problem.answer,
+                   "reward": r.reward, "advantage": r.advantage, "length": len(r.response_ids),
+                   "finish_reason": r.finish_reason}  # fmt: skip
+            f.write(json.dumps(row) + "\n")
+
+
+def write_summary(cfg: Config, state: dict[str, Any], final: dict[str, dict], seconds: float) -> None:
+    """summary.json: base and final over all benchmarks' problems at the first and the last context, and the cost."""
+    summary: dict[str, Any] = {}
+    for who, results in (("base", state["base"]), ("final", final)):
+        for when in ("first", "last"):
+            summary[f"{who}_{when}"] = {k: results[when]["all"][k] for k in ("accuracy", "stderr")}
+            summary[f"{who}_{when}_benchmarks"] = results[when]
+    summary |= {"first_context": cfg.max_response_len[0], "last_context": cfg.max_response_len[-1],
+                "steps": state["step"], "wall_time": seconds, "tokens": state["tokens"],
+                "world_size": dist.get_world_size()}  # fmt: skip
+    if dist.get_rank() == 0:
+        aside = cfg.run_dir / "summary.json.tmp"
+        aside.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        aside.rename(cfg.run_dir / "summary.json")

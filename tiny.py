@@ -20,9 +20,9 @@ from tqdm import tqdm
 from configs import UserError
 from model import ModelConfig, Qwen2, token_logprobs
 
-MIN_NUMBERS, MAX_NUMBERS = 2, 10
+MIN_NUMBERS, MAX_NUMBERS = 2, 14
 SLIP = 0.03  # chance that a partial sum in a trace is off by one
-REDO = 0.5  # chance that a trace does the whole sum again after "wait", and then perhaps once more
+REDO = (0.7, 0.3)  # chance that a trace does the whole sum again after "wait", and then once more
 SPECIAL = ["<|bos|>", "<|eos|>", "<|user|>", "<|assistant|>", "<think>", "</think>"]
 CHARACTERS = "\n 0123456789+=;\\{}abcdefghijklmnopqrstuvwxyz?"
 TEMPLATE = (
@@ -41,24 +41,25 @@ def problem_text(numbers: list[int]) -> str:
 
 
 def draw_numbers(rng: random.Random) -> list[int]:
-    """A problem: how many numbers is uniform, each is 1..9."""
-    return [rng.randint(1, 9) for _ in range(rng.randint(MIN_NUMBERS, MAX_NUMBERS))]
+    """A problem: each number is 1..9; three times as many problems have the fewest numbers as have the most."""
+    counts = range(MIN_NUMBERS, MAX_NUMBERS + 1)
+    weights = [MAX_NUMBERS + 6 - n for n in counts]
+    return [rng.randint(1, 9) for _ in range(rng.choices(counts, weights)[0])]
 
 
 def trace(numbers: list[int], rng: random.Random) -> str:
     """What the base model imitates, from after `<think>\\n` to the boxed answer: slips and second thoughts included."""
     text = ""
-    while True:
-        total, slipped = numbers[0], False
+    for attempt in range(1 + len(REDO)):
+        total = numbers[0]
+        text += f"{total}"
         for n in numbers[1:]:
-            result = total + n
-            if rng.random() < SLIP:
-                result, slipped = result + rng.choice((-1, 1)), True
-            text += f"{total}+{n}={result};"
-            total = result
-        if rng.random() >= (min(0.9, REDO + 0.3) if slipped else REDO) or text.count("wait") == 2:
-            return f"{text}</think>\\boxed{{{total}}}"
-        text += "wait "
+            total += n + (rng.choice((-1, 1)) if rng.random() < SLIP else 0)
+            text += f"+{n}={total}"
+        if attempt == len(REDO) or rng.random() >= REDO[attempt]:
+            break
+        text += " wait "
+    return f"{text}</think>\\boxed{{{total}}}"
 
 
 def make_tokenizer(path: Path) -> Tokenizer:

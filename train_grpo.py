@@ -12,8 +12,6 @@ import dataclasses
 import json
 import math
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,18 +28,13 @@ from torch.distributed.device_mesh import init_device_mesh
 
 import checkpoint
 from configs import Config, UserError, load_config, run
-from eval import evaluate
+from eval import dump_rollouts, evaluate, write_summary
 from losses import aggregate, clipped, group_advantages, kl_penalty, policy_loss, rollout_weights
 from model import DTYPES, Qwen2, full_tensors, peak_flops, resolve_model, token_logprobs
-from reward import RewardPool, extract_answer
-from rollout import (ChatTokenizer, Prompt, Rollout, TorchSampler, encode_problems, load_problems, response_text,
-                     sample_seed)  # fmt: skip
+from prompts import ChatTokenizer, Prompt, encode_problems, load_problems
+from reward import RewardPool
+from rollout import Rollout, TorchSampler, gather_rollouts, response_text, sample_seed
 from schedule import stage_at
-
-# What a resumed run may change: it alters speed, memory, length and bookkeeping of the run, not the algorithm.
-MAY_CHANGE = {"resume", "out_dir", "max_steps", "save_every", "keep_checkpoints", "save_rollouts_every", "wandb",
-              "sampler_slots", "token_budget", "logprob_chunk", "activation_checkpointing", "reward_workers",
-              "process_group_timeout"}  # fmt: skip
 
 
 @dataclass
@@ -95,24 +88,6 @@ def all_sum(values: list[float] | Tensor) -> list[float]:
     total = torch.as_tensor(values, dtype=torch.float64).cpu()
     dist.all_reduce(total)
     return total.tolist()
-
-
-def gather_rollouts(mine: list[Rollout]) -> list[Rollout]:
-    """All ranks' rollouts on every rank, ordered by prompt and sample. Tokens travel as arrays, not as pickled lists."""
-    tokens = [np.fromiter((t for r in mine for t in getattr(r, name)), kind)
-              for name, kind in (("prompt_ids", np.int32), ("response_ids", np.int32), ("logprobs", np.float32))]  # fmt: skip
-    heads = [(r.prompt_id, r.sample_id, len(r.prompt_ids), len(r.response_ids), r.finish_reason, r.reward) for r in mine]
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, (heads, tokens))
-    rollouts = []
-    for heads, (prompts, responses, logprobs) in parts:
-        p = t = 0
-        for prompt_id, sample_id, n_prompt, n_response, finish_reason, reward in heads:
-            response = slice(t, t + n_response)
-            rollouts.append(Rollout(prompt_id, sample_id, prompts[p : p + n_prompt].tolist(), responses[response].tolist(),
-                                    logprobs[response].tolist(), finish_reason, reward))  # fmt: skip
-            p, t = p + n_prompt, t + n_response
-    return sorted(rollouts, key=lambda r: (r.prompt_id, r.sample_id))
 
 
 # ----------------------------------------------------------------------------------------------------- data and packs
@@ -238,8 +213,10 @@ def backward(model: Qwen2, batches: list[Batch], counts: Counts, cfg: Config) ->
         logprobs, entropy = batch_logprobs(model, b, cfg)  # (T,), (T,)
         old_logprobs = logprobs.detach() if b.old_logprobs is None else b.old_logprobs
         pg = policy_loss(logprobs, old_logprobs, b.advantages, cfg.clip_eps_low, cfg.clip_eps_high)
-        pg = pg * rollout_weights(old_logprobs, b.rollout_logprobs, b.response_mask, b.cu_seqlens,
-                                  cfg.rollout_correction, cfg.rollout_correction_low, cfg.rollout_correction_high)  # fmt: skip
+        weights = rollout_weights(old_logprobs, b.rollout_logprobs, b.response_mask, b.cu_seqlens,
+                                  cfg.rollout_correction, cfg.rollout_correction_low,
+                                  cfg.rollout_correction_high)  # fmt: skip
+        pg = pg * weights
         losses = pg - cfg.entropy_coef * entropy
         kl = torch.zeros_like(pg)
         if b.ref_logprobs is not None:
@@ -307,82 +284,6 @@ class Timer:
         return time.perf_counter()
 
 
-def open_run(cfg: Config) -> None:
-    """Check the run folder before anything loads. Raises UserError for one in use, or a resume that changes the run."""
-    try:
-        used = cfg.run_dir.is_dir() and any(cfg.run_dir.iterdir())
-        if used and not cfg.resume:
-            raise UserError(f"{cfg.run_dir} is not empty: add --resume=true to go on, or choose another --run_name")
-        cfg.run_dir.mkdir(parents=True, exist_ok=True)
-        if not os.access(cfg.run_dir, os.W_OK):
-            raise PermissionError(13, "Permission denied")
-    except OSError as e:
-        raise UserError(f"out_dir: cannot write {cfg.run_dir}: {e.strerror}") from None
-    if not (cfg.run_dir / "config.json").is_file():
-        return
-    try:
-        before = json.loads((cfg.run_dir / "config.json").read_text(encoding="utf-8"))["config"]
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise UserError(f"{cfg.run_dir}/config.json: cannot be read: {e}") from None
-    now = json.loads(json.dumps(dataclasses.asdict(cfg)))
-    changed = sorted(k for k in now if k not in MAY_CHANGE and before.get(k) != now[k])
-    if changed:
-        raise UserError(f"resume: {changed[0]} was {before.get(changed[0])} and is now {now[changed[0]]}; a resumed run "
-                        f"may change only {', '.join(sorted(MAY_CHANGE))}")  # fmt: skip
-
-
-def write_config(cfg: Config) -> None:
-    """Print every field, non-defaults marked, and write config.json."""
-    for f in dataclasses.fields(cfg):
-        value = getattr(cfg, f.name)
-        print(f"{'*' if value != f.default else ' '} {f.name} = {value!r}")
-    folder = Path(__file__).parent
-    git = subprocess.run(["git", "-C", folder, "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True)
-    info = {"config": dataclasses.asdict(cfg), "git": git.stdout.decode().strip() or None, "python": sys.version.split()[0],
-            "torch": torch.__version__, "world_size": dist.get_world_size()}  # fmt: skip
-    aside = cfg.run_dir / "config.json.tmp"
-    aside.write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
-    aside.rename(cfg.run_dir / "config.json")
-
-
-def truncate_metrics(path: Path, step: int) -> None:
-    """Drop rows after `step` and a torn last line, so that after a resume no step stands twice."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            break  # torn by a crash; nothing follows it
-        if row["step"] <= step:
-            rows.append(line + "\n")
-    aside = path.with_suffix(".tmp")
-    aside.write_text("".join(rows), encoding="utf-8")
-    aside.rename(path)
-
-
-def save_all(cfg: Config, model: Qwen2, optimizer: torch.optim.Optimizer, step: int, state: dict[str, Any]) -> None:
-    """hf/step_* first, ckpt/step_* last: a checkpoint that exists has its export."""
-    name, write = f"step_{step:06d}", dist.get_rank() == 0
-    hf = cfg.run_dir / "hf" / name
-    model.save_pretrained(hf.with_suffix(".tmp"), DTYPES[cfg.export_dtype], write)
-    if write:
-        checkpoint.publish(hf.with_suffix(".tmp"), hf)
-    checkpoint.save(cfg.run_dir / "ckpt" / name, model, optimizer, state)
-    if write:
-        checkpoint.prune(cfg.run_dir, cfg.keep_checkpoints)
-
-
-def dump_rollouts(path: Path, groups: list[list[Rollout]], prompts: list[Prompt], tokenizer: ChatTokenizer) -> None:
-    with open(path, "w", encoding="utf-8") as f:
-        for r in (r for g in groups for r in g):
-            prompt = prompts[r.prompt_id]
-            text = response_text(prompt, r, tokenizer)
-            row = {"id": prompt.problem.id, "sample_id": r.sample_id, "prompt": prompt.problem.problem, "response": text,
-                   "answer": extract_answer(text), "gold": prompt.problem.answer, "reward": r.reward,
-                   "advantage": r.advantage, "length": len(r.response_ids), "finish_reason": r.finish_reason}  # fmt: skip
-            f.write(json.dumps(row) + "\n")
-
-
 def rollout_metrics(groups: list[list[Rollout]]) -> dict[str, float | None]:
     """Rewards, lengths (tokens) and shares of a step's samples; None where there is nothing to average."""
     samples = [r for g in groups for r in g]
@@ -408,7 +309,8 @@ def load_prompts(cfg: Config, tokenizer: ChatTokenizer) -> tuple[list[Prompt], i
     kept = [p for p in prompts if len(p.ids) <= cfg.max_prompt_len]
     if len(kept) < cfg.prompts_per_step:
         raise UserError(f"train_data: {cfg.train_data} has {len(kept)} prompts of at most max_prompt_len="
-                        f"{cfg.max_prompt_len} tokens (of {len(prompts)}), prompts_per_step is {cfg.prompts_per_step}")  # fmt: skip
+                        f"{cfg.max_prompt_len} tokens (of {len(prompts)}); prompts_per_step is "
+                        f"{cfg.prompts_per_step}")  # fmt: skip
     return kept, len(prompts) - len(kept)
 
 
@@ -436,8 +338,8 @@ def start_wandb(cfg: Config) -> Any:
 
 def progress_line(row: dict[str, Any], cfg: Config, seconds_left: float) -> str:
     evals = "".join(f"  {k} {v:.3f}" for k, v in row.items() if k.startswith("eval_"))
-    return (f"step {row['step']}/{cfg.total_steps}  context {row['max_response_len']}  reward {row['reward_mean']:.3f}  "
-            f"length {row['response_len_mean']:.1f}  clipped {row['response_clip_ratio']:.3f}  "
+    return (f"step {row['step']}/{cfg.total_steps}  context {row['max_response_len']}  "
+            f"reward {row['reward_mean']:.3f}  length {row['response_len_mean']:.1f}  clipped {row['response_clip_ratio']:.3f}  "
             f"{row['tokens_per_second']:,.0f} tokens/s  {seconds_left / 60:,.1f} min left{evals}")  # fmt: skip
 
 
@@ -447,7 +349,7 @@ def progress_line(row: dict[str, Any], cfg: Config, seconds_left: float) -> str:
 def main(argv: list[str]) -> None:
     started = time.perf_counter()
     cfg = load_config(argv)
-    open_run(cfg)
+    checkpoint.open_run(cfg)
     path = resolve_model(cfg.model)
     tokenizer = ChatTokenizer(path)
     prompts, too_long = load_prompts(cfg, tokenizer)
@@ -473,11 +375,11 @@ def main(argv: list[str]) -> None:
         state = checkpoint.load(found[0], model, optimizer)
         print0(f"resuming after step {state['step']} from {found[0]}")
     if rank == 0:
-        write_config(cfg)
+        checkpoint.write_config(cfg)
         (cfg.run_dir / "rollouts").mkdir(exist_ok=True)
-        truncate_metrics(cfg.run_dir / "metrics.jsonl", state["step"])
-        print(f"{len(prompts)} prompts from {cfg.train_data}, {too_long} longer than max_prompt_len={cfg.max_prompt_len} "
-              f"left out; {world} x {device.type}, attention: {model.backend}, sampler: {cfg.sampler}")  # fmt: skip
+        checkpoint.truncate_metrics(cfg.run_dir / "metrics.jsonl", state["step"])
+        print(f"{len(prompts)} prompts from {cfg.train_data}, {too_long} longer than max_prompt_len="
+              f"{cfg.max_prompt_len} left out; {world} x {device.type}, attention: {model.backend}, sampler: {cfg.sampler}")  # fmt: skip
     wandb = start_wandb(cfg)
     sampler.load_weights(full_tensors(model, DTYPES[cfg.dtype]))
     rewards_since_save: list[float] = []
@@ -553,10 +455,12 @@ def main(argv: list[str]) -> None:
                     not_finite_in_a_row = 0 if norm is not None else not_finite_in_a_row + 1
                     if norm is None:
                         state["skipped"] += 1
-                        print0(f"step {step}: loss or gradient is not finite: update skipped ({state['skipped']} so far)")
+                        print0(
+                            f"step {step}: loss or gradient is not finite: update skipped ({state['skipped']} so far)"
+                        )
                     if not_finite_in_a_row == 3:
-                        raise SystemExit(f"step {step}: three updates in a row were not finite; the run stops, its last "
-                                         f"checkpoint is intact")  # fmt: skip
+                        raise SystemExit(f"step {step}: three updates in a row were not finite; the run stops, its "
+                                         f"last checkpoint is intact")  # fmt: skip
 
             # 6. the sampler gets the new weights
             with timer("sync"):
@@ -598,28 +502,13 @@ def main(argv: list[str]) -> None:
             if step == cfg.total_steps or (cfg.save_every and step % cfg.save_every == 0):
                 state["score"] = sum(rewards_since_save) / len(rewards_since_save)
                 rewards_since_save = []
-                save_all(cfg, model, optimizer, step, state)
+                checkpoint.save_all(cfg, model, optimizer, step, state)
 
         if benchmarks:
             print0("evaluating the final model at the first and at the last context")
             final = {"first": evaluate_at(first_len), "last": evaluate_at(last_len)}
             write_summary(cfg, state, final, seconds_before + time.perf_counter() - started)
     dist.destroy_process_group()
-
-
-def write_summary(cfg: Config, state: dict[str, Any], final: dict[str, dict], seconds: float) -> None:
-    """summary.json: base and final over all benchmarks' problems at the first and the last context, and the cost."""
-    summary: dict[str, Any] = {}
-    for who, results in (("base", state["base"]), ("final", final)):
-        for when in ("first", "last"):
-            summary[f"{who}_{when}"] = {k: results[when]["all"][k] for k in ("accuracy", "stderr")}
-            summary[f"{who}_{when}_benchmarks"] = results[when]
-    summary |= {"first_context": cfg.max_response_len[0], "last_context": cfg.max_response_len[-1], "steps": state["step"],
-                "wall_time": seconds, "tokens": state["tokens"], "world_size": dist.get_world_size()}  # fmt: skip
-    if dist.get_rank() == 0:
-        aside = cfg.run_dir / "summary.json.tmp"
-        aside.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-        aside.rename(cfg.run_dir / "summary.json")
 
 
 if __name__ == "__main__":

@@ -110,7 +110,9 @@ class Config:
             raise UserError(f"token_budget: {self.token_budget} holds no sequence of max_prompt_len + "
                             f"max_response_len = {longest} tokens; raise it to {longest} or more")  # fmt: skip
         if self.minibatches > self.prompts_per_step:
-            raise UserError(f"minibatches: {self.minibatches} parts of prompts_per_step={self.prompts_per_step} prompts")
+            raise UserError(
+                f"minibatches: {self.minibatches} parts of prompts_per_step={self.prompts_per_step} prompts"
+            )
         if self.rollout_correction_low >= self.rollout_correction_high:
             raise UserError(f"rollout_correction_low: {self.rollout_correction_low} must be under "
                             f"rollout_correction_high={self.rollout_correction_high}")  # fmt: skip
@@ -225,7 +227,7 @@ def load_config(argv: list[str]) -> Config:
         return Config(**values)
     except UserError as e:
         name = str(e).partition(":")[0]
-        raise UserError(f"{origin.get(name, name)}{str(e)[len(name):]}") from None
+        raise UserError(f"{origin.get(name, name)}{str(e)[len(name) :]}") from None
 
 
 def run(main: Callable[[list[str]], None]) -> None:

@@ -1,0 +1,126 @@
+"""Data rows in, prompts out: problem files, the tokenizer, and the chat template in a sandbox.
+
+Reads `.jsonl` rows {problem, answer, ...} and a Hugging Face folder's tokenizer files; writes nothing.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+
+from configs import UserError
+
+
+@dataclass(frozen=True)
+class Problem:
+    id: str
+    problem: str
+    answer: str | list[str]  # any of a list is right
+
+
+def load_problems(path: str | Path) -> list[Problem]:
+    """Rows {problem, answer, id?} of a .jsonl file, or of a .json file holding a list. Raises UserError."""
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"{path}: cannot read the problems: {e}") from None
+    rows, problems = [], []
+    try:
+        if str(path).endswith(".json"):
+            rows = [(f"{path}: row {i}", row) for i, row in enumerate(json.loads(text), 1)]
+        else:
+            for i, line in enumerate(text.split("\n"), 1):
+                if line.strip():
+                    rows.append((f"{path}:{i}", None))
+                    rows[-1] = (f"{path}:{i}", json.loads(line))
+    except (ValueError, TypeError) as e:
+        raise UserError(f"{rows[-1][0] if rows else path}: not JSON: {e}") from None
+    for where, row in rows:
+        if not isinstance(row, dict) or not isinstance(row.get("problem"), str) or not row["problem"].strip():
+            raise UserError(f"{where}: a row needs a text 'problem'")
+        answer = row.get("answer")
+        answers = [str(a) for a in (answer if isinstance(answer, list) else [answer])
+                   if isinstance(a, (str, int, float)) and not isinstance(a, bool) and str(a).strip()]  # fmt: skip
+        if not answers or (isinstance(answer, list) and len(answers) < len(answer)):
+            raise UserError(f"{where}: a row needs an 'answer' (a text, a number, or a list of them)")
+        problems.append(Problem(str(row.get("id", len(problems))), row["problem"],
+                                answers if isinstance(answer, list) else answers[0]))  # fmt: skip
+    if not problems:
+        raise UserError(f"{path}: no rows")
+    return problems
+
+
+class ChatTokenizer:
+    """tokenizer.json and the chat template of a Hugging Face folder. Templates run in jinja2's sandbox."""
+
+    def __init__(self, path: str | Path) -> None:
+        path = Path(path)
+        try:
+            self.tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+        except Exception as e:  # tokenizers raises bare Exception
+            raise UserError(f"{path}/tokenizer.json: cannot read the tokenizer: {e}") from None
+        try:
+            config = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8"))
+            template_file = path / "chat_template.jinja"
+            template = template_file.read_text(encoding="utf-8") if template_file.is_file() else config["chat_template"]
+            self.template = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(template)
+        except (OSError, ValueError, KeyError, TypeError, TemplateError) as e:
+            raise UserError(f"{path}: no usable chat template in tokenizer_config.json or chat_template.jinja: "
+                            f"{type(e).__name__} {e}") from None  # fmt: skip
+        self.special = {k: v["content"] if isinstance(v, dict) else v for k, v in config.items()
+                        if k in ("bos_token", "eos_token") and v}  # fmt: skip
+        self.bos_id = self.tokenizer.token_to_id(self.special.get("bos_token", ""))
+        self.eos_ids = self._eos_ids(path)
+        self.size = self.tokenizer.get_vocab_size(with_added_tokens=True)  # ids at or beyond it mean nothing
+
+    def _eos_ids(self, path: Path) -> list[int]:
+        """The stop tokens: generation_config.json's, else config.json's, else the tokenizer's."""
+        for file in ("generation_config.json", "config.json"):
+            if (path / file).is_file():
+                eos = json.loads((path / file).read_text(encoding="utf-8")).get("eos_token_id")
+                if eos is not None:
+                    return eos if isinstance(eos, list) else [eos]
+        eos = self.tokenizer.token_to_id(self.special.get("eos_token", ""))
+        if eos is None:
+            raise UserError(f"{path}: no eos token in generation_config.json, config.json or tokenizer_config.json")
+        return [eos]
+
+    def _render(self, text: str, generate: bool) -> str:
+        def raise_exception(message: str) -> None:
+            raise TemplateError(message)
+
+        try:
+            return self.template.render(messages=[{"role": "user", "content": text}], add_generation_prompt=generate,
+                                        raise_exception=raise_exception, **self.special)  # fmt: skip
+        except TemplateError as e:
+            raise UserError(f"the chat template fails: {e}") from None
+
+    def prompt(self, text: str) -> tuple[list[int], str]:
+        """Token ids of a user turn with the generation prompt, and what the template opened for the model to go on
+        from (its `<think>`, in newer templates). Exactly one BOS: the template's, or ours if it writes none."""
+        rendered, without = self._render(text, True), self._render(text, False)
+        shared = next((i for i, (a, b) in enumerate(zip(rendered, without, strict=False)) if a != b), len(without))
+        ids = self.tokenizer.encode(rendered, add_special_tokens=False).ids
+        if self.bos_id is not None and self.bos_id not in ids[:1]:
+            ids = [self.bos_id, *ids]
+        return ids, rendered[shared:]
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of a response, without its stop token; other special tokens stay visible (`</think>` may be one)."""
+        ids = ids[:-1] if ids and ids[-1] in self.eos_ids else ids
+        return self.tokenizer.decode(ids, skip_special_tokens=False)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    problem: Problem
+    ids: list[int]
+    opened: str  # what the chat template began for the model: graded together with what it wrote
+
+
+def encode_problems(problems: list[Problem], tokenizer: ChatTokenizer, suffix: str) -> list[Prompt]:
+    """Each problem as a user turn, `suffix` (the instruction) behind it."""
+    return [Prompt(p, *tokenizer.prompt(p.problem + suffix)) for p in problems]
