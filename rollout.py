@@ -108,7 +108,7 @@ def sample_tokens(logits: Tensor, uniform: Tensor, temperature: float, top_p: fl
     logprobs = (logits / temperature).log_softmax(-1)
     probs = logprobs[:, :vocab_size].double().exp()
     if top_p < 1:
-        ordered, order = probs.sort(-1, descending=True, stable=True)
+        ordered, order = torch.sort(probs, dim=-1, descending=True, stable=True)
         beyond = ordered.cumsum(-1) - ordered >= top_p * probs.sum(-1, keepdim=True)  # the mass before it suffices
         probs = probs.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), 0.0)
         logprobs = logprobs - probs.sum(-1, keepdim=True).log().float()

@@ -1,0 +1,102 @@
+"""Problem files, chat templates, and what is refused."""
+
+import json
+
+import pytest
+
+from configs import UserError
+from prompts import ChatTokenizer, encode_problems, load_problems
+
+
+def write(path, text):
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_rows_of_jsonl_and_json_with_every_kind_of_answer(tmp_path):
+    rows = [
+        {"problem": "a", "answer": "1"},
+        {"id": 7, "problem": "b", "answer": 142.0},
+        {"problem": "c", "answer": ["1", "2"]},
+    ]
+    jsonl = load_problems(write(tmp_path / "p.jsonl", "\ufeff" + "\n\n".join(map(json.dumps, rows))))
+    assert jsonl == load_problems(write(tmp_path / "p.json", json.dumps(rows)))
+    assert [p.answer for p in jsonl] == ["1", "142.0", ["1", "2"]] and jsonl[1].id == "7"
+
+
+@pytest.mark.parametrize("text,message", [
+    ('{"problem": "a", "answer": "1"}\n{"problem": "b"}', r":2: a row needs an 'answer'"),
+    ('{"problem": "a", "answer": "  "}', r":1: a row needs an 'answer'"),
+    ('{"problem": "a", "answer": null}', r":1: a row needs an 'answer'"),
+    ('{"problem": "a", "answer": ["1", null]}', r":1: a row needs an 'answer'"),
+    ('{"answer": "1"}', r":1: a row needs a text 'problem'"),
+    ('{"problem": "a", "answer": "1"}\n{"problem', r":2: not JSON"),
+    ("[1]", r":1: a row needs a text 'problem'"),
+    ("\n", "no rows"),
+])  # fmt: skip
+def test_a_bad_row_is_named_in_one_line(tmp_path, text, message):
+    with pytest.raises(UserError, match=message) as e:
+        load_problems(write(tmp_path / "p.jsonl", text))
+    assert "\n" not in str(e.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"none\.jsonl: cannot read"):
+        load_problems(tmp_path / "none.jsonl")
+
+
+def test_the_prompt_is_the_template_with_one_bos_and_the_opened_think_tag(tiny_model_dir):
+    tokenizer = ChatTokenizer(tiny_model_dir)
+    ids, opened = tokenizer.prompt("3+8=?")
+    tokens = [tokenizer.tokenizer.id_to_token(i) for i in ids]
+    assert tokens == ["<|bos|>", "<|user|>", *"3+8=?", "<|assistant|>", "<think>", "\n"]
+    assert opened == "<|assistant|><think>\n"
+
+
+def with_template(tiny_model_dir, tmp_path, template):
+    config = json.loads((tiny_model_dir / "tokenizer_config.json").read_text())
+    write(tmp_path / "tokenizer_config.json", json.dumps({**config, "chat_template": template}))
+    for name in ("tokenizer.json", "config.json"):
+        write(tmp_path / name, (tiny_model_dir / name).read_text())
+    return ChatTokenizer(tmp_path)
+
+
+def test_a_bos_is_added_where_the_template_writes_none(tiny_model_dir, tmp_path):
+    ids, opened = with_template(tiny_model_dir, tmp_path, "{{ messages[0]['content'] }}").prompt("3+8=?")
+    assert ids[0] == 0 and ids.count(0) == 1 and opened == ""
+
+
+def test_deepseeks_template_opens_the_think_tag(tiny_model_dir, tmp_path):
+    template = (
+        "{% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif %}{{ bos_token }}"
+        "{% for m in messages %}<|user|>{{ m['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|><think>\\n' }}{% endif %}"
+    )
+    assert with_template(tiny_model_dir, tmp_path, template).prompt("3")[1] == "<|assistant|><think>\n"
+
+
+@pytest.mark.parametrize("template", [
+    "{{ messages.__class__.__mro__ }}",
+    "{{ ''.__class__.__base__.__subclasses__() }}",
+    "{% for m in messages %}{{ m.clear() }}{% endfor %}",
+    "{{ raise_exception('no') }}",
+])  # fmt: skip
+def test_hostile_templates_are_stopped_by_the_sandbox(tiny_model_dir, tmp_path, template):
+    tokenizer = with_template(tiny_model_dir, tmp_path, template)
+    with pytest.raises(UserError, match="the chat template fails"):
+        tokenizer.prompt("3")
+
+
+def test_folders_without_tokenizer_or_template_are_refused(tiny_model_dir, tmp_path):
+    with pytest.raises(UserError, match=r"tokenizer\.json"):
+        ChatTokenizer(tmp_path)
+    write(tmp_path / "tokenizer.json", (tiny_model_dir / "tokenizer.json").read_text())
+    write(tmp_path / "tokenizer_config.json", "{}")
+    with pytest.raises(UserError, match="chat template"):
+        ChatTokenizer(tmp_path)
+
+
+def test_the_suffix_stands_behind_each_problem(tiny_model_dir, tmp_path):
+    problems = load_problems(write(tmp_path / "p.jsonl", '{"problem": "1+2", "answer": "3"}'))
+    tokenizer = ChatTokenizer(tiny_model_dir)
+    assert encode_problems(problems, tokenizer, "=?")[0].ids == tokenizer.prompt("1+2=?")[0]

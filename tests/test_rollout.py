@@ -1,0 +1,205 @@
+"""TorchSampler against the slow obvious loop: a whole forward pass for every token."""
+
+import math
+import random
+import struct
+
+import pytest
+import torch
+
+import rollout
+from configs import UserError
+from model import Qwen2
+from prompts import ChatTokenizer
+from rollout import TorchSampler, sample_seed, sample_tokens, uniforms
+
+PROMPTS = [[0, 2, 11, 18], [0, 2, 12], [0, 2, 9, 18, 15, 19, 50, 3], [0, 5], [0, 2, 11, 12, 13, 14, 15]]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model_dir):
+    return Qwen2.from_pretrained(tiny_model_dir, torch.float32)
+
+
+@pytest.fixture(scope="module")
+def stop_often(tiny_model_dir):
+    """Several ids end a sequence, so that a random model's lengths are ragged."""
+    sampler = TorchSampler(tiny_model_dir, torch.float32, slots=3)
+    sampler.eos_ids = torch.tensor([1, 20, 21, 22])
+    return sampler
+
+
+@torch.no_grad()
+def naive(model, eos_ids, prompt, seed, max_tokens, temperature, top_p, vocab_size):
+    """One sequence, no cache, no batch; its distribution in float64 from the plain formula."""
+    ids, logprobs = list(prompt), []
+    while len(ids) - len(prompt) < max_tokens:
+        x = torch.tensor(ids)
+        hidden = model(x, torch.arange(len(ids)), torch.tensor([0, len(ids)], dtype=torch.int32))
+        logits = (hidden[-1] @ model.lm_head.weight.T).double()
+        if temperature == 0:
+            token = int(logits[:vocab_size].argmax())
+            logprobs.append(float(logits.log_softmax(-1)[token]))
+        else:
+            probs = (logits / temperature).softmax(-1)[:vocab_size]
+            if top_p < 1:
+                kept, mass = set(), 0.0
+                for i in sorted(range(vocab_size), key=lambda i: -probs[i]):
+                    if mass < top_p:
+                        kept.add(i)
+                    mass += float(probs[i])
+                probs = torch.tensor([float(p) if i in kept else 0.0 for i, p in enumerate(probs)], dtype=torch.float64)
+                probs /= probs.sum()
+            u = float(uniforms(torch.tensor([seed]), torch.tensor([len(logprobs)])))
+            mass, token = 0.0, 0
+            for i, p in enumerate(probs.tolist()):
+                mass += p
+                if p > 0:
+                    token = i
+                if mass > u:
+                    break
+            logprobs.append(math.log(float(probs[token])))
+        ids.append(token)
+        if token in eos_ids:
+            break
+    return ids[len(prompt) :], logprobs
+
+
+@pytest.mark.parametrize("temperature,top_p", [(0.0, 1.0), (1.0, 1.0), (0.6, 1.0), (1.3, 0.7)])
+def test_tokens_equal_a_naive_loop_with_slots_refilled(model, stop_often, temperature, top_p):
+    seeds = [[sample_seed(p, s) for s in range(4)] for p in range(len(PROMPTS))]  # 20 samples through 3 slots
+    groups = stop_often.generate(PROMPTS, seeds, 12, temperature, top_p)
+    eos, lengths = stop_often.eos_ids.tolist(), set()
+    for p, group in enumerate(groups):
+        for s, r in enumerate(group):
+            ids, logprobs = naive(model, eos, PROMPTS[p], seeds[p][s], 12, temperature, top_p, stop_often.vocab_size)
+            assert (r.prompt_id, r.sample_id, r.prompt_ids) == (p, s, PROMPTS[p])
+            assert r.response_ids == ids
+            assert r.logprobs == pytest.approx(logprobs, abs=2e-5)
+            assert r.finish_reason == ("stop" if ids[-1] in eos else "length")
+            lengths.add(len(ids))
+    assert temperature == 0 or len(lengths) > 3, "the lengths are not ragged, so nothing was refilled"
+
+
+def test_a_sample_does_not_depend_on_its_batch(tiny_model_dir, stop_often):
+    seeds = [[sample_seed("batch", p, s) for s in range(3)] for p in range(len(PROMPTS))]
+    together = stop_often.generate(PROMPTS, seeds, 20, 1.0, 1.0)
+    wide = TorchSampler(tiny_model_dir, torch.float32, slots=64)
+    wide.eos_ids = stop_often.eos_ids
+    at_once = wide.generate(PROMPTS, seeds, 20, 1.0, 1.0)
+    for p, prompt in enumerate(PROMPTS):
+        for s in range(3):
+            alone = stop_often.generate([prompt], [[seeds[p][s]]], 20, 1.0, 1.0)[0][0]
+            assert alone.response_ids == together[p][s].response_ids == at_once[p][s].response_ids
+
+
+def test_max_tokens_one_and_uneven_groups(stop_often):
+    groups = stop_often.generate(PROMPTS[:3], [[1], [2, 3, 4], []], 1, 1.0, 1.0)
+    assert [len(g) for g in groups] == [1, 3, 0]
+    assert all(len(r.response_ids) == len(r.logprobs) == 1 for g in groups for r in g)
+
+
+def test_no_prompts_give_no_rollouts(stop_often):
+    assert stop_often.generate([], [], 5, 1.0, 1.0) == []
+    assert stop_often.generate(PROMPTS[:1], [[]], 5, 1.0, 1.0) == [[]]
+
+
+def test_a_prompt_beyond_the_positions_is_refused(stop_often):
+    with pytest.raises(UserError, match="max_position_embeddings"):
+        stop_often.generate([[0] * 500], [[1]], 100, 1.0, 1.0)
+
+
+def test_logprobs_are_those_of_the_tempered_distribution(stop_often, model):
+    r = stop_often.generate(PROMPTS[:1], [[5]], 6, 0.6, 1.0)[0][0]
+    ids = torch.tensor(r.prompt_ids + r.response_ids)
+    hidden = model(ids[:-1], torch.arange(len(ids) - 1), torch.tensor([0, len(ids) - 1], dtype=torch.int32))
+    logprobs = ((hidden @ model.lm_head.weight.T).double() / 0.6).log_softmax(-1)
+    expected = logprobs[torch.arange(len(ids) - 1), ids[1:]][len(r.prompt_ids) - 1 :]
+    assert r.logprobs == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_the_largest_uniform_never_leaves_the_vocabulary():
+    largest = torch.tensor([1 - 2.0**-53], dtype=torch.float64)
+    for size, real in ((152_064, 151_665), (40, 40), (3, 2)):
+        for logits in (torch.zeros(1, size), torch.randn(1, size) * 10, torch.full((1, size), -1e4)):
+            token, logprob = sample_tokens(logits, largest, 0.6, 1.0, real)
+            assert 0 <= token.item() < real and math.isfinite(logprob.item())
+    peaked = torch.full((1, 152_064), -100.0)
+    peaked[0, 7] = 100.0  # everything after it has no mass at all in float32
+    assert sample_tokens(peaked, largest, 1.0, 1.0, 151_665)[0].item() == 7
+    assert sample_tokens(peaked, torch.zeros(1, dtype=torch.float64), 1.0, 0.5, 151_665)[0].item() == 7
+
+
+def test_padding_rows_of_the_checkpoint_are_never_sampled():
+    logits = torch.zeros(1000, 10)
+    logits[:, 6:] = 50.0
+    tokens, logprobs = sample_tokens(logits, torch.linspace(0, 0.999, 1000, dtype=torch.float64), 1.0, 1.0, 6)
+    assert tokens.max() == 5 and tokens.min() == 0 and (logprobs < -40).all()
+
+
+def test_sampling_frequencies_match_the_distribution():
+    logits = torch.randn(1, 12, generator=torch.Generator().manual_seed(0))
+    n = 40_000
+    u = uniforms(torch.full((n,), sample_seed("frequencies")), torch.arange(n))
+    counts = sample_tokens(logits.expand(n, -1), u, 0.8, 1.0, 12)[0].bincount(minlength=12)
+    expected = (logits[0].double() / 0.8).softmax(-1)
+    chi2 = float(((counts - n * expected) ** 2 / (n * expected)).sum())
+    assert chi2 < 31.3  # the 0.1% point at 11 degrees of freedom; the seed is fixed
+
+
+def splitmix(z: int) -> int:
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) % 2**64
+    return z ^ (z >> 31)
+
+
+def test_uniforms_equal_splitmix64_in_exact_integers():
+    rng = random.Random(0)
+    seeds = [0, 1, 2**63 - 1] + [rng.getrandbits(63) for _ in range(200)]
+    positions = [0, 1, 24_575] + [rng.randrange(32_768) for _ in range(200)]
+    got = uniforms(torch.tensor(seeds), torch.tensor(positions)).tolist()
+    want = [(splitmix((splitmix(s) + (p + 1) * 0x9E3779B97F4A7C15) % 2**64) >> 11) * 2.0**-53
+            for s, p in zip(seeds, positions, strict=True)]  # fmt: skip
+    assert got == want
+    assert splitmix(0x9E3779B97F4A7C15) == 0xE220A8397B1DCDAF  # SplitMix64's published first output for seed 0
+
+
+def test_seeds_fit_63_bits_and_differ():
+    seeds = {
+        sample_seed(0, stage, step, 0, p, s)
+        for stage in range(2)
+        for step in range(9)
+        for p in range(9)
+        for s in range(9)
+    }
+    assert len(seeds) == 2 * 9**3 and max(seeds) < 2**63 and min(seeds) >= 0
+    assert struct.calcsize("<q") == 8 and torch.tensor(max(seeds)).dtype == torch.int64
+
+
+def test_load_weights_changes_the_samples_and_refuses_another_shape(tiny_model_dir, model):
+    sampler = TorchSampler(tiny_model_dir, torch.float32)
+    before = sampler.generate(PROMPTS[:1], [[1]], 8, 0.0, 1.0)[0][0]
+    changed = {n: p.detach() * (-1 if "norm" in n else 1) for n, p in model.named_parameters()}
+    sampler.load_weights(changed.items())
+    assert sampler.generate(PROMPTS[:1], [[1]], 8, 0.0, 1.0)[0][0].logprobs != before.logprobs
+    sampler.load_weights((n, p.detach()) for n, p in model.named_parameters())
+    assert sampler.generate(PROMPTS[:1], [[1]], 8, 0.0, 1.0)[0][0] == before
+    with pytest.raises(ValueError, match="shapes"):
+        sampler.load_weights({**changed, "model.norm.weight": torch.ones(3)}.items())
+
+
+def test_gathered_rollouts_equal_the_originals(monkeypatch, stop_often):
+    group = stop_often.generate(PROMPTS, [[p, p + 9] for p in range(5)], 6, 1.0, 1.0)
+    mine = [r for g in group for r in g]
+    monkeypatch.setattr(rollout.dist, "get_world_size", lambda: 1)
+    monkeypatch.setattr(rollout.dist, "all_gather_object", lambda parts, mine: parts.__setitem__(0, mine))
+    got = rollout.gather_rollouts(mine[::-1])
+    for a, b in zip(got, mine, strict=True):
+        assert (a.prompt_ids, a.response_ids, a.finish_reason) == (b.prompt_ids, b.response_ids, b.finish_reason)
+        assert a.logprobs == pytest.approx(b.logprobs, rel=1e-7)
+
+
+def test_the_tokenizer_of_the_folder_stops_at_its_eos(tiny_model_dir):
+    tokenizer = ChatTokenizer(tiny_model_dir)
+    assert tokenizer.eos_ids == [1]
+    assert tokenizer.decode([5, 11, 1]) == "</think>" + tokenizer.tokenizer.id_to_token(11)
