@@ -43,7 +43,8 @@ def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, estimator: str) -> Tensor
     """Estimates of KL(policy || reference) a token (J. Schulman, "Approximating KL divergence", 2020).
 
     With d = ref - logprob: "k1" -d, "k2" d^2 / 2, "k3" e^d - d - 1, "k3_clamped" the same held to +-10, which is
-    DeepScaleR's low_var_kl (the gradient is 0 where the clamp holds).
+    DeepScaleR's low_var_kl (the gradient is 0 where the clamp holds). There d is held to +-20 first, as in verl: it
+    changes no number, and e^d = inf times that 0 would make the gradient nan, even on a masked token.
     """
     d = ref_logprobs - logprobs
     if estimator == "k1":
@@ -53,6 +54,7 @@ def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, estimator: str) -> Tensor
     if estimator == "k3":
         return d.exp() - d - 1
     if estimator == "k3_clamped":
+        d = d.clamp(-20, 20)
         return (d.exp() - d - 1).clamp(-10, 10)
     raise ValueError(f"unknown KL estimator {estimator!r}")
 

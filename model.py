@@ -351,6 +351,7 @@ class Qwen2(nn.Module):
                 tensor = distribute_tensor(tensor, p.device_mesh, p.placements, src_data_rank=None)
             p.copy_(tensor)
             missing.discard(name)
+            del tensor  # before the next one is read
         if missing:
             raise UserError(f"{where}: {len(missing)} tensors are missing, the first is {min(missing)}")
 
@@ -404,7 +405,7 @@ def stream_weights(path: str | Path) -> Iterator[tuple[str, Tensor]]:
             with safe_open(Path(path) / file, framework="pt") as f:
                 for name in f.keys():  # noqa: SIM118 (safe_open is no dict)
                     yield name, f.get_tensor(name)
-    except (OSError, SafetensorError, ValueError, KeyError, AttributeError) as e:
+    except (OSError, SafetensorError, ValueError, KeyError, AttributeError, TypeError) as e:
         raise UserError(f"{path}: cannot read the weights: {e}") from None
 
 
@@ -426,9 +427,9 @@ class _TokenLogprobs(torch.autograd.Function):
             j = slice(i, i + chunk)
             logits = _chunk_logits(hidden[j], weight, temperature)
             lse[j] = logits.logsumexp(-1)
-            logprobs[j] = logits.gather(-1, targets[j, None]).squeeze(-1) - lse[j]
-            probs = (logits - lse[j, None]).exp_()
-            entropy[j] = lse[j] - probs.mul_(logits).sum(-1)
+            logits.sub_(lse[j, None])  # log-softmax; entropy as lse - sum(p z) would lose digits where lse is large
+            logprobs[j] = logits.gather(-1, targets[j, None]).squeeze(-1)
+            entropy[j] = logits.exp().mul_(logits).sum(-1).neg_()
         ctx.save_for_backward(hidden, weight, targets, lse, entropy)
         ctx.temperature, ctx.chunk = temperature, chunk
         return logprobs, entropy

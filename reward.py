@@ -51,13 +51,11 @@ def extract_answer(response: str) -> str | None:
 def grade(answer: str, gold: str) -> bool:
     """Whether two final answers are mathematically equal. Pure; answers any text at all, what is unclear with False.
 
-    Conventions of ../shared/reward/README.md: exact equality, units and labels may be absent, lists in any order.
+    Exact equality; units and labels (`x =`) may be absent, lists come in any order, tuples and intervals do not.
     """
     try:
         return answers.equal(answer, gold)
-    except (
-        Exception
-    ):  # untrusted text: outside the grammar, over a bound, undefined; MemoryError under the worker's limit
+    except Exception:  # untrusted text: outside the grammar, over a bound, undefined, or out of the worker's memory
         return False
 
 
@@ -76,7 +74,7 @@ def reward(response: str, gold: str | list[str]) -> float:
 def _die_with_parent(parent: int) -> None:
     """Linux kills this process when the thread that started it ends; elsewhere end of input must do (while idle)."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(1, ctypes.c_ulong(signal.SIGKILL))  # PR_SET_PDEATHSIG; its argument is a full word
     if os.getppid() != parent:  # it died before we asked
         os._exit(1)
 

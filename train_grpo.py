@@ -338,9 +338,11 @@ def start_wandb(cfg: Config) -> Any:
 
 def progress_line(row: dict[str, Any], cfg: Config, seconds_left: float) -> str:
     evals = "".join(f"  {k} {v:.3f}" for k, v in row.items() if k.startswith("eval_"))
-    return (f"step {row['step']}/{cfg.total_steps}  context {row['max_response_len']}  "
-            f"reward {row['reward_mean']:.3f}  length {row['response_len_mean']:.1f}  clipped {row['response_clip_ratio']:.3f}  "
-            f"{row['tokens_per_second']:,.0f} tokens/s  {seconds_left / 60:,.1f} min left{evals}")  # fmt: skip
+    words = [f"step {row['step']}/{cfg.total_steps}", f"context {row['max_response_len']}",
+             f"reward {row['reward_mean']:.3f}", f"length {row['response_len_mean']:.1f}",
+             f"clipped {row['response_clip_ratio']:.3f}", f"{row['tokens_per_second']:,.0f} tokens/s",
+             f"{seconds_left / 60:,.1f} min left"]  # fmt: skip
+    return "  ".join(words) + evals
 
 
 # ------------------------------------------------------------------------------------------------------------ the loop
@@ -378,8 +380,9 @@ def main(argv: list[str]) -> None:
         checkpoint.write_config(cfg)
         (cfg.run_dir / "rollouts").mkdir(exist_ok=True)
         checkpoint.truncate_metrics(cfg.run_dir / "metrics.jsonl", state["step"])
-        print(f"{len(prompts)} prompts from {cfg.train_data}, {too_long} longer than max_prompt_len="
-              f"{cfg.max_prompt_len} left out; {world} x {device.type}, attention: {model.backend}, sampler: {cfg.sampler}")  # fmt: skip
+        print(f"{len(prompts)} prompts from {cfg.train_data}, {too_long} longer than max_prompt_len={cfg.max_prompt_len}"
+              f" left out")  # fmt: skip
+        print(f"{world} x {device.type}, attention: {model.backend}, sampler: {cfg.sampler}")
     wandb = start_wandb(cfg)
     sampler.load_weights(full_tensors(model, DTYPES[cfg.dtype]))
     rewards_since_save: list[float] = []
@@ -389,7 +392,7 @@ def main(argv: list[str]) -> None:
 
         def evaluate_at(max_len: int) -> dict[str, dict[str, float]]:
             results = evaluate(sampler, tokenizer, pool, benchmarks, cfg, max_len)
-            for name, r in results.items():
+            for name, r in results.items() if len(benchmarks) > 1 else list(results.items())[:1]:
                 print0(f"  {name} at {max_len}: {r['accuracy']:.3f} +- {r['stderr']:.3f}, length "
                        f"{r['response_len_mean']:.1f}, clipped {r['response_clip_ratio']:.3f}")  # fmt: skip
             return results
@@ -508,6 +511,7 @@ def main(argv: list[str]) -> None:
             print0("evaluating the final model at the first and at the last context")
             final = {"first": evaluate_at(first_len), "last": evaluate_at(last_len)}
             write_summary(cfg, state, final, seconds_before + time.perf_counter() - started)
+    dist.barrier()  # a rank that leaves early can abort the others' exit
     dist.destroy_process_group()
 
 

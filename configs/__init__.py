@@ -7,7 +7,6 @@ defaults are DeepScaleR's first stage as published. The file is parsed, never ex
 
 import ast
 import dataclasses
-import math
 import os
 import sys
 from collections.abc import Callable
@@ -156,7 +155,7 @@ def checked(name: str, kind: Any, value: Any) -> Any:
     if get_origin(kind) is tuple:
         items = value if isinstance(value, (tuple, list)) else (value,)
         return tuple(checked(name, get_args(kind)[0], v) for v in items)
-    if kind is float and type(value) in (int, float) and math.isfinite(value):
+    if kind is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:  # nan is not
         return float(value)
     if type(value) is not kind or kind is float:
         raise UserError(f"{name}: {value!r} is not a {kind.__name__}")
@@ -196,6 +195,8 @@ def parse_config_file(path: str) -> dict[str, Any]:
     if call.args or any(k.arg is None for k in call.keywords):
         raise UserError(f"{path}:{call.lineno}: Config takes key=value arguments only")
     for keyword in call.keywords:
+        if keyword.arg in values:
+            raise UserError(f"{path}:{keyword.value.lineno}: {keyword.arg}: given twice")
         try:
             values[keyword.arg] = ast.literal_eval(keyword.value)
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):

@@ -298,9 +298,10 @@ def test_workers_import_only_the_grader():
 def test_workers_vanish_after_the_parent_is_killed(stop):
     """A pipe that every worker inherits as stderr reads end-of-file once all of them are gone."""
     code = """
-import os, reward, signal, sys, time
+import os, reward, signal, sys
 pool = reward.RewardPool(workers=2)
-assert pool.rewards(["<think></think>\\\\boxed{1}"] * 4, ["1"] * 4) == [1.0] * 4
+while not pool.workers or not all(worker.ready for worker in pool.workers):  # one may work, one still start
+    assert pool.rewards(["<think></think>\\\\boxed{1}"] * 4, ["1"] * 4) == [1.0] * 4
 for worker in pool.workers if sys.argv[1] == "True" else []:
     os.kill(worker.process.pid, signal.SIGSTOP)  # as good as busy: it cannot see the end of its input
 print("up", flush=True)

@@ -1,0 +1,26 @@
+# `make tiny` and `make test` set up everything they need in .venv; repeating them is cheap.
+PYTHON ?= python3
+
+tiny: .venv/installed
+	.venv/bin/python data_prep.py tiny
+	.venv/bin/python train_grpo.py configs/tiny.py --resume=true
+	.venv/bin/python plot.py out/tiny
+
+test: .venv/installed-test
+	.venv/bin/python -m pytest
+
+lint: .venv/installed-test
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+.venv/installed: requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed") if sys.version_info < (3, 10) else None'
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet -r requirements.txt
+	touch $@
+
+.venv/installed-test: .venv/installed requirements-test.txt
+	.venv/bin/python -m pip install --quiet -r requirements-test.txt
+	touch $@
+
+.PHONY: tiny test lint
