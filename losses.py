@@ -12,7 +12,10 @@ def group_advantages(rewards: Tensor, normalize_std: bool) -> Tensor:
     """(P, G) rewards -> (P, G) advantages: reward minus the group's mean, over its unbiased std + 1e-6 if asked.
 
     GRPO (arXiv 2402.03300, section 4.1.2) with verl's unbiased std; without the division, Dr. GRPO (2503.20783).
+    A group of one has mean 0 and std 1, as in verl.
     """
+    if rewards.shape[1] == 1:
+        return rewards / (1 + 1e-6) if normalize_std else rewards.clone()
     advantages = rewards - rewards.mean(dim=1, keepdim=True)
     return advantages / (rewards.std(dim=1, keepdim=True) + 1e-6) if normalize_std else advantages
 

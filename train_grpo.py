@@ -380,8 +380,8 @@ def main(argv: list[str]) -> None:
         checkpoint.write_config(cfg)
         (cfg.run_dir / "rollouts").mkdir(exist_ok=True)
         checkpoint.truncate_metrics(cfg.run_dir / "metrics.jsonl", state["step"])
-        print(f"{len(prompts)} prompts from {cfg.train_data}, {too_long} longer than max_prompt_len={cfg.max_prompt_len}"
-              f" left out")  # fmt: skip
+        limit = f"max_prompt_len={cfg.max_prompt_len}"
+        print(f"{len(prompts)} prompts from {cfg.train_data}, {too_long} longer than {limit} left out")
         print(f"{world} x {device.type}, attention: {model.backend}, sampler: {cfg.sampler}")
     wandb = start_wandb(cfg)
     sampler.load_weights(full_tensors(model, DTYPES[cfg.dtype]))

@@ -31,6 +31,7 @@ def rollouts(seed: int) -> list[list[Rollout]]:
 
 def main(model_dir: str, out: str, *options: str) -> None:
     flags = [f"--model={model_dir}", "--max_response_len=100", "--group_size=3", "--stage_steps=1", "--minibatches=1"]
+    flags += ["--max_prompt_len=20"]
     cfg = load_config(["configs/tiny.py", *flags, *(f"--{o}" for o in options if "mean_of_means" not in o)])
     device = train_grpo.init_distributed(cfg)
     model = train_grpo.load_model(cfg, model_dir, device, torch.float32)
@@ -41,7 +42,7 @@ def main(model_dir: str, out: str, *options: str) -> None:
     if "mean_of_means=1" in options:
         train_grpo.aggregate = lambda losses, mask, *rest: (losses * mask).sum() / mask.sum().clamp(min=1) / len(packs)
         packs = []
-    (plan,) = train_grpo.plan_minibatches(rollouts(0), cfg, dist.get_world_size())
+    (plan,) = train_grpo.plan_minibatches(rollouts(11), cfg, dist.get_world_size())
     batches = [train_grpo.pack(p, cfg.mask_truncated, device) for p in plan[dist.get_rank()]]
     if "mean_of_means=1" in options:
         packs += batches * dist.get_world_size()

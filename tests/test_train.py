@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -22,17 +23,27 @@ SHARED = ROOT.parent / "shared"
 ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
-def flags(world, out_dir, **changes):
-    values = dict(model=world / "base", train_data=world / "train.jsonl", eval_data=world / "test.jsonl", out_dir=out_dir,
-                  run_name="run", prompts_per_step=8, group_size="4,4", max_prompt_len=16, max_response_len="24,32",
-                  stage_steps="4,2", token_budget=128, lr=1e-3, save_every=3, save_rollouts_every=1, eval_every=0,
-                  eval_k=1, sampler_slots=16) | changes  # fmt: skip
-    return ["configs/tiny.py", *(f"--{k}={v}" for k, v in values.items())]
+def flags(world, folder, **changes):
+    values = dict(model=world / "base", train_data=world / "train.jsonl", eval_data=world / "test.jsonl")
+    values |= dict(out_dir=folder, run_name="run", prompts_per_step=8, group_size="4,4", max_prompt_len=16, lr=1e-3)
+    values |= dict(max_response_len="24,32", stage_steps="4,2", token_budget=128, save_every=3, save_rollouts_every=1)
+    values |= dict(eval_every=0, eval_k=1, sampler_slots=16)
+    return ["configs/tiny.py", *(f"--{k}={v}" for k, v in (values | changes).items())]
 
 
 def command(ranks, *args):
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
     return [sys.executable, *launch, *map(str, args)]
+
+
+def start_ranks(ranks, argv):
+    """What torchrun does, without its parent process: each rank can be killed for good."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    env = {**ENV, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
+    return [subprocess.Popen([sys.executable, *argv], cwd=ROOT, stdout=subprocess.PIPE, text=True,
+                             env={**env, "RANK": str(r), "LOCAL_RANK": str(r)}) for r in range(ranks)]  # fmt: skip
 
 
 def train(argv, ranks=1, status=0):
@@ -156,7 +167,8 @@ def group_of_one():
 
 def one_minibatch(cfg, device):
     groups = make_groups([[5, 30, 1, 9], [32, 31, 7, 8]])
-    groups = [[Rollout(r.prompt_id, r.sample_id, [1, 2], [(7 * i + r.sample_id) % 40 for i in range(len(r.response_ids))],
+    parts = [[train_grpo.step_prompts(s, 26, cfg) for s in steps] for steps in ((1, 2, 3), (4, 5, 6))]
+    first, second = (sum(p, []) for p in parts)
                        r.logprobs, "stop", advantage=1.0 - 0.7 * r.sample_id) for r in g] for g in groups]  # fmt: skip
     plan = train_grpo.plan_minibatches(groups, cfg, 1)
     return [([train_grpo.pack(p, False, device) for p in ranks[0]], train_grpo.count(ranks, cfg, 32)) for ranks in plan]
@@ -227,7 +239,8 @@ def test_a_run_writes_what_the_design_lists(six_steps):
     rows = [json.loads(line) for line in (six_steps / "metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in rows] == [1, 2, 3, 4, 5, 6] and [r["stage"] for r in rows] == [0, 0, 0, 0, 1, 1]
     names = """step stage max_response_len reward_mean response_len_mean response_len_correct response_len_incorrect
-        response_clip_ratio solve_none solve_all loss pg_loss kl entropy pg_clip_frac grad_norm lr mismatch_k3 mismatch_max
+    for key in ("base_first", "base_last", "final_first", "final_last"):
+        assert set(summary[key]) == {"accuracy", "stderr"}
         tokens_generated tokens_trained time_rollout time_reward time_logprobs time_train time_sync time_step
         tokens_per_second mfu gpu_hours""".split()
     assert all(set(names) <= set(r) for r in rows)
@@ -260,12 +273,12 @@ def test_resume_is_exact(world, tmp_path, six_steps, ranks):
     if ranks == 2:
         train(flags(world, tmp_path, run_name="whole", eval_every=3), ranks)
         whole = tmp_path / "whole"
-    argv = command(ranks, "train_grpo.py", *flags(world, tmp_path, eval_every=3))
-    process = subprocess.Popen(argv, cwd=ROOT, env=ENV, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    for line in process.stdout:
+    processes = start_ranks(ranks, ["train_grpo.py", *flags(world, tmp_path, eval_every=3)])
+    for line in processes[0].stdout:
         if line.startswith("step 4/"):
-            os.killpg(process.pid, signal.SIGKILL)  # after step 3's checkpoint, in the middle of things
-    process.wait()
+            for process in processes:
+                process.send_signal(signal.SIGKILL)  # after step 3's checkpoint, in the middle of things
+    assert [p.wait() for p in processes] == [-9] * ranks
     assert not (tmp_path / "run" / "summary.json").exists()
     with open(tmp_path / "run" / "metrics.jsonl", "a") as f:
         f.write('{"step": 5, "rewa')  # torn by the crash
@@ -414,8 +427,9 @@ def test_three_updates_in_a_row_that_are_not_finite_stop_the_run(world, tmp_path
     argv = [sys.executable, "-c", broken, *flags(world, tmp_path, save_every=1)]
     done = subprocess.run(argv, cwd=ROOT, env=ENV, capture_output=True, text=True)
     assert done.returncode == 1 and "three updates in a row were not finite" in done.stderr
-    assert [r["updates_skipped"] for r in metrics(tmp_path / "run")] == [1, 1, 3]
-    assert checkpoint.find(tmp_path / "run").name == "step_000003"
+    rows = metrics(tmp_path / "run")
+    assert rows[0]["updates_skipped"] == 1 and rows[-1]["updates_skipped"] == 3 and len(rows) < 6
+    assert checkpoint.find(tmp_path / "run").name == f"step_{len(rows):06d}"
 
 
 # ------------------------------------------------------------------------------------------------------------ refusals
@@ -440,7 +454,7 @@ def test_bad_input_gets_one_line_and_status_2(monkeypatch, capsys, world, tmp_pa
     assert "--no_such: no such setting" in refused(no_such=1)
     assert "--group_size: 1 is under its minimum 2" in refused(group_size="1,1")
     assert "model: no such folder" in refused(model=tmp_path / "none")
-    assert "config.json" in refused(model=tmp_path)
+    assert "tokenizer.json: cannot read" in refused(model=tmp_path)
     (tmp_path / "rows.jsonl").write_text('{"problem": "1+1=?", "answer": "2"}\n{"problem": "1+2=?"}\n')
     assert f"{tmp_path}/rows.jsonl:2: a row needs an 'answer'" in refused(train_data=tmp_path / "rows.jsonl")
     assert "prompts_per_step is 100" in refused(prompts_per_step=100)
