@@ -150,7 +150,7 @@ def train_base(tokenizer: Tokenizer, held_out: set, updates: int, seed: int, siz
     return model
 
 
-def make_tiny_world(out_dir: str | Path, updates: int = 1000, seed: int = 0) -> None:
+def make_tiny_world(out_dir: str | Path, updates: int = 850, seed: int = 0) -> None:
     """Write train.jsonl, test.jsonl and base/ under `out_dir`. An existing base model is kept. Raises UserError."""
     out_dir = Path(out_dir)
     if (out_dir / "base" / "model.safetensors").is_file():

@@ -492,9 +492,9 @@ def main(argv: list[str]) -> None:
             flops = 3 * model.flops(length(r) for g in trained for r in g) if plan else 0.0
             row |= {f"time_{phase}": timer.seconds.get(phase, 0.0)
                     for phase in ("rollout", "reward", "logprobs", "train", "sync", "eval")}  # fmt: skip
-            row |= {"time_step": seconds, "tokens_per_second": row["tokens_generated"] / seconds,
-                    "mfu": flops / (row["time_train"] * peak * world) if plan else None,
-                    "gpu_hours": state["seconds"] * world / 3600}  # fmt: skip
+            row |= {"time_step": seconds, "tokens_per_second": row["tokens_generated"] / seconds}
+            row |= {"flops_trained": flops, "mfu": flops / (row["time_train"] * peak * world) if plan else None}
+            row["gpu_hours"] = state["seconds"] * world / 3600
             if rank == 0:
                 with open(cfg.run_dir / "metrics.jsonl", "a", encoding="utf-8") as f:
                     f.write(json.dumps(row) + "\n")
@@ -502,7 +502,7 @@ def main(argv: list[str]) -> None:
                 print(progress_line(row, cfg, left), flush=True)
                 if wandb:
                     wandb.log(row, step=step)
-            if step == cfg.total_steps or (cfg.save_every and step % cfg.save_every == 0):
+            if cfg.save_every and (step % cfg.save_every == 0 or step == cfg.total_steps):
                 state["score"] = sum(rewards_since_save) / len(rewards_since_save)
                 rewards_since_save = []
                 checkpoint.save_all(cfg, model, optimizer, step, state)

@@ -26,7 +26,7 @@ class Config:
     out_dir: str = "out"
     seed: int = 0  # every random number of the run is a function of this
     resume: bool = False  # go on from the newest whole checkpoint, or from the start where there is none
-    save_every: int = 20  # steps between checkpoints and exports; 0 = only at the end
+    save_every: int = 20  # steps between checkpoints and exports, the last step included; 0 = never
     keep_checkpoints: int = 3  # newest ones kept; the best one is kept besides
     export_dtype: Literal["float32", "bfloat16"] = "float32"  # of hf/step_*: float32 where a later stage loads it
     save_rollouts_every: int = 20  # steps between dumps of all responses; 0 = never
