@@ -30,7 +30,7 @@ import checkpoint
 from configs import Config, UserError, load_config, run
 from eval import dump_rollouts, evaluate, write_summary
 from losses import aggregate, clipped, group_advantages, kl_penalty, policy_loss, rollout_weights
-from model import DTYPES, Qwen2, full_tensors, peak_flops, resolve_model, token_logprobs
+from model import DTYPES, ModelConfig, Qwen2, full_tensors, peak_flops, resolve_model, token_logprobs
 from prompts import ChatTokenizer, Prompt, encode_problems, load_problems
 from reward import RewardPool
 from rollout import Rollout, TorchSampler, gather_rollouts, response_text, sample_seed
@@ -317,12 +317,7 @@ def load_prompts(cfg: Config, tokenizer: ChatTokenizer) -> tuple[list[Prompt], i
 def load_model(cfg: Config, path: Path, device: torch.device, dtype: torch.dtype) -> Qwen2:
     """The model sharded over all ranks, parameters in `dtype`."""
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    model = Qwen2.from_pretrained(path, dtype, device, mesh, DTYPES[cfg.dtype])
-    longest = cfg.max_prompt_len + cfg.max_response_len[-1]
-    if longest > model.config.max_position_embeddings:
-        raise UserError(f"max_response_len: {longest} tokens with the prompt, the model has "
-                        f"max_position_embeddings={model.config.max_position_embeddings}")  # fmt: skip
-    return model
+    return Qwen2.from_pretrained(path, dtype, device, mesh, DTYPES[cfg.dtype])
 
 
 def start_wandb(cfg: Config) -> Any:
@@ -357,6 +352,11 @@ def main(argv: list[str]) -> None:
     prompts, too_long = load_prompts(cfg, tokenizer)
     benchmarks = {Path(f).stem: encode_problems(load_problems(f), tokenizer, cfg.prompt_suffix)
                   for f in (cfg.eval_data if cfg.eval_every else ())}  # fmt: skip
+    longest = max([cfg.max_prompt_len, *(len(p.ids) for b in benchmarks.values() for p in b)])
+    longest, positions = longest + cfg.max_response_len[-1], ModelConfig.from_folder(path).max_position_embeddings
+    if longest > positions:
+        raise UserError(f"max_response_len: {longest} tokens with the longest prompt, but the model has only "
+                        f"max_position_embeddings={positions}")  # fmt: skip
     device = init_distributed(cfg)
     rank, world = dist.get_rank(), dist.get_world_size()
 
@@ -386,7 +386,7 @@ def main(argv: list[str]) -> None:
     wandb = start_wandb(cfg)
     sampler.load_weights(full_tensors(model, DTYPES[cfg.dtype]))
     rewards_since_save: list[float] = []
-    not_finite_in_a_row, seconds_before, step_seconds = 0, state["seconds"], []
+    begun_at, seconds_before, step_seconds, not_finite_in_a_row = state["step"], state["seconds"], [], 0
 
     with RewardPool(cfg.reward_workers, cfg.reward_timeout) as pool:
 
@@ -507,7 +507,9 @@ def main(argv: list[str]) -> None:
                 rewards_since_save = []
                 checkpoint.save_all(cfg, model, optimizer, step, state)
 
-        if benchmarks:
+        if begun_at == cfg.total_steps and (cfg.run_dir / "summary.json").is_file():
+            print0(f"{cfg.run_dir} was finished already")
+        elif benchmarks:
             print0("evaluating the final model at the first and at the last context")
             final = {"first": evaluate_at(first_len), "last": evaluate_at(last_len)}
             write_summary(cfg, state, final, seconds_before + time.perf_counter() - started)

@@ -8,6 +8,7 @@ Config(
     max_response_len=(24576,),
     group_size=(16,),
     stage_steps=(200,),
+    sampler_slots=32,
     save_every=10,
     eval_every=10,
 )

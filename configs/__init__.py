@@ -38,7 +38,7 @@ class Config:
     prompt_suffix: str = " Let's think step by step and output the final answer within \\boxed{}."
     # rollouts
     sampler: Literal["torch"] = "torch"
-    sampler_slots: int = 256  # sequences generated at once on a rank
+    sampler_slots: int = 64  # sequences generated at once on a rank; each holds a cache of prompt + response length
     prompts_per_step: int = 128
     group_size: tuple[int, ...] = (8,)  # samples a prompt, one entry a stage
     temperature: float = 0.6
