@@ -16,16 +16,16 @@ from pathlib import Path
 import torch
 
 import train_grpo
-from configs import Config, load_config, run
+from configs import Config, UserError, load_config, run
 from model import DTYPES, matmul_flops
 
 STEPS = 4  # the first one is not counted
 PHASES = ("rollout", "reward", "logprobs", "train", "sync")
 
 
-def peak_memory() -> str:
+def peak_memory(device: torch.device) -> str:
     """The most this process ever held, in GiB: on its GPU, or resident on the CPU."""
-    if torch.cuda.is_available():
+    if device.type == "cuda":
         return f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB on the GPU"
     unit = 1 if sys.platform == "darwin" else 1024
     return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.2f} GiB resident"
@@ -34,7 +34,7 @@ def peak_memory() -> str:
 def table(rows: list[dict], cfg: Config, world: int, peak: float) -> str:
     """The report on the steps in `rows`; rates are those of all ranks together, `peak` is one rank's FLOP/s."""
     total = {key: sum(row[key] or 0 for row in rows) for key in rows[0] if key not in ("step", "stage")}
-    forward = total["flops_trained"] / 3  # generation computes the same tokens once, whatever it then learns from
+    forward = total["flops_trained"] / 3  # generation computes the tokens once, training as much three times
     passes = (cfg.minibatches - 1) / cfg.minibatches + bool(cfg.kl_coef)  # old and reference log-probabilities
     flops = {"rollout": forward, "logprobs": passes * forward, "train": total["flops_trained"]}
     tokens = {"rollout": total["tokens_generated"], "train": total["tokens_trained"]}
@@ -58,19 +58,24 @@ def main(argv: list[str]) -> None:
     folder = Path(tempfile.gettempdir()) / f"nanoscaler-bench-{os.getppid()}"  # the same for all ranks of a node
     overrides = dict(out_dir=folder, run_name="bench", max_steps=STEPS, resume="false")
     overrides |= dict.fromkeys(("eval_every", "save_every", "save_rollouts_every"), 0)
-    train_grpo.main([*argv, *(f"--{key}={value}" for key, value in overrides.items())])
-    if os.environ.get("RANK", "0") != "0":
-        return
-    rows = [json.loads(line) for line in (folder / "bench" / "metrics.jsonl").read_text().splitlines()][1:]
-    shutil.rmtree(folder)
+    try:
+        train_grpo.main([*argv, *(f"--{key}={value}" for key, value in overrides.items())])
+        if os.environ.get("RANK", "0") != "0":
+            return
+        rows = [json.loads(line) for line in (folder / "bench" / "metrics.jsonl").read_text().splitlines()][1:]
+    finally:
+        if os.environ.get("RANK", "0") == "0":
+            shutil.rmtree(folder, ignore_errors=True)
+    if not rows:
+        raise UserError(f"stage_steps: the bench needs at least 2 steps, {cfg.total_steps} asked for")
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if torch.cuda.is_available() and cfg.device == "auto" else "cpu")
     peak = matmul_flops(device, DTYPES[cfg.dtype])
     samples = f"{cfg.prompts_per_step} prompts x {cfg.group_size[0]} samples, context {cfg.max_response_len[0]}"
     print(f"\n{len(rows)} steps of {samples}, {world} x {device.type}, {cfg.dtype}, {torch.get_num_threads()} threads")
     print(table(rows, cfg, world, peak))
-    print(f"peak: {peak / 1e9:,.0f} GFLOP/s a rank, the best 2048^3 {cfg.dtype} matrix product here, just now")
-    print(f"peak memory of rank 0: {peak_memory()}")
+    print(f"peak: {peak / 1e9:,.0f} GFLOP/s a rank, the best {cfg.dtype} matrix product here, just now")
+    print(f"peak memory of rank 0: {peak_memory(device)}")
 
 
 if __name__ == "__main__":

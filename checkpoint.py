@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 
 from configs import Config, UserError
 from model import DTYPES, Qwen2
@@ -26,7 +28,7 @@ from model import DTYPES, Qwen2
 # What a resumed run may change: it alters speed, memory, length and bookkeeping of the run, not the algorithm.
 MAY_CHANGE = {"resume", "out_dir", "max_steps", "save_every", "keep_checkpoints", "save_rollouts_every", "wandb",
               "sampler_slots", "token_budget", "logprob_chunk", "activation_checkpointing", "reward_workers",
-              "process_group_timeout"}  # fmt: skip
+              "reward_timeout", "mismatch_limit", "process_group_timeout", "world_size"}  # fmt: skip
 
 
 def _tensors(model: Qwen2, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -42,14 +44,10 @@ def _tensors(model: Qwen2, optimizer: torch.optim.Optimizer) -> dict[str, Tensor
 
 
 def _hash_file(path: Path) -> str:
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(f)
-
-
-def _sha256(f: Any) -> str:  # Python 3.10
     digest = hashlib.sha256()
-    while block := f.read(1 << 24):
-        digest.update(block)
+    with open(path, "rb") as f:
+        while block := f.read(1 << 24):
+            digest.update(block)
     return digest.hexdigest()
 
 
@@ -65,8 +63,9 @@ def save(folder: Path, model: Qwen2, optimizer: torch.optim.Optimizer, state: di
     if rank == 0:
         (aside / "state.json").write_text(json.dumps(state), encoding="utf-8")
     dist.barrier()
-    files = sorted(p for p in aside.iterdir() if p.name != "manifest.json")
-    mine = {p.name: {"bytes": p.stat().st_size, "sha256": _hash_file(p)} for p in files[rank::world]}
+    names = [sorted(p.name for p in aside.iterdir())]
+    dist.broadcast_object_list(names)  # one listing for all: a network file system may show each rank another
+    mine = {n: {"bytes": (aside / n).stat().st_size, "sha256": _hash_file(aside / n)} for n in names[0][rank::world]}
     parts: list[Any] = [None] * world
     dist.all_gather_object(parts, mine)
     if rank == 0:
@@ -96,16 +95,23 @@ def damage(folder: Path) -> str | None:
                 return f"{name} does not match its hash"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         return f"{type(e).__name__}: {e}"
-    return None if "state.json" in manifest else "state.json is not in the manifest"
+    missing = {"state.json", ".metadata"} - set(manifest)
+    return f"{min(missing)} is not in the manifest" if missing else None
 
 
 def find(run_dir: Path) -> Path | None:
-    """The newest whole checkpoint of a run, naming each damaged one it skips. Rank 0 looks for all."""
-    for folder in sorted((run_dir / "ckpt").glob("step_*[0-9]"), reverse=True):
+    """The newest whole checkpoint of a run, naming each damaged one it skips; None where none was ever finished.
+
+    Raises UserError if there are some and none is whole. Rank 0 looks for all.
+    """
+    folders = sorted((run_dir / "ckpt").glob("step_*[0-9]"), reverse=True)
+    for folder in folders:
         problem = damage(folder)
         if problem is None:
             return folder
         print(f"skipping damaged checkpoint {folder}: {problem}", flush=True)
+    if folders:
+        raise UserError(f"{run_dir}/ckpt: no checkpoint is whole; to begin again, move {run_dir} away")
     return None
 
 
@@ -113,20 +119,39 @@ def load(folder: Path, model: Qwen2, optimizer: torch.optim.Optimizer) -> dict[s
     """Fill model and optimizer in place from a checkpoint of any world size; returns its state. Raises UserError."""
     try:
         dcp.load(_tensors(model, optimizer), checkpoint_id=folder)  # in place
-    except Exception as e:  # dcp wraps whatever a rank met; each of them means: not this model's checkpoint
-        raise UserError(f"{folder}: does not fit this model: {str(e).strip().splitlines()[0]}") from None
+    except CheckpointException as e:  # no Exception; it wraps whatever each rank met
+        reason = str(next(iter(e.failures.values()))[0]).strip().splitlines()[0]
+        raise UserError(f"{folder}: does not fit this model: {reason}") from None
     return json.loads((folder / "state.json").read_text(encoding="utf-8"))
 
 
 def prune(run_dir: Path, keep: int) -> None:
     """Remove all but the `keep` newest checkpoints and the best one (highest `score` in state.json), exports too."""
+
+    def score(folder: Path) -> float:
+        try:
+            return json.loads((folder / "state.json").read_text(encoding="utf-8"))["score"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return float("-inf")  # damaged: never the best
+
     folders = sorted((run_dir / "ckpt").glob("step_*[0-9]"))
-    scores = {f: json.loads((f / "state.json").read_text(encoding="utf-8"))["score"] for f in folders}
-    best = max(folders, key=lambda f: scores[f], default=None)
+    best = max(folders, key=score, default=None)
     for folder in folders[:-keep]:
         if folder != best:
-            shutil.rmtree(folder, ignore_errors=True)
-            shutil.rmtree(run_dir / "hf" / folder.name, ignore_errors=True)
+            _remove(run_dir, folder.name)
+
+
+def _remove(run_dir: Path, name: str) -> None:
+    for kind in ("ckpt", "hf"):
+        shutil.rmtree(run_dir / kind / name, ignore_errors=True)
+
+
+def rewind(run_dir: Path, step: int) -> None:
+    """Bring a run folder back to `step`: later checkpoints (all of them damaged) and later metrics go."""
+    for folder in (run_dir / "ckpt").glob("step_*[0-9]"):
+        if folder.name > f"step_{step:06d}":
+            _remove(run_dir, folder.name)
+    truncate_metrics(run_dir / "metrics.jsonl", step)
 
 
 def open_run(cfg: Config) -> None:
@@ -143,15 +168,18 @@ def open_run(cfg: Config) -> None:
     if not (cfg.run_dir / "config.json").is_file():
         return
     try:
-        before = json.loads((cfg.run_dir / "config.json").read_text(encoding="utf-8"))["config"]
+        info = json.loads((cfg.run_dir / "config.json").read_text(encoding="utf-8"))
+        before = info["config"] | {"world_size": info["world_size"]}
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise UserError(f"{cfg.run_dir}/config.json: cannot be read: {e}") from None
-    now = json.loads(json.dumps(dataclasses.asdict(cfg)))
-    changed = sorted(k for k in now if k not in MAY_CHANGE and before.get(k) != now[k])
+    now = json.loads(json.dumps(dataclasses.asdict(cfg))) | {"world_size": int(os.environ.get("WORLD_SIZE", "1"))}
+    # "deepscaler" sums over micro-batches and averages over ranks: there, and only there, these change the gradient
+    may_change = MAY_CHANGE - ({"token_budget", "world_size"} if cfg.loss_agg == "deepscaler" else set())
+    changed = sorted(k for k in now if k not in may_change and before.get(k) != now[k])
     if changed:
         key = changed[0]
         raise UserError(f"resume: {key} was {before.get(key)} and is now {now[key]}; a resumed run may change only "
-                        f"{', '.join(sorted(MAY_CHANGE))}")  # fmt: skip
+                        f"{', '.join(sorted(may_change))}")  # fmt: skip
 
 
 def write_config(cfg: Config) -> None:
@@ -160,9 +188,14 @@ def write_config(cfg: Config) -> None:
         value = getattr(cfg, f.name)
         print(f"{'*' if value != f.default else ' '} {f.name} = {value!r}")
     folder = Path(__file__).parent
-    git = subprocess.run(["git", "-C", folder, "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True)
-    info = {"config": dataclasses.asdict(cfg), "git": git.stdout.decode().strip() or None, "torch": torch.__version__,
-            "python": sys.version.split()[0], "world_size": dist.get_world_size()}  # fmt: skip
+    try:
+        git = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
+        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
+    except OSError:  # no git here
+        commit = None
+    versions = {name: version(name) for name in ("torch", "numpy", "safetensors", "tokenizers")}
+    info = {"config": dataclasses.asdict(cfg), "git": commit, "python": sys.version.split()[0], "versions": versions,
+            "world_size": dist.get_world_size()}  # fmt: skip
     aside = cfg.run_dir / "config.json.tmp"
     aside.write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
     aside.rename(cfg.run_dir / "config.json")

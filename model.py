@@ -54,7 +54,14 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, raw: dict[str, Any], where: str = "config.json") -> "ModelConfig":
         """Raises UserError for anything this forward pass does not compute: another architecture, rope scaling,
-        sliding windows, another activation."""
+        sliding windows, another activation; and for values of the wrong kind."""
+        try:
+            return cls._from_dict(raw, where)
+        except (TypeError, ValueError, AttributeError, ZeroDivisionError) as e:
+            raise UserError(f"{where}: a value is of the wrong kind: {e}") from None
+
+    @classmethod
+    def _from_dict(cls, raw: dict[str, Any], where: str) -> "ModelConfig":
         rope = raw.get("rope_parameters") or {}
         scaling = raw.get("rope_scaling") or {}
         kinds = {s.get("rope_type", s.get("type", "default")) for s in (rope, scaling)}
@@ -87,6 +94,9 @@ class ModelConfig:
             )
         except KeyError as e:
             raise UserError(f"{where}: {e.args[0]} is missing") from None
+        counts = (config.vocab_size, hidden, config.intermediate_size, config.num_hidden_layers, heads)
+        if not all(type(n) is int and n > 0 for n in (*counts, config.num_key_value_heads, config.head_dim)):
+            raise UserError(f"{where}: sizes must be whole numbers above 0")
         if config.num_attention_heads % config.num_key_value_heads or config.head_dim % 2:
             raise UserError(f"{where}: {heads} heads, {config.num_key_value_heads} kv heads and head_dim "
                             f"{config.head_dim} do not fit together")  # fmt: skip
@@ -452,13 +462,18 @@ def token_logprobs(hidden: Tensor, lm_head_weight: Tensor, targets: Tensor, temp
 
 
 def matmul_flops(device: torch.device, dtype: torch.dtype, size: int = 2048) -> float:
-    """FLOP/s of a size^3 matrix product on this device: the best of a few tries."""
+    """FLOP/s of a size^3 matrix product on this device (8192^3 on a GPU): the best of a few tries."""
+    repeats = 1
+    if device.type == "cuda":
+        size, repeats = 8192, 10  # enough work to hide the launches
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = 0.0
     for _ in range(6):
         start = time.perf_counter()
-        (a @ b)[0, 0].item()  # waits for the device
-        best = max(best, 2 * size**3 / (time.perf_counter() - start))
+        for _ in range(repeats):
+            c = a @ b
+        c[0, 0].item()  # waits for the device
+        best = max(best, repeats * 2 * size**3 / (time.perf_counter() - start))
     return best
 
 

@@ -36,7 +36,7 @@ def load_problems(path: str | Path) -> list[Problem]:
                 if line.strip():
                     rows.append((f"{path}:{i}", None))
                     rows[-1] = (f"{path}:{i}", json.loads(line))
-    except (ValueError, TypeError) as e:
+    except (ValueError, TypeError, RecursionError) as e:
         raise UserError(f"{rows[-1][0] if rows else path}: not JSON: {e}") from None
     for where, row in rows:
         if not isinstance(row, dict) or not isinstance(row.get("problem"), str) or not row["problem"].strip():
@@ -63,7 +63,7 @@ class ChatTokenizer:
         except Exception as e:  # tokenizers raises bare Exception
             raise UserError(f"{path}/tokenizer.json: cannot read the tokenizer: {e}") from None
         try:
-            config = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8"))
+            config = dict(json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8")))
             template_file = path / "chat_template.jinja"
             template = template_file.read_text(encoding="utf-8") if template_file.is_file() else config["chat_template"]
             self.template = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(template)
@@ -80,7 +80,10 @@ class ChatTokenizer:
         """The stop tokens: generation_config.json's, else config.json's, else the tokenizer's."""
         for file in ("generation_config.json", "config.json"):
             if (path / file).is_file():
-                eos = json.loads((path / file).read_text(encoding="utf-8")).get("eos_token_id")
+                try:
+                    eos = dict(json.loads((path / file).read_text(encoding="utf-8"))).get("eos_token_id")
+                except (OSError, ValueError, TypeError) as e:
+                    raise UserError(f"{path / file}: not a JSON object: {e}") from None
                 if eos is not None:
                     return eos if isinstance(eos, list) else [eos]
         eos = self.tokenizer.token_to_id(self.special.get("eos_token", ""))
@@ -95,15 +98,18 @@ class ChatTokenizer:
         try:
             return self.template.render(messages=[{"role": "user", "content": text}], add_generation_prompt=generate,
                                         raise_exception=raise_exception, **self.special)  # fmt: skip
-        except TemplateError as e:
-            raise UserError(f"the chat template fails: {e}") from None
+        except Exception as e:  # the template is a program somebody else wrote: it can raise anything
+            raise UserError(f"the chat template fails: {type(e).__name__}: {e}") from None
 
     def prompt(self, text: str) -> tuple[list[int], str]:
         """Token ids of a user turn with the generation prompt, and what the template opened for the model to go on
         from (its `<think>`, in newer templates). Exactly one BOS: the template's, or ours if it writes none."""
         rendered, without = self._render(text, True), self._render(text, False)
         shared = next((i for i, (a, b) in enumerate(zip(rendered, without, strict=False)) if a != b), len(without))
-        ids = self.tokenizer.encode(rendered, add_special_tokens=False).ids
+        try:
+            ids = self.tokenizer.encode(rendered, add_special_tokens=False).ids
+        except TypeError:
+            raise UserError(f"the prompt is no valid text (a lone surrogate?): {text[:60]!a}") from None
         if self.bos_id is not None and self.bos_id not in ids[:1]:
             ids = [self.bos_id, *ids]
         return ids, rendered[shared:]

@@ -148,8 +148,8 @@ class TorchSampler:
             new[name] = tensor.to(self.device, self.dtype, copy=True)
         for i in range(self.config.num_hidden_layers):
             p = f"model.layers.{i}."
-            for joined, kind, parts in (("self_attn.qkv", "weight", "qkv"), ("self_attn.qkv", "bias", "qkv")):
-                new[f"{p}{joined}.{kind}"] = torch.cat([new.pop(f"{p}self_attn.{x}_proj.{kind}") for x in parts])
+            for kind in ("weight", "bias"):
+                new[f"{p}self_attn.qkv.{kind}"] = torch.cat([new.pop(f"{p}self_attn.{x}_proj.{kind}") for x in "qkv"])
             new[f"{p}mlp.gate_up"] = torch.cat([new.pop(f"{p}mlp.{x}_proj.weight") for x in ("gate", "up")])
         if self.config.tie_word_embeddings:
             new["lm_head.weight"] = new["model.embed_tokens.weight"]

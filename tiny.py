@@ -10,6 +10,7 @@ import json
 import math
 import random
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -20,9 +21,9 @@ from tqdm import tqdm
 from configs import UserError
 from model import ModelConfig, Qwen2, token_logprobs
 
-MIN_NUMBERS, MAX_NUMBERS = 2, 14
-SLIP = 0.03  # chance that a partial sum in a trace is off by one
-REDO = (0.7, 0.3)  # chance that a trace does the whole sum again after "wait", and then once more
+MIN_NUMBERS, MAX_NUMBERS = 2, 12
+SLIP = 0.02  # chance that a partial sum in a trace is off by one
+REDO = (0.8, 0.3)  # chance that a trace does the whole sum again after "wait", and then once more
 SPECIAL = ["<|bos|>", "<|eos|>", "<|user|>", "<|assistant|>", "<think>", "</think>"]
 CHARACTERS = "\n 0123456789+=;\\{}abcdefghijklmnopqrstuvwxyz?"
 TEMPLATE = (
@@ -36,7 +37,7 @@ MODEL = dict(architectures=["Qwen2ForCausalLM"], model_type="qwen2", hidden_size
              use_sliding_window=False)  # fmt: skip
 
 
-def problem_text(numbers: list[int]) -> str:
+def problem_text(numbers: Sequence[int]) -> str:
     return "+".join(map(str, numbers)) + "=?"
 
 
@@ -78,24 +79,23 @@ def make_tokenizer(path: Path) -> Tokenizer:
     return tokenizer
 
 
-def write_problems(out_dir: Path, train_rows: int, test_rows: int, seed: int) -> list[list[int]]:
+def write_problems(out_dir: Path, train_rows: int, test_rows: int, seed: int) -> set[tuple[int, ...]]:
     """Disjoint `train.jsonl` and `test.jsonl`; returns the problems of the test set, which no trace may use."""
-    rng, seen, rows = random.Random(seed), set(), []
-    while len(rows) < train_rows + test_rows:
-        numbers = draw_numbers(rng)
-        if len(numbers) < 4 or tuple(numbers) not in seen:  # there are few short sums: they may repeat in training
-            rows.append(numbers)
-            seen.add(tuple(numbers))
-    test = [r for i, r in enumerate(rows) if i < test_rows]
-    held_out = {tuple(r) for r in test}
-    train = [r for r in rows[test_rows:] if tuple(r) not in held_out]
+    rng, test, train, seen = random.Random(seed), {}, [], set()
+    while len(test) < test_rows:
+        test[tuple(draw_numbers(rng))] = None  # a dict keeps the order and drops repeats
+    while len(train) < train_rows:
+        numbers = tuple(draw_numbers(rng))
+        if numbers not in test and (len(numbers) < 4 or numbers not in seen):  # short sums are few: they may repeat
+            train.append(numbers)
+            seen.add(numbers)
     for name, part in (("train", train), ("test", test)):
         with open(out_dir / f"{name}.jsonl", "w", encoding="utf-8") as f:
             for i, numbers in enumerate(part):
                 row = {"id": f"tiny-{name}-{i}", "source": "tiny", "problem": problem_text(numbers),
                        "answer": str(sum(numbers))}  # fmt: skip
                 f.write(json.dumps(row) + "\n")
-    return test
+    return set(test)
 
 
 def new_model(tokenizer: Tokenizer, seed: int) -> Qwen2:
@@ -150,7 +150,7 @@ def train_base(tokenizer: Tokenizer, held_out: set, updates: int, seed: int, siz
     return model
 
 
-def make_tiny_world(out_dir: str | Path, updates: int = 850, seed: int = 0) -> None:
+def make_tiny_world(out_dir: str | Path, updates: int = 900, seed: int = 0) -> None:
     """Write train.jsonl, test.jsonl and base/ under `out_dir`. An existing base model is kept. Raises UserError."""
     out_dir = Path(out_dir)
     if (out_dir / "base" / "model.safetensors").is_file():
@@ -158,10 +158,10 @@ def make_tiny_world(out_dir: str | Path, updates: int = 850, seed: int = 0) -> N
         return
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
-        test = write_problems(out_dir, train_rows=4000, test_rows=250, seed=seed)
+        held_out = write_problems(out_dir, train_rows=4000, test_rows=250, seed=seed)
         aside = out_dir / "base.tmp"
         tokenizer = make_tokenizer(aside)
-        model = train_base(tokenizer, {tuple(t) for t in test}, updates, seed)
+        model = train_base(tokenizer, held_out, updates, seed)
         model.save_pretrained(aside)
         shutil.rmtree(out_dir / "base", ignore_errors=True)
         aside.rename(out_dir / "base")

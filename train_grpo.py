@@ -8,13 +8,11 @@ rollouts/, ckpt/, hf/, summary.json). A process group and FSDP2 always exist, wi
 Dimensions: T packed tokens, S sequences of a batch.
 """
 
-import dataclasses
+import importlib.util
 import json
 import math
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -30,6 +28,7 @@ import checkpoint
 from configs import Config, UserError, load_config, run
 from eval import dump_rollouts, evaluate, write_summary
 from losses import aggregate, clipped, group_advantages, kl_penalty, policy_loss, rollout_weights
+from metrics import Timer, json_row, progress_line, rollout_metrics, start_wandb
 from model import DTYPES, ModelConfig, Qwen2, full_tensors, peak_flops, resolve_model, token_logprobs
 from prompts import ChatTokenizer, Prompt, encode_problems, load_problems
 from reward import RewardPool
@@ -66,10 +65,10 @@ class Counts:
 
 def init_distributed(cfg: Config) -> torch.device:
     """A process group and this rank's device; without torchrun, a group of one."""
-    cuda = torch.cuda.is_available()
+    cuda = torch.cuda.is_available() and cfg.device == "auto"
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
     if cuda and cfg.dtype == "float32":
-        raise UserError("dtype: float32 does not run through FlashAttention on a GPU; use bfloat16")
+        raise UserError("dtype: float32 does not run through FlashAttention on a GPU; use bfloat16, or --device=cpu")
     if cuda:
         torch.cuda.set_device(device)
     alone = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
@@ -220,7 +219,9 @@ def backward(model: Qwen2, batches: list[Batch], counts: Counts, cfg: Config) ->
         losses = pg - cfg.entropy_coef * entropy
         kl = torch.zeros_like(pg)
         if b.ref_logprobs is not None:
-            kl = kl_penalty(logprobs, b.ref_logprobs, cfg.kl_estimator)
+            # on masked tokens anything may stand: inf there would come back from the backward pass as nan
+            ref_logprobs = torch.where(b.response_mask > 0, b.ref_logprobs, logprobs.detach())
+            kl = kl_penalty(logprobs, ref_logprobs, cfg.kl_estimator)
             losses = losses + cfg.kl_coef * kl
         loss = aggregate(losses, b.response_mask, b.cu_seqlens, cfg.loss_agg, counts.num_tokens, counts.num_sequences,
                          counts.max_len)  # fmt: skip
@@ -262,47 +263,6 @@ def optimizer_step(model: Qwen2, optimizer: torch.optim.Optimizer, loss: float, 
     return norm if finite else None
 
 
-# ------------------------------------------------------------------------------------------------------ the run folder
-
-
-class Timer:
-    """Seconds by phase: `with timer("rollout"): ...`; waits for the device at both ends."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        start = self._now()
-        yield
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + self._now() - start
-
-    @staticmethod
-    def _now() -> float:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-
-def rollout_metrics(groups: list[list[Rollout]]) -> dict[str, float | None]:
-    """Rewards, lengths (tokens) and shares of a step's samples; None where there is nothing to average."""
-    samples = [r for g in groups for r in g]
-
-    def mean(values: list[float]) -> float | None:
-        return sum(values) / len(values) if values else None
-
-    return {
-        "reward_mean": mean([r.reward for r in samples]),
-        "response_len_mean": mean([len(r.response_ids) for r in samples]),
-        "response_len_correct": mean([len(r.response_ids) for r in samples if r.reward == 1]),
-        "response_len_incorrect": mean([len(r.response_ids) for r in samples if r.reward != 1]),
-        "response_clip_ratio": mean([r.finish_reason == "length" for r in samples]),
-        "solve_none": mean([all(r.reward == 0 for r in g) for g in groups]),
-        "solve_all": mean([all(r.reward == 1 for r in g) for g in groups]),
-        "tokens_generated": sum(len(r.response_ids) for r in samples),
-    }
-
-
 def load_prompts(cfg: Config, tokenizer: ChatTokenizer) -> tuple[list[Prompt], int]:
     """The training prompts that fit `max_prompt_len`, and how many did not. Raises UserError if too few are left."""
     prompts = encode_problems(load_problems(cfg.train_data), tokenizer, cfg.prompt_suffix)
@@ -320,32 +280,14 @@ def load_model(cfg: Config, path: Path, device: torch.device, dtype: torch.dtype
     return Qwen2.from_pretrained(path, dtype, device, mesh, DTYPES[cfg.dtype])
 
 
-def start_wandb(cfg: Config) -> Any:
-    """A wandb run on rank 0 if asked for, else None. Raises UserError where it is not installed."""
-    if not cfg.wandb or dist.get_rank() != 0:
-        return None
-    try:
-        import wandb
-    except ImportError:
-        raise UserError("wandb: not installed; pip install wandb, or leave --wandb=false") from None
-    return wandb.init(project="nanoscaler", name=cfg.run_name, config=dataclasses.asdict(cfg), resume="allow")
-
-
-def progress_line(row: dict[str, Any], cfg: Config, seconds_left: float) -> str:
-    evals = "".join(f"  {k} {v:.3f}" for k, v in row.items() if k.startswith("eval_"))
-    words = [f"step {row['step']}/{cfg.total_steps}", f"context {row['max_response_len']}",
-             f"reward {row['reward_mean']:.3f}", f"length {row['response_len_mean']:.1f}",
-             f"clipped {row['response_clip_ratio']:.3f}", f"{row['tokens_per_second']:,.0f} tokens/s",
-             f"{seconds_left / 60:,.1f} min left"]  # fmt: skip
-    return "  ".join(words) + evals
-
-
 # ------------------------------------------------------------------------------------------------------------ the loop
 
 
 def main(argv: list[str]) -> None:
     started = time.perf_counter()
     cfg = load_config(argv)
+    if cfg.wandb and importlib.util.find_spec("wandb") is None:
+        raise UserError("wandb: not installed; pip install wandb, or leave --wandb=false")
     checkpoint.open_run(cfg)
     path = resolve_model(cfg.model)
     tokenizer = ChatTokenizer(path)
@@ -357,6 +299,7 @@ def main(argv: list[str]) -> None:
     if longest > positions:
         raise UserError(f"max_response_len: {longest} tokens with the longest prompt, but the model has only "
                         f"max_position_embeddings={positions}")  # fmt: skip
+    found = [checkpoint.find(cfg.run_dir) if cfg.resume and os.environ.get("RANK", "0") == "0" else None]
     device = init_distributed(cfg)
     rank, world = dist.get_rank(), dist.get_world_size()
 
@@ -370,29 +313,33 @@ def main(argv: list[str]) -> None:
     peak = peak_flops(device, DTYPES[cfg.dtype])
 
     # where to begin
-    state: dict[str, Any] = {"step": 0, "tokens": 0, "seconds": 0.0, "skipped": 0, "base": None, "score": 0.0}
-    found = [checkpoint.find(cfg.run_dir) if rank == 0 and cfg.resume else None]
+    state: dict[str, Any] = {"step": 0, "tokens": 0, "seconds": 0.0, "gpu_seconds": 0.0, "skipped": 0, "timeouts": 0,
+                             "base": None, "score": 0.0}  # fmt: skip
     dist.broadcast_object_list(found)
     if found[0]:
         state = checkpoint.load(found[0], model, optimizer)
         print0(f"resuming after step {state['step']} from {found[0]}")
+    wandb = start_wandb(cfg) if rank == 0 else None
     if rank == 0:
         checkpoint.write_config(cfg)
         (cfg.run_dir / "rollouts").mkdir(exist_ok=True)
-        checkpoint.truncate_metrics(cfg.run_dir / "metrics.jsonl", state["step"])
+        checkpoint.rewind(cfg.run_dir, state["step"])
         limit = f"max_prompt_len={cfg.max_prompt_len}"
         print(f"{len(prompts)} prompts from {cfg.train_data}, {too_long} longer than {limit} left out")
         print(f"{world} x {device.type}, attention: {model.backend}, sampler: {cfg.sampler}")
-    wandb = start_wandb(cfg)
     sampler.load_weights(full_tensors(model, DTYPES[cfg.dtype]))
     rewards_since_save: list[float] = []
-    begun_at, seconds_before, step_seconds, not_finite_in_a_row = state["step"], state["seconds"], [], 0
+    begun_at, step_seconds, not_finite_in_a_row = state["step"], [], 0
+    before, evaluated = dict(state), {}  # evaluated: results of this step's weights by context
 
     with RewardPool(cfg.reward_workers, cfg.reward_timeout) as pool:
 
         def evaluate_at(max_len: int) -> dict[str, dict[str, float]]:
-            results = evaluate(sampler, tokenizer, pool, benchmarks, cfg, max_len)
-            for name, r in results.items() if len(benchmarks) > 1 else list(results.items())[:1]:
+            if max_len in evaluated:
+                return evaluated[max_len]
+            evaluated[max_len] = results = evaluate(sampler, tokenizer, pool, benchmarks, cfg, max_len)
+            for name in [*benchmarks, "all"] if len(benchmarks) > 1 else benchmarks:
+                r = results[name]
                 print0(f"  {name} at {max_len}: {r['accuracy']:.3f} +- {r['stderr']:.3f}, length "
                        f"{r['response_len_mean']:.1f}, clipped {r['response_clip_ratio']:.3f}")  # fmt: skip
             return results
@@ -403,7 +350,7 @@ def main(argv: list[str]) -> None:
             state["base"] = {"first": evaluate_at(first_len), "last": evaluate_at(last_len)}
 
         for step in range(state["step"] + 1, cfg.total_steps + 1):
-            timer, step_start = Timer(), time.perf_counter()
+            timer, step_start, evaluated = Timer(device), time.perf_counter(), {}
             stage = stage_at(step, cfg.stage_steps)
             max_len, group_size = cfg.max_response_len[stage], cfg.group_size[stage]
             if step > 1 and stage_at(step - 1, cfg.stage_steps) != stage:
@@ -424,7 +371,8 @@ def main(argv: list[str]) -> None:
 
             # 3. compare within the group, choose what to learn from, distribute it
             groups = with_advantages(rollouts, cfg)
-            row = {"step": step, "stage": stage, "max_response_len": max_len, **rollout_metrics(groups), "lr": cfg.lr}
+            row = {"step": step, "stage": stage, "max_response_len": max_len, **rollout_metrics(groups), "lr": cfg.lr,
+                   "mismatch_k3": None, "mismatch_max": None}  # fmt: skip
             mixed = [g for g in groups if len({r.reward for r in g}) > 1]
             trained = mixed if cfg.drop_uniform_groups or not mixed else groups
             plan = plan_minibatches(trained, cfg, world)
@@ -477,7 +425,8 @@ def main(argv: list[str]) -> None:
             for name, total in (("pg_loss", pg_loss), ("kl", kl), ("entropy", entropy), ("pg_clip_frac", clips)):
                 row[name] = total / per_token if plan else None
             row["grad_norm"] = sum(norms) / len(norms) if norms else None
-            row["updates_skipped"], row["reward_timeouts"] = state["skipped"], int(all_sum([pool.timeouts])[0])
+            state["timeouts"] = before["timeouts"] + int(all_sum([pool.timeouts])[0])
+            row["updates_skipped"], row["reward_timeouts"] = state["skipped"], state["timeouts"]
             if benchmarks and (step % cfg.eval_every == 0 or step == cfg.total_steps):
                 with timer("eval"):
                     results = evaluate_at(max_len)
@@ -487,17 +436,18 @@ def main(argv: list[str]) -> None:
             if rank == 0 and cfg.save_rollouts_every and step % cfg.save_rollouts_every == 0:
                 dump_rollouts(cfg.run_dir / "rollouts" / f"step_{step:06d}.jsonl", groups, prompts, tokenizer)
             seconds = time.perf_counter() - step_start
-            state["seconds"] = seconds_before + time.perf_counter() - started
+            state["seconds"] = before["seconds"] + time.perf_counter() - started
+            state["gpu_seconds"] = before["gpu_seconds"] + world * (time.perf_counter() - started)
             step_seconds = [*step_seconds[-19:], seconds]
             flops = 3 * model.flops(length(r) for g in trained for r in g) if plan else 0.0
             row |= {f"time_{phase}": timer.seconds.get(phase, 0.0)
                     for phase in ("rollout", "reward", "logprobs", "train", "sync", "eval")}  # fmt: skip
-            row |= {"time_step": seconds, "tokens_per_second": row["tokens_generated"] / seconds}
+            row |= {"time_step": seconds, "tokens_per_second": row["tokens_generated"] / (seconds - row["time_eval"])}
             row |= {"flops_trained": flops, "mfu": flops / (row["time_train"] * peak * world) if plan else None}
-            row["gpu_hours"] = state["seconds"] * world / 3600
+            row["gpu_hours"] = state["gpu_seconds"] / 3600
             if rank == 0:
                 with open(cfg.run_dir / "metrics.jsonl", "a", encoding="utf-8") as f:
-                    f.write(json.dumps(row) + "\n")
+                    f.write(json.dumps(json_row(row), allow_nan=False) + "\n")
                 left = (cfg.total_steps - step) * sum(step_seconds) / len(step_seconds)
                 print(progress_line(row, cfg, left), flush=True)
                 if wandb:
@@ -507,12 +457,12 @@ def main(argv: list[str]) -> None:
                 rewards_since_save = []
                 checkpoint.save_all(cfg, model, optimizer, step, state)
 
-        if begun_at == cfg.total_steps and (cfg.run_dir / "summary.json").is_file():
+        if begun_at >= cfg.total_steps and (cfg.run_dir / "summary.json").is_file():
             print0(f"{cfg.run_dir} was finished already")
         elif benchmarks:
             print0("evaluating the final model at the first and at the last context")
             final = {"first": evaluate_at(first_len), "last": evaluate_at(last_len)}
-            write_summary(cfg, state, final, seconds_before + time.perf_counter() - started)
+            write_summary(cfg, state, final, before["seconds"] + time.perf_counter() - started)
     dist.barrier()  # a rank that leaves early can abort the others' exit
     dist.destroy_process_group()
 

@@ -66,12 +66,14 @@ class Config:
     loss_agg: Literal["token", "sequence", "dr_grpo", "deepscaler"] = "token"
     normalize_advantage_std: bool = True
     mask_truncated: bool = False  # truncated responses give no gradient (DeepScaleR trains on them)
-    drop_uniform_groups: bool = False  # groups that are all right or all wrong leave the batch
+    # Groups that are all right or all wrong leave the batch. (A step of such groups alone never updates anything.)
+    drop_uniform_groups: bool = False
     rollout_correction: Literal["none", "truncate", "mask", "sequence_mask"] = "none"
     rollout_correction_low: float = 0.5  # weight bounds, see losses.rollout_weights
     rollout_correction_high: float = 2.0
     mismatch_limit: float = 0.02  # mean k3 between sampler and trainer beyond which the run stops
     # the machine
+    device: Literal["auto", "cpu"] = "auto"  # auto = the GPUs where there are any
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # compute type; parameters, gradients and Adam are float32
     token_budget: int = 32768  # tokens a micro-batch on a rank
     logprob_chunk: int = 2048  # tokens whose logits exist at once
@@ -117,6 +119,9 @@ class Config:
                             f"rollout_correction_high={self.rollout_correction_high}")  # fmt: skip
         if self.top_p < 1 and self.rollout_correction != "none":
             raise UserError("top_p: rollout_correction compares whole distributions; use top_p=1")
+        stems = [Path(f).stem for f in self.eval_data]
+        if len({*stems, "all"}) <= len(stems):
+            raise UserError(f"eval_data: the file names {stems} must differ, and none may be 'all'")
         if not self.run_name or Path(self.run_name).name != self.run_name or self.run_name in (".", ".."):
             raise UserError(f"run_name: {self.run_name!r} must be a plain folder name")
 
@@ -141,6 +146,8 @@ class Config:
         for name in ("top_p", "eval_top_p"):
             if not 0 < getattr(self, name) <= 1:
                 raise UserError(f"{name}: {getattr(self, name)} must be in (0, 1]")
+        if self.process_group_timeout > 10**9:
+            raise UserError(f"process_group_timeout: {self.process_group_timeout} seconds is too long")
         for name in ("clip_eps_low", "adam_beta1", "adam_beta2"):
             if getattr(self, name) >= 1:
                 raise UserError(f"{name}: {getattr(self, name)} must be under 1")

@@ -24,7 +24,8 @@ def rollouts(seed: int) -> list[list[Rollout]]:
         for s in range(3):
             n = rng.choice((1, 2, 5, 13, 40, 100))
             ids = [rng.randrange(50) for _ in range(n)]
-            group.append(Rollout(p, s, prompt, ids, [-3.9] * n, "stop", advantage=rng.uniform(-1, 1)))
+            finish = "length" if n == 100 else "stop"
+            group.append(Rollout(p, s, prompt, ids, [-3.9] * n, finish, advantage=rng.uniform(-1, 1)))
         groups.append(group)
     return groups
 

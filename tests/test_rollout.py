@@ -2,7 +2,6 @@
 
 import math
 import random
-import struct
 
 import pytest
 import torch
@@ -173,7 +172,7 @@ def test_seeds_fit_63_bits_and_differ():
         for s in range(9)
     }
     assert len(seeds) == 2 * 9**3 and max(seeds) < 2**63 and min(seeds) >= 0
-    assert struct.calcsize("<q") == 8 and torch.tensor(max(seeds)).dtype == torch.int64
+    assert torch.tensor(max(seeds)).tolist() == max(seeds)
 
 
 def test_load_weights_changes_the_samples_and_refuses_another_shape(tiny_model_dir, model):
@@ -189,12 +188,18 @@ def test_load_weights_changes_the_samples_and_refuses_another_shape(tiny_model_d
 
 
 def test_gathered_rollouts_equal_the_originals(monkeypatch, stop_often):
-    group = stop_often.generate(PROMPTS, [[p, p + 9] for p in range(5)], 6, 1.0, 1.0)
-    mine = [r for g in group for r in g]
-    monkeypatch.setattr(rollout.dist, "get_world_size", lambda: 1)
-    monkeypatch.setattr(rollout.dist, "all_gather_object", lambda parts, mine: parts.__setitem__(0, mine))
-    got = rollout.gather_rollouts(mine[::-1])
-    for a, b in zip(got, mine, strict=True):
+    groups = stop_often.generate(PROMPTS, [[p, p + 9] for p in range(5)], 6, 1.0, 1.0)
+    everything = [r for g in groups for r in g]
+    sent = []  # what each of two ranks sends; the second call sees both, as all_gather_object gives them
+
+    def all_gather_object(parts, mine):
+        sent.append(mine)
+        parts[:] = [sent[0], sent[-1]]
+
+    monkeypatch.setattr(rollout.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(rollout.dist, "all_gather_object", all_gather_object)
+    rollout.gather_rollouts(everything[1::2])
+    for a, b in zip(rollout.gather_rollouts(everything[0::2]), everything, strict=True):
         assert (a.prompt_ids, a.response_ids, a.finish_reason) == (b.prompt_ids, b.response_ids, b.finish_reason)
         assert a.logprobs == pytest.approx(b.logprobs, rel=1e-7)
 

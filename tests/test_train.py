@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 import checkpoint
 import train_grpo
-from configs import load_config, run
+from configs import UserError, load_config, run
 from rollout import Rollout
 
 ROOT = Path(__file__).parents[1]
@@ -90,17 +90,25 @@ def largest_difference(a, b):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss_agg", ["token", "sequence"])
-def test_world_size_and_token_budget_do_not_change_gradients(tiny_model_dir, tmp_path, loss_agg):
-    whole = gradients(tiny_model_dir, tmp_path / "1", 1, "token_budget=100000", f"loss_agg={loss_agg}")
+def test_world_size_and_token_budget_do_not_change_gradients(tiny_model_dir, tmp_path):
+    whole = gradients(tiny_model_dir, tmp_path / "1", 1, "token_budget=100000")
     assert whole["packs"] == [1]
     empty = 0
     for ranks, budgets in ((1, (132, 400)), (2, (132, 400, 100_000)), (4, (132, 400, 100_000))):
-        for budget in budgets if loss_agg == "token" else budgets[:1]:
-            other = gradients(tiny_model_dir, tmp_path / "2", ranks, f"token_budget={budget}", f"loss_agg={loss_agg}")
+        for budget in budgets:
+            other = gradients(tiny_model_dir, tmp_path / "2", ranks, f"token_budget={budget}")
             assert largest_difference(other, whole) < 1e-6, (ranks, budget)
             empty += other["empty"]
-    assert loss_agg != "token" or empty > 0, "no dummy pack was ever needed"
+    assert empty > 0, "no dummy pack was ever needed"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("option", ["loss_agg=sequence", "loss_agg=dr_grpo", "mask_truncated=true"])
+def test_other_denominators_do_not_know_the_world_either(tiny_model_dir, tmp_path, option):
+    whole = gradients(tiny_model_dir, tmp_path / "1", 1, "token_budget=100000", option)
+    split = gradients(tiny_model_dir, tmp_path / "2", 2, "token_budget=132", option)
+    assert largest_difference(split, whole) < 1e-6
+    assert largest_difference(whole, gradients(tiny_model_dir, tmp_path / "3", 1, "token_budget=100000")) > 1e-2
 
 
 @pytest.mark.slow
@@ -330,6 +338,46 @@ def test_a_truncated_checkpoint_is_named_and_skipped(world, tmp_path, six_steps)
     assert "resuming after step 3" in said and weights_hash(tmp_path / "run", 6) == weights_hash(six_steps, 6)
 
 
+@pytest.mark.slow
+def test_a_checkpoint_of_two_ranks_loads_on_one(world, tmp_path, six_steps):
+    train(flags(world, tmp_path, max_steps=3), ranks=2)
+    said = train([*flags(world, tmp_path), "--resume=true"])
+    assert "resuming after step 3" in said
+    rows, expected = metrics(tmp_path / "run"), metrics(six_steps)
+    assert [r["step"] for r in rows] == [1, 2, 3, 4, 5, 6]
+    assert rows[3]["grad_norm"] == pytest.approx(expected[3]["grad_norm"], rel=1e-3)
+    assert rows[3]["kl"] == pytest.approx(expected[3]["kl"], rel=1e-3)
+
+
+def test_a_checkpoint_of_another_model_is_refused_in_one_line(world, tmp_path, six_steps, group_of_one):
+    import tiny
+
+    small = dict(tiny.MODEL, num_hidden_layers=2, hidden_size=64, num_attention_heads=2, vocab_size=51)
+    model = train_grpo.Qwen2(train_grpo.ModelConfig.from_dict(small))
+    with pytest.raises(UserError, match="does not fit this model") as e:
+        checkpoint.load(six_steps / "ckpt" / "step_000006", model, torch.optim.AdamW(model.parameters()))
+    assert "\n" not in str(e.value)
+
+
+def test_a_run_without_a_whole_checkpoint_is_not_begun_again_silently(tmp_path):
+    (tmp_path / "ckpt" / "step_000003.tmp").mkdir(parents=True)
+    assert checkpoint.find(tmp_path) is None  # none was ever finished
+    (tmp_path / "ckpt" / "step_000003").mkdir()
+    with pytest.raises(UserError, match="no checkpoint is whole"):
+        checkpoint.find(tmp_path)
+
+
+def test_rewinding_removes_later_checkpoints_exports_and_metrics(tmp_path):
+    for step in (10, 20, 30):
+        (tmp_path / "ckpt" / f"step_{step:06d}").mkdir(parents=True)
+        (tmp_path / "hf" / f"step_{step:06d}").mkdir(parents=True)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 20}\n{"step": 21}\n')
+    checkpoint.rewind(tmp_path, 20)
+    for kind in ("ckpt", "hf"):
+        assert sorted(p.name for p in (tmp_path / kind).iterdir()) == ["step_000010", "step_000020"]
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 20}\n'
+
+
 def test_every_kind_of_damage_is_noticed(six_steps, tmp_path):
     import shutil
 
@@ -362,6 +410,7 @@ def test_pruning_keeps_the_newest_and_the_best(tmp_path):
         for kind in ("ckpt", "hf"):
             (tmp_path / kind / f"step_{step:06d}").mkdir(parents=True)
         (tmp_path / "ckpt" / f"step_{step:06d}" / "state.json").write_text(json.dumps({"score": score}))
+    (tmp_path / "ckpt/step_000030/state.json").unlink()  # damaged: in no one's way
     checkpoint.prune(tmp_path, 1)
     for kind in ("ckpt", "hf"):
         assert sorted(p.name for p in (tmp_path / kind).iterdir()) == ["step_000020", "step_000040"]
@@ -445,6 +494,8 @@ def refusal(monkeypatch, capsys, argv):
 
 
 def test_bad_input_gets_one_line_and_status_2(monkeypatch, capsys, world, tmp_path):
+    monkeypatch.setattr(train_grpo.importlib.util, "find_spec", lambda name: None)  # wandb may be installed here
+
     def refused(**changes):
         return refusal(monkeypatch, capsys, flags(world, tmp_path / "out", **changes))
 
@@ -459,6 +510,8 @@ def test_bad_input_gets_one_line_and_status_2(monkeypatch, capsys, world, tmp_pa
     assert "prompts_per_step is 100" in refused(prompts_per_step=100)
     (tmp_path / "file").write_text("")
     assert "out_dir: cannot write" in refused(out_dir=tmp_path / "file")
+    assert "eval_data: the file names" in refused(eval_data="a/test.jsonl,b/test.jsonl")
+    assert "wandb: not installed" in refused(wandb="true")
     assert "cannot read the problems" in refused(eval_data=tmp_path / "none.jsonl", eval_every=1)
 
 

@@ -1,0 +1,147 @@
+"""The small files around the loop: schedule, evaluation figures, the tiny world, plots, the bench."""
+
+import json
+import math
+import random
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from test_train import ENV, ROOT, flags
+
+import data_prep
+import eval as evaluation
+import metrics
+import plot
+import schedule
+import tiny
+from configs import UserError, load_config
+from prompts import ChatTokenizer, load_problems
+from reward import reward
+from rollout import Rollout
+
+
+def test_each_step_belongs_to_its_stage():
+    stages = [schedule.stage_at(step, (2, 1, 3)) for step in range(1, 9)]
+    assert stages == [0, 0, 1, 2, 2, 2, 2, 2]
+
+
+def test_accuracy_and_its_standard_error_are_those_of_the_problem_means():
+    rows = [
+        ([1.0, 0.0], [(5, False), (9, True)]),
+        ([1.0, 1.0], [(4, False), (6, False)]),
+        ([0.0, 0.0], [(8, True)] * 2),
+    ]
+    got = evaluation.summarize(rows)
+    means = torch.tensor([0.5, 1.0, 0.0], dtype=torch.float64)
+    assert got["accuracy"] == pytest.approx(means.mean().item())
+    assert got["stderr"] == pytest.approx(means.std().item() / math.sqrt(3))
+    assert (got["response_len_mean"], got["response_clip_ratio"], got["num_problems"]) == (40 / 6, 0.5, 3)
+
+
+def test_rollout_metrics_count_groups_and_lengths():
+    def group(rewards, n):
+        return [
+            Rollout(0, i, [1], [1] * (n + i), [], "length" if n + i > 4 else "stop", x) for i, x in enumerate(rewards)
+        ]
+
+    got = metrics.rollout_metrics([group([1.0, 1.0], 1), group([0.0, 1.0], 2), group([0.0, 0.0], 4)])
+    assert (got["reward_mean"], got["solve_all"], got["solve_none"]) == (0.5, 1 / 3, 1 / 3)
+    assert (got["response_len_mean"], got["tokens_generated"], got["response_clip_ratio"]) == (17 / 6, 17, 1 / 6)
+    assert (got["response_len_correct"], got["response_len_incorrect"]) == (2.0, 11 / 3)
+    assert metrics.rollout_metrics([group([1.0, 1.0], 1)])["response_len_incorrect"] is None
+
+
+def test_what_is_not_finite_becomes_null():
+    row = metrics.json_row({"loss": float("nan"), "kl": float("inf"), "step": 3, "lr": 0.5, "x": None})
+    assert json.dumps(row, allow_nan=False) == '{"loss": null, "kl": null, "step": 3, "lr": 0.5, "x": null}'
+
+
+def test_traces_are_graded_by_their_last_sum_and_slip_as_often_as_told():
+    rng, right, redone = random.Random(0), 0, 0
+    for _ in range(3000):
+        numbers = [rng.randint(1, 9) for _ in range(5)]
+        text = tiny.trace(numbers, rng)
+        right += reward("<think>\n" + text, str(sum(numbers)))
+        redone += "wait" in text
+        assert re.fullmatch(r"(\d+(\+\d=\d+){4}( wait )?){1,3}</think>\\boxed\{\d+\}", text)
+    four_good_steps = (1 - tiny.SLIP) ** 4
+    assert four_good_steps - 0.02 < right / 3000 < four_good_steps + 0.03  # two slips may cancel
+    assert abs(redone / 3000 - tiny.REDO[0]) < 0.03
+
+
+def test_the_tiny_world_is_whole_disjoint_and_repeatable(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        tiny.make_tiny_world(tmp_path / name, updates=3, seed=1)
+    for file in ("train.jsonl", "test.jsonl", "base/model.safetensors", "base/tokenizer.json"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    train, test = ([p.problem for p in load_problems(tmp_path / f"a/{n}.jsonl")] for n in ("train", "test"))
+    assert len(set(test)) == len(test) and not set(train) & set(test)
+    problem = load_problems(tmp_path / "a/test.jsonl")[0]
+    assert int(problem.answer) == sum(map(int, re.findall(r"\d", problem.problem)))
+    assert max(len(ChatTokenizer(tmp_path / "a/base").prompt(p)[0]) for p in train) <= 40
+
+
+def test_a_tiny_world_in_place_is_kept_and_a_bad_command_is_refused(tmp_path, capsys):
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "model.safetensors").write_text("mine")
+    data_prep.main(["tiny", f"--out_dir={tmp_path}"])
+    assert (
+        tmp_path / "base" / "model.safetensors"
+    ).read_text() == "mine" and "is there already" in capsys.readouterr().out
+    for argv in ([], ["tiny", "--no=1"], ["tiny", "--out_dir"], ["tiny", "x"]):
+        with pytest.raises(UserError, match="usage"):
+            data_prep.main(argv)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        data_prep.main(["tiny", f"--out_dir={tmp_path}/file"])
+
+
+def test_figures_are_drawn_from_metrics(tmp_path):
+    rows = [
+        {
+            "step": s,
+            "stage": s // 4,
+            "max_response_len": 8 * (1 + s // 4),
+            "reward_mean": 0.1 * s,
+            "response_len_mean": 9,
+            "response_clip_ratio": None if s == 3 else 0.2,
+        }
+        | ({"eval_test": 0.5} if s % 2 else {})
+        for s in range(1, 8)
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows) + '{"torn')
+    plot.main([str(tmp_path)])
+    figures = {p.name: p.read_bytes() for p in (tmp_path / "figures").iterdir()}
+    assert set(figures) == {"reward.png", "length.png", "clip_ratio.png", "accuracy.png", "curves.png"}
+    assert all(data.startswith(b"\x89PNG") and len(data) > 5000 for data in figures.values())
+    assert plot.smooth([1.0, 2.0, 3.0, 10.0], 3) == [1.5, 2.0, 5.0, 6.5]
+
+
+def test_plotting_nothing_is_refused(tmp_path):
+    with pytest.raises(UserError, match="cannot read the metrics"):
+        plot.main([str(tmp_path)])
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(UserError, match="no steps yet"):
+        plot.main([str(tmp_path)])
+
+
+@pytest.mark.slow
+def test_the_bench_prints_every_phase(world, tmp_path):
+    argv = [sys.executable, "bench.py", *flags(world, tmp_path)]
+    done = subprocess.run(argv, cwd=ROOT, env=ENV, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    report = done.stdout[done.stdout.index("3 steps of 8 prompts x 4 samples") :]
+    shares = {m[0]: float(m[1]) for m in re.findall(r"^(\w+) +[\d.]+ +([\d.]+)%", report, re.MULTILINE)}
+    assert list(shares) == ["rollout", "reward", "logprobs", "train", "sync", "rest", "step"]
+    assert (
+        sum(shares.values()) == pytest.approx(200, abs=0.5) and "GFLOP/s a rank" in report and "GiB resident" in report
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_published_stages_load():
+    contexts = [load_config([f"configs/{name}.py"]).max_response_len for name in ("8k", "16k", "24k")]
+    assert contexts == [(8192,), (16384,), (24576,)]
