@@ -78,6 +78,10 @@ def write_summary(cfg: Config, state: dict[str, Any], final: dict[str, dict], se
                 "steps": state["step"], "wall_time": seconds, "tokens": state["tokens"],
                 "world_size": dist.get_world_size()}  # fmt: skip
     if dist.get_rank() == 0:
+        for when, context in (("first", cfg.max_response_len[0]), ("last", cfg.max_response_len[-1])):
+            base, end = summary[f"base_{when}"], summary[f"final_{when}"]
+            print(f"accuracy at context {context}: {base['accuracy']:.3f} +- {base['stderr']:.3f} -> "
+                  f"{end['accuracy']:.3f} +- {end['stderr']:.3f}")  # fmt: skip
         aside = cfg.run_dir / "summary.json.tmp"
         aside.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
         aside.rename(cfg.run_dir / "summary.json")

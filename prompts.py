@@ -11,7 +11,7 @@ from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from configs import UserError
+from configs import Config, UserError
 
 
 @dataclass(frozen=True)
@@ -130,3 +130,14 @@ class Prompt:
 def encode_problems(problems: list[Problem], tokenizer: ChatTokenizer, suffix: str) -> list[Prompt]:
     """Each problem as a user turn, `suffix` (the instruction) behind it."""
     return [Prompt(p, *tokenizer.prompt(p.problem + suffix)) for p in problems]
+
+
+def load_prompts(cfg: Config, tokenizer: ChatTokenizer) -> tuple[list[Prompt], int]:
+    """The training prompts that fit `max_prompt_len`, and how many did not. Raises UserError if too few are left."""
+    prompts = encode_problems(load_problems(cfg.train_data), tokenizer, cfg.prompt_suffix)
+    kept = [p for p in prompts if len(p.ids) <= cfg.max_prompt_len]
+    if len(kept) < cfg.prompts_per_step:
+        raise UserError(f"train_data: {cfg.train_data} has {len(kept)} prompts of at most max_prompt_len="
+                        f"{cfg.max_prompt_len} tokens (of {len(prompts)}); prompts_per_step is "
+                        f"{cfg.prompts_per_step}")  # fmt: skip
+    return kept, len(prompts) - len(kept)

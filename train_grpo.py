@@ -30,7 +30,7 @@ from eval import dump_rollouts, evaluate, write_summary
 from losses import aggregate, clipped, group_advantages, kl_penalty, policy_loss, rollout_weights
 from metrics import Timer, json_row, progress_line, rollout_metrics, start_wandb
 from model import DTYPES, ModelConfig, Qwen2, full_tensors, peak_flops, resolve_model, token_logprobs
-from prompts import ChatTokenizer, Prompt, encode_problems, load_problems
+from prompts import ChatTokenizer, encode_problems, load_problems, load_prompts
 from reward import RewardPool
 from rollout import Rollout, TorchSampler, gather_rollouts, response_text, sample_seed
 from schedule import stage_at
@@ -261,17 +261,6 @@ def optimizer_step(model: Qwen2, optimizer: torch.optim.Optimizer, loss: float, 
         optimizer.step()
     optimizer.zero_grad()
     return norm if finite else None
-
-
-def load_prompts(cfg: Config, tokenizer: ChatTokenizer) -> tuple[list[Prompt], int]:
-    """The training prompts that fit `max_prompt_len`, and how many did not. Raises UserError if too few are left."""
-    prompts = encode_problems(load_problems(cfg.train_data), tokenizer, cfg.prompt_suffix)
-    kept = [p for p in prompts if len(p.ids) <= cfg.max_prompt_len]
-    if len(kept) < cfg.prompts_per_step:
-        raise UserError(f"train_data: {cfg.train_data} has {len(kept)} prompts of at most max_prompt_len="
-                        f"{cfg.max_prompt_len} tokens (of {len(prompts)}); prompts_per_step is "
-                        f"{cfg.prompts_per_step}")  # fmt: skip
-    return kept, len(prompts) - len(kept)
 
 
 def load_model(cfg: Config, path: Path, device: torch.device, dtype: torch.dtype) -> Qwen2:
