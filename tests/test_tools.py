@@ -9,7 +9,6 @@ import sys
 
 import pytest
 import torch
-from test_train import ENV, ROOT, flags
 
 import data_prep
 import eval as evaluation
@@ -21,6 +20,7 @@ from configs import UserError, load_config
 from prompts import ChatTokenizer, load_problems
 from reward import reward
 from rollout import Rollout
+from test_train import ENV, ROOT, flags
 
 
 def test_each_step_belongs_to_its_stage():
