@@ -395,9 +395,7 @@ def main(argv: list[str]) -> None:
                     not_finite_in_a_row = 0 if norm is not None else not_finite_in_a_row + 1
                     if norm is None:
                         state["skipped"] += 1
-                        print0(
-                            f"step {step}: loss or gradient is not finite: update skipped ({state['skipped']} so far)"
-                        )
+                        print0(f"step {step}: loss or gradient not finite: update skipped, {state['skipped']} so far")
                     if not_finite_in_a_row == 3:
                         raise SystemExit(f"step {step}: three updates in a row were not finite; the run stops, its "
                                          f"last checkpoint is intact")  # fmt: skip
