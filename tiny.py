@@ -42,7 +42,7 @@ def problem_text(numbers: Sequence[int]) -> str:
 
 
 def draw_numbers(rng: random.Random) -> list[int]:
-    """A problem: each number is 1..9; three times as many problems have the fewest numbers as have the most."""
+    """A problem: each number is 1..9; 16 to 6 in favour of the fewest numbers over the most."""
     counts = range(MIN_NUMBERS, MAX_NUMBERS + 1)
     weights = [MAX_NUMBERS + 6 - n for n in counts]
     return [rng.randint(1, 9) for _ in range(rng.choices(counts, weights)[0])]
