@@ -1,10 +1,10 @@
 """The tiny world on a CPU: DeepScaleR's loss, loop and schedule in minutes.
 
 The loss is 8k.py's: two minibatches, clip 0.2, KL 0.001 against the frozen base, entropy bonus 0.001. What differs:
-sizes (model, data, prompts, samples, lengths, budgets, evaluation), the learning rate (70 times higher, for a model some
-6,000 times smaller), the temperature (1.0, in evaluation too: the base model is sure of itself), and the stages (three
-contexts in one run). Problems carry no instruction, since the model knows only one task. It runs on the CPU even where
-there is a GPU, in float32, where a resumed run is bitwise the uninterrupted one.
+sizes (model, data, prompts, samples, lengths, budgets, evaluation), the learning rate (70 times higher, for a model
+some 6,000 times smaller), the temperature (1.0, in evaluation too: the base model is sure of itself), and the stages
+(three contexts in one run). Problems carry no instruction, since the model knows only one task. It runs on the CPU even
+where there is a GPU, in float32, where a resumed run is bitwise the uninterrupted one.
 """
 
 from configs import Config
