@@ -1,12 +1,12 @@
 """Reads a mathematical answer, LaTeX or plain text, into a small tree of `Node`s; used by answers.py only.
 
 `clean` writes every synonym one way, `tokenize` cuts, `Parser` is a recursive-descent parser over a whitelist. Whatever
-it does not know is `Refused`. Lengths and nesting are bounded before anything is read; no text is ever run as code.
+it does not know is `Refused`, with the place. Lengths and nesting are bounded before anything is read; no text is run.
 """
 
 import re
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -16,18 +16,52 @@ MAX_ITEMS = 100
 
 
 class Refused(Exception):
-    """The text is outside the grammar, or a bound was hit: nothing can be said about its value."""
+    """The text is outside the grammar, or a bound was hit: nothing can be said about its value.
+
+    position: index into the cleaned text where reading stopped, or None where it is not about one place.
+    """
+
+    def __init__(self, message: str, position: int | None = None) -> None:
+        super().__init__(message)
+        self.position = position
 
 
-@dataclass(frozen=True)
+FLAGS = {"sym": 1, "pm": 2, "mp": 2, "log": 4, "floor": 8, "ceil": 8, "i": 16, "unit": 32}
+SYMBOL, PLUS_MINUS, LOG, STEP, IMAGINARY, UNIT = 1, 2, 4, 8, 16, 32
+
+
+@dataclass(slots=True, unsafe_hash=True)
 class Node:
-    """One parsed thing: `op` says what, `args` holds nodes, names, brackets or a Fraction."""
+    """One parsed thing: `op` says what, `args` holds nodes, names, brackets or an exact number. Never changed."""
 
     op: str
     args: tuple = ()
+    _flags: int = field(default=-1, compare=False, repr=False)
+
+    @property
+    def flags(self) -> int:
+        """Which of FLAGS are anywhere in the tree."""
+        if self._flags < 0:
+            self._flags = FLAGS.get(self.op, 0) | _flags_of(self.args)
+        return self._flags
 
 
-STRUCTURES = {"seq", "set", "union", "matrix", "rel", "text", "based", "unit", "call"}
+def _flags_of(args: tuple) -> int:
+    found = 0
+    for arg in args:
+        if type(arg) is Node:
+            found |= arg.flags
+        elif type(arg) is tuple:
+            found |= _flags_of(arg)
+        elif arg == "i" or arg == "log":
+            found |= FLAGS[arg]
+    return found
+
+
+STRUCTURES = {"seq", "set", "union", "minus", "cap", "builder", "matrix", "cases", "rel", "mod", "or", "and", "ratio"}
+STRUCTURES |= {"text", "based", "unit", "call"}
+RELATIONS = set("=<>≤≥≠≈≡∈")
+INEQUALITIES = set("<>≤≥≠")
 
 
 # ---------------------------------------------------------------- cleaning: one spelling for everything
@@ -41,16 +75,18 @@ def _table(groups: str) -> dict[str, str]:
 
 SYMBOLS = _table(  # LaTeX commands that mean the same as a character or as another command
     r"""≤ leq leqslant le leqq  ≥ geq geqslant ge geqq  ≠ neq ne  ≈ approx simeq approxeq sim  < lt  > gt  ∈ in  ∪ cup
+    ∩ cap  ∖ setminus backslash smallsetminus  ≡ equiv  : colon  … ldots dots cdots dotsc
     * cdot times ast  / div  ± pm  ∓ mp  ∞ infty  ' prime  ° circ degree degrees  | lvert rvert vert mid
-    \frac dfrac tfrac cfrac  \binom dbinom tbinom  \{ lbrace  \} rbrace  [ lbrack  ] rbrack  , land lor  \log_{10} lg
+    \frac dfrac tfrac cfrac  \binom dbinom tbinom  \{ lbrace  \} rbrace  [ lbrack  ] rbrack  \log_{10} lg
+    ( langle lparen  ) rangle rparen  or lor vee  and land wedge
     \phi varphi  \epsilon varepsilon  \theta vartheta  ∅ emptyset varnothing
-    NONE left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr quad qquad limits displaystyle textstyle
-    NONE scriptstyle large Large small normalsize angle rm bf it pounds euro"""
+    NONE left right middle big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr quad qquad limits displaystyle textstyle
+    NONE scriptstyle large Large small normalsize angle triangle rm bf it pounds euro boxed fbox nonumber"""
 )
 GREEK_NAMES = "pi alpha beta gamma theta lambda mu phi omega".split()
 CHARS = str.maketrans(
     _table(
-        r"""- − – —  * × · ⋅ ∗  / ÷ ⁄ ∕  ° º  ' ′ ’  '' ″  , ， 、  ; ；  ( （  ) ）  % ％  ≤ ⩽  ≥ ⩾  NONE ￥ € £
+        r"""- − – —  * × · ⋅ ∗  / ÷ ⁄ ∕  ° º  ' ′ ’  '' ″  , 、  NONE ￥ € £  ( ⟨ 〈  ) ⟩ 〉  ≤ ⩽  ≥ ⩾  ∖ ⧵
         \sqrt[3] ∛  \mathbb{R} ℝ"""
     )
     | {"\ue000": "?", "\ue001": "?", "\u200b": "", "\ufeff": ""}
@@ -58,9 +94,16 @@ CHARS = str.maketrans(
 )
 SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
 SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
+FUNCTIONS = {"sin", "cos", "tan", "sec", "csc", "cot", "sinh", "cosh", "tanh", "coth", "exp", "ln", "log"}
+FUNCTIONS |= {"arcsin", "arccos", "arctan", "arccot", "arcsec", "arccsc", "arcsinh", "arccosh", "arctanh"}
 TEXT_COMMAND = re.compile(
     r"\\(text(?:bf|rm|it|sf|tt|normal|up)?|[mh]box|math(?:rm|bf|it|sf|tt|normal)|operatorname\*?|boldsymbol|bm|emph)"
     r"(?![A-Za-z])\s*(?:\{([^{}]*)\})?"
+)
+COMMAND = re.compile(r"\\([A-Za-z]+)")
+SUFFIX = "(?:st|nd|rd|th)"
+ORDINAL = re.compile(  # 17th, 17^{th}, 17^\\text{th}
+    rf"(?<=\d)(?:{SUFFIX}(?![A-Za-z])|\s*\^\{{\s*(?:{SUFFIX}|\ue000{SUFFIX}\ue001)\s*\}}|(?:\s*\^)?\s*\ue000{SUFFIX}\ue001)"
 )
 
 
@@ -70,40 +113,75 @@ def _text_token(match: re.Match) -> str:
     if content is None:  # \mathbf{\frac{14}{3}}: drop the font, keep the group
         return " "
     words = content.strip()
+    if words in FUNCTIONS:
+        return f"\\{words} "
     is_words = re.search("[A-Za-z]", words) and not re.search(r"[\\\ue000{}=<>]|^[-+.]?\d", words)
     if not is_words or words in ("e", "i", "d") or (len(words) == 1 and match.group(1) in ("mathbf", "mathit", "bm")):
         return f" {content} "
     return f"\ue000{words}\ue001"
 
 
-def clean(text: str) -> str:
-    """Rewrites notation that carries no meaning, so that parsing sees one spelling and equal strings are equal."""
-    text = text.strip()
-    while match := re.fullmatch(r"\$*\s*\\(?:boxed|fbox)\s*\{(.*)\}\s*\$*", text, re.DOTALL):
-        text = match.group(1).strip()
+def _symbol(match: re.Match) -> str:
+    target = SYMBOLS.get(match[1])
+    return match[0] if target is None else f" {target} " if target.isalpha() else target or " "
+
+
+def _clean_unicode(text: str) -> str:
     text = text.translate(CHARS)
     text = re.sub("[¼-¾⅐-⅞]", lambda m: " " + unicodedata.normalize("NFKC", m.group()).replace("⁄", "/"), text)
     text = re.sub("[⁰¹²³⁴-⁹⁺⁻ⁿ]+", lambda m: "^{" + m.group().translate(SUPERSCRIPTS) + "}", text)
     text = re.sub("[₀-₉]+", lambda m: "_{" + m.group().translate(SUBSCRIPTS) + "}", text)
+    return unicodedata.normalize("NFKC", text)  # full-width and mathematical letters
+
+
+def _clean_latex(text: str) -> str:
+    while match := re.fullmatch(r"\$*\s*\\(?:boxed|fbox)\s*\{(.*)\}\s*\$*", text, re.DOTALL):
+        text = match.group(1).strip()
     text = re.sub(r"\\(?:left|right)\s*\.", "", text)
-    text = text.replace("\\$", "").replace("\\(", " ").replace("\\)", " ").replace("$", " ").replace("\\%", "%")
-    # 11,\! 111 and 1{,}008 and 58\,500 are thousands wherever they stand; a bare comma is decided by the tokenizer
-    text = re.sub(r"(?<=\d)\s*(?:\{\s*,\s*\}|,\s*\\!|\\,|~)\s*(?=\d{3}(?!\d))", "", text)
-    text = re.sub(r"(?<![\d.,])(\d{1,3}(?: \d{3})+)(?![\d,]| *\d)", lambda m: m.group().replace(" ", ""), text)
-    text = re.sub(r"\\\\|\\[,;:!> ]|~", lambda m: m.group() if m.group() == "\\\\" else " ", text)
+    text = re.sub(r"\\(?:hspace|vspace|phantom|tag|label|color|textcolor)\*?\s*\{[^{}]*\}", " ", text)
+    text = text.replace("\\$", "").replace("\\(", " ").replace("\\)", " ").replace("\\%", "%").replace("\\&", "&")
+    # 11,\! 111,\! 111 and 58\,500 are thousands wherever they stand; a bare comma is decided by the tokenizer
+    text = re.sub(r"(?<=\d)\s*(?:,\s*\\!|\\,)\s*(?=\d{3}(?!\d))", "", text)
+    text = re.sub(r"\\\\|\\[,;:!> ]", lambda m: m.group() if m.group() == "\\\\" else " ", text)
     text = TEXT_COMMAND.sub(_text_token, text)
-    text = re.sub(r"\\([A-Za-z]+)", lambda m: m.group() if m[1] not in SYMBOLS else SYMBOLS[m[1]] or " ", text)
-    text = re.sub(r"\^\s*(?:°|\{\s*°\s*\})", "°", text)
-    text = re.sub(r"\^\s*(?:\{\s*((?:'\s*)+)\}|('+))", lambda m: (m[1] or m[2]).replace(" ", ""), text)
-    text = text.replace("**", "^").replace("<=", "≤").replace(">=", "≥").replace("!=", "≠")
-    text = re.sub(r"[({]\s*(\d+)\s*[)}]\s*_", r"\1_", text)  # (52)_8 is 52_8
-    text = re.sub(r"(?<![\d.,/^_\\])(\d+)\s+(\d+)/(\d+)(?![\d.])", r"(\1+\2/\3)", text)  # 3 1/2
-    text = re.sub(r"\{\s*(\d+)\s*\\over\s*(\d+)\s*\}", r"\\frac{\1}{\2}", text)  # may be the fraction of a mixed number
+    text = COMMAND.sub(_symbol, text)
+    return re.sub(r"\{\s*(\d+)\s*\\over\s*(\d+)\s*\}", r"\\frac{\1}{\2}", text)  # may be a mixed number's fraction
+
+
+def clean(text: str) -> str:
+    """Rewrites notation that carries no meaning, so that parsing sees one spelling and equal strings are equal."""
+    text = text.strip()
+    if not text.isascii():
+        text = _clean_unicode(text)
+    if "\\" in text:
+        text = _clean_latex(text)
+    text = text.replace("$", " ")
+    if "{" in text:
+        text = re.sub(r"(?<=\d)\s*\{\s*,\s*\}\s*(?=\d{3}(?!\d))", "", text)  # 1{,}008
+    if "~" in text:
+        text = re.sub(r"(?<=\d)~(?=\d{3}(?!\d))", "", text).replace("~", " ")
+    if " " in text:
+        text = re.sub(r"(?<![\d.,])(\d{1,3}(?: \d{3})+)(?![\d,]| *\d)", lambda m: m.group().replace(" ", ""), text)
+        text = re.sub(r"(?<![\d.,/^_\\])(\d+)\s+(\d+)/(\d+)(?![\d.])", r"(\1+\2/\3)", text)  # 3 1/2
+    if "^" in text:
+        text = re.sub(r"\^\s*(?:°|\{\s*°\s*\})", "°", text)
+        text = re.sub(r"\^\s*(?:\{\s*((?:'\s*)+)\}|('+))", lambda m: (m[1] or m[2]).replace(" ", ""), text)
+    if "_" in text:
+        text = re.sub(r"[({]\s*(\d+)\s*[)}]\s*_", r"\1_", text)  # (52)_8 is 52_8
+    text = text.replace("**", "^").replace("<=", "≤").replace(">=", "≥").replace("!=", "≠").replace("...", "…")
+    if "mod" in text:
+        text = re.sub(r"\(\s*\\?mod\s*([^()]*)\)", r"\\pmod{\1}", text)
+    if any(suffix in text for suffix in ("st", "nd", "rd", "th")):
+        text = ORDINAL.sub("", text)  # the 17th
+    if ":" in text:
+        text = re.sub(r"\b([ap])\.?m\b\.?", r"\1m", text, flags=re.IGNORECASE)  # 5:30 p.m.
     return re.sub(r"\s+", " ", text).strip().rstrip(".").rstrip()
 
 
 def squeeze(cleaned: str) -> str:
     """The string compared as text: no spaces (but 1 2 is not 12), no text marks, (C) as C."""
+    if cleaned.isalnum():
+        return cleaned
     plain = re.sub("[\ue000\ue001]", "", cleaned)
     plain = re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", plain).rstrip(".")
     match = re.fullmatch(r"\(([A-Z])\)", plain)
@@ -119,32 +197,51 @@ def is_words(cleaned: str) -> bool:
 
 # ---------------------------------------------------------------- tokens
 
+Token = tuple[str, str, int]  # kind, value, position in the cleaned text
 TOKEN = re.compile(
-    r"""(?P<repeat>\d*\.\d*\\(?:overline|bar|dot)\s*(?:\{\d+\}|\d))
+    r"""(?P<repeat>\d*\.\d*(?:\\(?:overline|bar|dot)\s*(?:\{\d+\}|\d)|\(\d+\)))
       | (?P<num>(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)
       | (?P<text>\ue000[^\ue000\ue001]*\ue001)
       | (?P<env>\\(?:begin|end)\s*\{[a-z]+\}(?:\s*\{[lcr|\s]+\})?)
       | (?P<cmd>\\(?:[A-Za-z]+|[\\{}|]))
       | (?P<word>[A-Za-z]+)
-      | (?P<op>[-+*/^_=<>≤≥≠≈∈∪±∓∞∅°(){}\[\]|,;%'√!&])
+      | (?P<op>[-+*/^_=<>≤≥≠≈≡∈∪∩∖±∓∞∅°(){}\[\]|,;:%'√!&…])
       | (?P<space>\s+)""",
     re.VERBOSE,
 )
 COMMA_RUN = re.compile(r"\d+(?:,\d+)+(?:\.\d+)?")
 THOUSANDS = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?")
-FUNCTIONS = {"sin", "cos", "tan", "sec", "csc", "cot", "sinh", "cosh", "tanh", "coth", "exp", "ln", "log"}
-FUNCTIONS |= {"arcsin", "arccos", "arctan", "arccot", "arcsec", "arccsc", "arcsinh", "arccosh", "arctanh"}
 GREEK = set("alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon".split())
 GREEK |= set("phi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega hbar ell odot max min".split())
 ACCENTS = {"overline", "bar", "hat", "vec", "dot", "ddot", "tilde", "widehat", "mathbb", "mathcal"}
+ATOM_COMMANDS = {"frac", "binom", "sqrt", "pi", "lfloor", "lceil", "sum", "int", "lim"} | FUNCTIONS | GREEK | ACCENTS
 UNIT_NAMES = _table(  # two answers whose units are known and differ are different answers
     """m m meter metre  cm cm centimeter  mm mm  km km kilometer  in in inch inche  ft ft foot feet  yd yd yard
     mi mi mile  s s sec second  min min minute  h h hr hour  day day  week week  yr yr year  g g gram
     kg kg kilogram  mph mph  ° degree deg  % pct percent  $ dollar  ¢ cent  hz hz  mol mol  K k  C c  F f  J j  N n
-    V v  W w  A a  T t  L l
+    V v  W w  A a  T t  L l  am am  pm pm
     NONE sq square cubic cu per unit"""
 )
-SHORT_UNITS = {"cm", "mm", "km", "kg", "hz", "ft", "sec", "min", "hr", "mph", "pct", "deg", "sq", "hrs", "inch", "feet"}
+SHORT_UNITS = {
+    "am",
+    "pm",
+    "cm",
+    "mm",
+    "km",
+    "kg",
+    "hz",
+    "ft",
+    "sec",
+    "min",
+    "hr",
+    "mph",
+    "pct",
+    "deg",
+    "sq",
+    "hrs",
+    "inch",
+    "feet",
+}
 SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 HEDGES = set(  # words after a number that change what is claimed; any other word there counts as its unit
     "or and if maybe not no more less most least about approximately approx around nearly than otherwise except to "
@@ -154,56 +251,71 @@ HEDGES = set(  # words after a number that change what is claimed; any other wor
 )
 
 
-def tokenize(cleaned: str, merge_thousands: bool) -> list[tuple[str, str]]:
-    """(kind, value) pairs, ended by ("end", ""). A comma run of the right shape is one number outside ( [ and \\{."""
-    tokens: list[tuple[str, str]] = []
-    brackets, pos = [], 0
-    while pos < len(cleaned):
-        run = COMMA_RUN.match(cleaned, pos)
-        inside_run = pos > 1 and cleaned[pos - 1] == "," and cleaned[pos - 2].isdigit()
-        if run and merge_thousands and not inside_run and not brackets and THOUSANDS.fullmatch(run.group()):
-            tokens.append(("num", run.group().replace(",", "")))
-            pos = run.end()
-            continue
+def tokenize(cleaned: str, merge_thousands: bool) -> list[Token]:
+    """Tokens, ended by one of kind "end". A comma run of the right shape is one number outside ( [ and \\{."""
+    tokens: list[Token] = []
+    brackets, pos, end = 0, 0, len(cleaned)
+    commas = merge_thousands and "," in cleaned
+    while pos < end:
+        start = pos
+        if commas and not brackets and (run := COMMA_RUN.match(cleaned, pos)) and THOUSANDS.fullmatch(run.group()):
+            if not (pos > 1 and cleaned[pos - 1] == "," and cleaned[pos - 2].isdigit()):
+                tokens.append(("num", run.group().replace(",", ""), start))
+                pos = run.end()
+                continue
         match = TOKEN.match(cleaned, pos)
         if not match:
-            raise Refused(f"unknown character {cleaned[pos]!r}")
+            raise Refused(f"unknown character {cleaned[pos]!r}", pos)
         kind, value, pos = match.lastgroup, match.group(), match.end()
-        if kind == "word":
-            tokens += _word_tokens(value, tokens[-1] if tokens else ("start", ""))
+        if kind == "op" or kind == "num":
+            tokens.append((kind, value, start))
+        elif kind == "word":
+            tokens += _word_tokens(value, tokens[-1][0] if tokens else "start", start)
         elif kind == "text" and value[1:-1].strip(" ,;").lower() in ("and", "or", ""):
-            tokens.append(("sep", "and"))
+            tokens.append(("sep", value[1:-1].strip(" ,;").lower(), start))
         elif kind != "space":
-            tokens.append((kind, value[1:-1] if kind == "text" else re.sub(r"\s", "", value)))
+            tokens.append((kind, value[1:-1] if kind == "text" else re.sub(r"\s", "", value), start))
         if value in ("(", "[", "\\{"):
-            brackets.append(value)
-        elif value in (")", "]", "\\}") and brackets:
-            brackets.pop()
-    return [*tokens, ("end", "")]
+            brackets += 1
+        elif value in (")", "]", "\\}"):
+            brackets = max(0, brackets - 1)
+    tokens.append(("end", "", end))
+    return tokens
 
 
-def _word_tokens(word: str, previous: tuple[str, str]) -> list[tuple[str, str]]:
+def _word_tokens(word: str, previous: str, pos: int) -> list[Token]:
     """A run of letters is a function, a constant, a unit after a number, words, or a product of one-letter symbols."""
+    if len(word) == 1:
+        return [("sym", word, pos)]
     if word in FUNCTIONS:
-        return [("fn", word)]
+        return [("fn", word, pos)]
     if word in ("pi", "sqrt"):
-        return [("cmd", "\\" + word)]
-    if word.lower() in ("and", "or"):
-        return [("sep", "and")]
-    if word.lower() in ("inf", "infty", "infinity", "oo"):
-        return [("sym", "∞")]
-    if previous[0] in ("num", "text") and word.lower() in SHORT_UNITS or len(word) > 3 and word[1:].islower():
-        return [("text", word)]
+        return [("cmd", "\\" + word, pos)]
+    lowered = word.lower()
+    if lowered in ("and", "or"):
+        return [("sep", lowered, pos)]
+    if lowered in ("inf", "infty", "infinity", "oo"):
+        return [("sym", "∞", pos)]
+    if previous in ("num", "text") and lowered in SHORT_UNITS or len(word) > 3 and word[1:].islower():
+        return [("text", word, pos)]
     if len(word) > 6:
-        raise Refused("words")
-    return [("sym", letter) for letter in word]
+        raise Refused("a word that is not known here", pos)
+    return [("sym", letter, pos + i) for i, letter in enumerate(word)]
 
 
 # ---------------------------------------------------------------- parsing
 
 
-def num(value: int | Fraction) -> Node:
-    return Node("num", (Fraction(value),))
+Number = int | Fraction
+
+
+def num(value: Number) -> Node:
+    return Node("num", (value,))
+
+
+MINUS_ONE = num(-1)
+INFINITY = Node("sym", ("∞",))
+REALS = Node("sym", ("mathbb(R)",))
 
 
 def scalar(node: Node) -> Node:
@@ -214,54 +326,69 @@ def scalar(node: Node) -> Node:
 
 def product(*factors: Node) -> Node:
     """Scalars multiply; one matrix among the factors takes the others into its entries."""
-    matrices = [f for f in factors if f.op == "matrix"]
-    if len(matrices) == 1 and len(factors) > 1:
-        rest = [f for f in factors if f.op != "matrix"]
-        return Node("matrix", tuple(tuple(product(*rest, entry) for entry in row) for row in matrices[0].args))
-    flat = [g for f in factors for g in (f.args if scalar(f).op == "mul" else (f,))]
+    flat: list[Node] = []
+    for i, factor in enumerate(factors):
+        if factor.op == "matrix" and len(factors) > 1:
+            rest = factors[:i] + factors[i + 1 :]
+            return Node("matrix", tuple(tuple(product(*rest, entry) for entry in row) for row in factor.args))
+        if scalar(factor).op == "mul":
+            flat += factor.args
+        else:
+            flat.append(factor)
     return flat[0] if len(flat) == 1 else Node("mul", tuple(flat))
+
+
+def negative(node: Node) -> Node:
+    if node.op == "num":
+        return num(-node.args[0])
+    return Node("based", (-node.args[0], node.args[1])) if node.op == "based" else product(MINUS_ONE, node)
 
 
 def quotient(top: Node, bottom: Node) -> Node:
     return product(top, Node("inv", (scalar(bottom),)))
 
 
-def literal(text: str) -> Fraction:
+def literal(text: str) -> Number:
     """12, .5, 1.70e4 exactly; the exponent is bounded before the number is built."""
+    if text.isdigit():
+        return int(text)
     mantissa, _, exponent = text.lower().partition("e")
     if len(exponent) > 5:
         raise Refused("exponent too large")
-    power = Fraction(10) ** int(exponent or 0)
     whole, _, decimals = mantissa.partition(".")
-    return Fraction(int((whole + decimals) or "0"), 10 ** len(decimals)) * power
+    power = int(exponent or 0) - len(decimals)
+    digits = int((whole + decimals) or "0")
+    return digits * 10**power if power >= 0 else Fraction(digits, 10**-power)
 
 
 def repeating(text: str) -> Fraction:
-    """0.3\\overline{6} = 3/10 + 6/90."""
-    head, tail = re.split(r"\\[a-z]+", text)
-    tail, decimals = tail.strip("{}"), len(head) - head.index(".") - 1
+    """0.3\\overline{6} and 0.3(6) are 3/10 + 6/90."""
+    head, tail = re.split(r"\\[a-z]+|\(", text)
+    tail, decimals = tail.strip("{})"), len(head) - head.index(".") - 1
     return literal(head if head != "." else "0") + Fraction(int(tail), (10 ** len(tail) - 1) * 10**decimals)
 
 
 class Parser:
     """Recursive descent: items > relation > side > sum > term > factor > atom. Raises Refused, nothing else."""
 
-    def __init__(self, tokens: list[tuple[str, str]]) -> None:
-        self.tokens, self.pos, self.depth, self.bars = tokens, 0, 0, 0
+    def __init__(self, tokens: list[Token]) -> None:
+        self.tokens, self.depth, self.bars = tokens, 0, 0
+        self.seek(0)
 
-    @property
-    def kind(self) -> str:
-        return self.tokens[self.pos][0]
+    def seek(self, pos: int) -> None:
+        self.pos = pos
+        self.kind, self.value, self.at = self.tokens[pos]
 
-    @property
-    def value(self) -> str:
-        return self.tokens[self.pos][1]
+    def refuse(self, message: str) -> Refused:
+        return Refused(message, self.at)
 
     def take(self) -> str:
         if self.kind == "end":
-            raise Refused("text ends too early")
+            raise self.refuse("the text ends too early")
+        taken = self.value
         self.pos += 1
-        return self.tokens[self.pos - 1][1]
+        self.kind, self.value, self.at = self.tokens[self.pos]
+        return taken
 
     def accept(self, *values: str) -> str:
         return self.take() if self.value in values and self.kind not in ("text", "end") else ""
@@ -269,56 +396,75 @@ class Parser:
     def expect(self, *values: str) -> str:
         if got := self.accept(*values):
             return got
-        raise Refused(f"expected {values[0]}")
+        raise self.refuse(f"expected {' or '.join(values)}")
 
     def whole(self) -> list[Node]:
         items = self.items()
         if self.kind != "end":
-            raise Refused("text left over")
+            raise self.refuse("cannot read on from here")
         return items
 
     def items(self) -> list[Node]:
+        """What commas, semicolons, `and` and `or` separate; inequalities joined by a word are one item."""
         found = [self.relation()]
         while self.kind == "sep" or self.value in (",", ";"):
+            word = ""
             if self.accept(",", ";"):
                 if self.kind == "sep":  # 1, 2, and 3
                     self.take()
             else:
-                self.take()
-            found.append(self.relation())
+                word = self.take()
+            item = self.relation()
+            if word and all(n.op == "rel" and INEQUALITIES.intersection(n.args[0]) for n in (item, found[-1])):
+                item = Node(word, (found.pop(), item))
+            found.append(item)
         if len(found) > MAX_ITEMS:
-            raise Refused("too many items")
+            raise self.refuse("too many items")
         return found
 
     def relation(self) -> Node:
         sides, ops = [self.side()], []
-        while op := self.accept(*"=<>≤≥≠≈∈"):
-            ops.append(op)
+        while self.value in RELATIONS and self.kind == "op":
+            ops.append(self.take())
             sides.append(self.side())
-        return Node("rel", (tuple(ops), tuple(sides))) if ops else sides[0]
+        node = Node("rel", (tuple(ops), tuple(sides))) if ops else sides[0]
+        if self.accept("\\pmod", "\\bmod", "\\mod"):
+            node = Node("mod", (node, self.argument()))
+        return node
 
     def side(self) -> Node:
-        parts = [self.sum()]
-        while self.accept("∪"):
-            parts.append(self.sum())
-        node = parts[0] if len(parts) == 1 else Node("union", tuple(parts))
+        node = self.ratio()
+        while op := self.accept("∪", "∩", "∖"):
+            right = self.ratio()
+            if op == "∪" and node.op == "union":
+                node = Node("union", (*node.args, right))
+            else:
+                node = Node({"∪": "union", "∩": "cap", "∖": "minus"}[op], (node, right))
         return self.units(node) if self.kind == "text" else node
+
+    def ratio(self) -> Node:
+        """a : b : c, and times of day."""
+        parts = [self.sum()]
+        while self.value == ":" and not self.bars and self.accept(":"):
+            parts.append(self.sum())
+        return parts[0] if len(parts) == 1 else Node("ratio", tuple(parts))
 
     def units(self, node: Node) -> Node:
         """Words after a scalar are its unit (MATH: the same answer without them), unless they say something else."""
-        scalar(node)
+        if node.op != "ratio":
+            scalar(node)
         words: list[str] = []
         while self.kind == "text":
             words += re.findall(r"[A-Za-z]+", self.take())
             if self.accept("^"):
                 self.exponent()
-            if self.value == "/" and self.tokens[self.pos + 1][0] == "text":
+            if self.value in ("/", "*") and self.tokens[self.pos + 1][0] == "text":
                 self.take()
         lowered = [word.lower() for word in words]
-        if len(words) > 5 or HEDGES.intersection(lowered) or (len(words) == 1 == len(words[0]) and symbols(node)):
-            raise Refused("words that may change the meaning")
+        if len(words) > 5 or HEDGES.intersection(lowered) or (len(words) == 1 == len(words[0]) and node.flags & SYMBOL):
+            raise self.refuse("words that may change the meaning")
         if any(len(word) == 1 and word.lower() not in UNIT_NAMES for word in words):
-            raise Refused("a letter that is no unit")
+            raise self.refuse("a letter that is no unit")
         for word in lowered:
             node = product(node, num(SCALES[word])) if word in SCALES else node
         lowered = [word for word in lowered if word not in SCALES]
@@ -328,26 +474,28 @@ class Parser:
     def sum(self) -> Node:
         terms = []
         while not terms or self.value in ("+", "-", "±", "∓"):
-            negative, choice = False, ""
+            minus, choice = False, ""
             while sign := self.accept("+", "-", "±", "∓"):
-                negative ^= sign == "-"
+                minus ^= sign == "-"
                 choice = {"±": "pm", "∓": "mp"}.get(sign, choice)
             term = self.term()
-            if negative:
-                term = Node("based", (-term.args[0], term.args[1])) if term.op == "based" else product(num(-1), term)
+            if minus:
+                term = negative(term)
             terms.append(Node(choice, (scalar(term),)) if choice else term)
         return terms[0] if len(terms) == 1 else Node("add", tuple(scalar(t) for t in terms))
 
     def term(self) -> Node:
         factors = [self.factor()]
         while True:
+            if self.kind == "end":
+                break
             if self.accept("*"):
                 factors.append(self.signed_factor())
             elif self.accept("/"):
                 factors.append(Node("inv", (scalar(self.signed_factor()),)))
             elif self.starts_atom():
                 if self.kind == "num" and self.tokens[self.pos - 1][0] == "num":
-                    raise Refused("two numbers side by side")
+                    raise self.refuse("two numbers side by side")
                 opened, right = self.value == "(", self.factor()
                 closed = opened and self.tokens[self.pos - 1][1] == ")"
                 if closed and factors[-1].op == "sym" and right.op == "num":  # I(0) is a name, not I times 0
@@ -357,62 +505,72 @@ class Parser:
                     return Node("call" if right.op == "seq" else "apply", (factors[0], right))  # f(x), or f times x
                 factors.append(right)
             else:
-                return product(*factors) if len(factors) > 1 else factors[0]
+                break
+        return product(*factors) if len(factors) > 1 else factors[0]
 
     def at_end(self) -> bool:
-        return self.kind in ("end", "sep") or self.value in (*"=<>≤≥≠≈∈,;)]}", "\\}")
+        return self.kind in ("end", "sep") or self.value in RELATIONS or self.value in (*",;)]}", "\\}")
 
     def signed_factor(self) -> Node:
-        return product(num(-1), self.signed_factor()) if self.accept("-") else self.factor()
+        return negative(self.signed_factor()) if self.accept("-") else self.factor()
 
     def starts_atom(self) -> bool:
-        if self.kind in ("num", "repeat", "sym", "fn"):
-            return True
-        if self.kind == "env":
-            return self.value.startswith("\\begin")
-        if self.kind == "cmd":
-            name = self.value[1:]
-            known = ("frac", "binom", "sqrt", "pi", "lfloor", "lceil", "sum", "int", "lim")
-            return name in known or name in FUNCTIONS or name in GREEK or name in ACCENTS
-        return self.value in ("(", "[", "{", "√", "∞") or (self.value == "|" and not self.bars)
+        kind = self.kind
+        if kind == "op":
+            return self.value in ("(", "[", "{", "√", "∞", "…") or (self.value == "|" and not self.bars)
+        if kind == "cmd":
+            return self.value[1:] in ATOM_COMMANDS
+        return kind in ("num", "repeat", "sym", "fn") or (kind == "env" and self.value.startswith("\\begin"))
 
     def factor(self) -> Node:
         node = self.atom()
-        while True:
+        while self.value in ("!", "°", "%", "'", "^"):
             if self.accept("!"):
                 if self.value == "!":
-                    raise Refused("double factorial")
+                    raise self.refuse("a double factorial")
                 node = Node("fact", (scalar(node),))
             elif self.accept("°"):
-                node = Node("deg", (scalar(node),))
-                if self.kind == "sym" and self.value in ("C", "F", "K"):
-                    self.take()
+                node = self.degrees(scalar(node))
             elif self.accept("%"):
                 node = Node("percent", (scalar(node),))
-            elif self.value == "'" and not symbols(scalar(node)):
-                self.take()  # arc minutes and seconds: a unit
             elif self.accept("^"):
                 node = Node("pow", (scalar(node), scalar(self.exponent())))
+            elif self.value == "'" and not scalar(node).flags & SYMBOL:
+                self.take()  # arc minutes and seconds alone: a unit
             else:
-                return node
+                break
+        return node
+
+    def degrees(self, node: Node) -> Node:
+        """30°, 30°C, 41° 24' 35''."""
+        if self.kind == "sym" and self.value in ("C", "F", "K"):
+            self.take()
+        parts = [node]
+        for prime, size in (("'", 60), ("''", 3600)):
+            after = "".join(token[1] for token in self.tokens[self.pos + 1 : self.pos + 3])
+            if self.kind == "num" and after.startswith(prime):
+                parts.append(num(Fraction(literal(self.take()), size)))
+                for _ in prime:
+                    self.expect("'")
+        return Node("deg", (node if len(parts) == 1 else Node("add", tuple(parts)),))
 
     def exponent(self) -> Node:
         sign = self.accept("-", "+")
         node = self.atom()
         if self.accept("^"):
             node = Node("pow", (scalar(node), scalar(self.exponent())))
-        return product(num(-1), node) if sign == "-" else node
+        return negative(node) if sign == "-" else node
 
     def atom(self) -> Node:
         self.depth += 1
         if self.depth > MAX_DEPTH:
-            raise Refused("nested too deeply")
+            raise self.refuse("nested too deeply")
         kind = self.kind
         if kind == "num":
             node = self.number()
         elif kind == "repeat":
             node = num(repeating(self.take()))
-        elif kind == "sym" or self.value in ("∞", "∅"):
+        elif kind == "sym" or self.value in ("∞", "∅", "…"):
             node = self.symbol(self.take())
         elif kind == "text":
             node = self.words()
@@ -429,35 +587,32 @@ class Parser:
 
     def number(self) -> Node:
         digits = self.take()
-        if self.accept("_"):
-            base = self.braced_text()
-            if not (base.isdigit() and len(base) < 3 and 2 <= int(base) <= 36 and digits.isdigit()):
-                raise Refused("not a base")
-            if any(int(d) >= int(base) for d in digits):
-                raise Refused("not a digit of the base")
-            return Node(
-                "based", (int(digits, int(base)), int(base))
-            )  # 1_6 and 1_7 differ: the base is part of the answer
+        if self.value == "_" and self.accept("_"):
+            return self.based(digits)
         node = num(literal(digits))
-        if digits.isdigit() and self.value == "\\frac":  # 1\frac{4}{5} is a mixed number, 2\frac{x}{3} is a product
+        if self.value == "\\frac" and digits.isdigit():  # 1\frac{4}{5} is a mixed number, 2\frac{x}{3} is a product
             start = self.pos
             self.take()
             top, bottom = self.argument(), self.argument()
-            plain = top.op == bottom.op == "num" and top.args[0].denominator == bottom.args[0].denominator == 1
+            plain = top.op == bottom.op == "num" and isinstance(top.args[0], int) and isinstance(bottom.args[0], int)
             if plain and 0 < top.args[0] < bottom.args[0]:
-                return num(node.args[0] + top.args[0] / bottom.args[0])
-            self.pos = start
+                return num(node.args[0] + Fraction(top.args[0], bottom.args[0]))
+            self.seek(start)
         return node
 
+    def based(self, digits: str) -> Node:
+        """1_6 and 1_7 differ: the base is part of the answer."""
+        base = self.braced_text()
+        if not (base.isdigit() and len(base) < 3 and 2 <= int(base) <= 36 and digits.isdigit()):
+            raise self.refuse("not a base")
+        if any(int(d) >= int(base) for d in digits):
+            raise self.refuse("not a digit of the base")
+        return Node("based", (int(digits, int(base)), int(base)))
+
     def symbol(self, name: str) -> Node:
-        constant = {"e": "e", "i": "i"}.get(name)
-        while True:
-            if self.accept("_"):
-                name += "_" + self.braced_text()
-            elif self.accept("'"):
-                name += "'"
-            else:
-                break
+        constant = name if name in ("e", "i") else None
+        while self.value in ("_", "'") and (mark := self.take()):
+            name += "_" + self.braced_text() if mark == "_" else mark
             constant = None
         return Node("const", (constant,)) if constant else Node("sym", (name,))
 
@@ -485,10 +640,9 @@ class Parser:
     def argument(self) -> Node:
         """What TeX takes as an unbraced argument: one token, and of a number one digit (\\frac59)."""
         if self.kind == "num" and len(self.value) > 1 and self.value.isdigit():
-            first, rest = self.value[0], self.value[1:]
-            self.tokens[self.pos] = ("num", first)
-            self.tokens.insert(self.pos + 1, ("num", rest))
-            self.pos += 1
+            first, rest, at = self.value[0], self.value[1:], self.at
+            self.tokens[self.pos : self.pos + 1] = [("num", first, at), ("num", rest, at + 1)]
+            self.seek(self.pos + 1)
             return num(int(first))
         return scalar(self.atom())
 
@@ -524,14 +678,22 @@ class Parser:
             return product(Node("sym", (name,)), self.term())
         if name == "{":
             return self.braces()
-        raise Refused(f"unknown command {command}")
+        self.seek(self.pos - 1)
+        raise self.refuse(f"unknown command {command}")
 
     def braces(self) -> Node:
-        bars, self.bars = self.bars, 0
-        items = [] if self.value == "\\}" else self.items()
+        """{1, 2, 3} or {x : x > 3}; a bar after the first item is then no absolute value."""
+        bars, self.bars = self.bars, 1
+        items = [] if self.value == "\\}" else [self.relation()]
+        if items and self.accept("|", ":"):
+            items = [Node("builder", (items[0], tuple(self.items())))]
+        else:
+            self.bars = 0
+            if items and self.accept(",", ";"):
+                items += self.items()
         self.expect("\\}")
         self.bars = bars
-        return Node("set", tuple(items))
+        return items[0] if items and items[0].op == "builder" else Node("set", tuple(items))
 
     def bracket(self) -> Node:
         opened = self.expect("(", "[", "{", "|", "√")
@@ -547,7 +709,7 @@ class Parser:
             items = self.items()
             closed = self.expect(")", "]")
             if len(items) == 1 and opened + closed not in ("()", "[]"):
-                raise Refused("an interval with one end")
+                raise self.refuse("an interval with one end")
             node = items[0] if len(items) == 1 else Node("seq", (opened, closed, tuple(items)))
         self.bars = bars
         return node
@@ -563,18 +725,29 @@ class Parser:
 
     def matrix(self) -> Node:
         name = re.search(r"\{([a-z]+)", self.take()).group(1)
-        if name not in ("pmatrix", "bmatrix", "matrix", "array", "smallmatrix"):
-            raise Refused(f"environment {name}")  # vmatrix is a determinant
-        rows = [[self.sum()]]
+        if name not in ("pmatrix", "bmatrix", "matrix", "array", "smallmatrix", "cases"):
+            raise self.refuse(f"environment {name}")  # vmatrix is a determinant
+        entry = self.case if name == "cases" else lambda: scalar(self.sum())
+        rows = [[entry()]]
         while not self.value.startswith("\\end"):
             if self.accept("&"):
-                rows[-1].append(self.sum())
+                rows[-1].append(entry())
             else:
                 self.expect("\\\\")
                 if not self.value.startswith("\\end"):
-                    rows.append([self.sum()])
+                    rows.append([entry()])
         self.take()
-        return Node("matrix", tuple(tuple(scalar(entry) for entry in row) for row in rows))
+        return Node("cases" if name == "cases" else "matrix", tuple(tuple(row) for row in rows))
+
+    def case(self) -> Node:
+        """A value or its condition, in which `if` says nothing."""
+        while self.accept(","):
+            pass
+        if self.kind == "text" and self.value.lower().strip(" ,") in ("if", "for", "when", "where", "text"):
+            self.take()
+        node = self.relation()
+        self.accept(",")
+        return node
 
     def function(self, name: str) -> Node:
         """\\sin^2 x, \\sin^{-1} x, \\log_2 n. Without brackets the argument ends at + - * / ( or the next function."""
@@ -593,7 +766,7 @@ class Parser:
             while self.starts_atom() and self.kind != "fn" and self.value[1:] not in FUNCTIONS and self.value != "(":
                 factors.append(self.factor())
             inner = product(*factors)
-        if power == product(num(-1), num(1)) and name in ("sin", "cos", "tan", "sec", "csc", "cot"):
+        if power == MINUS_ONE and name in ("sin", "cos", "tan", "sec", "csc", "cot"):
             name, power = "arc" + name, None
         node = Node("fn", (name, scalar(inner))) if base is None else Node("log", (scalar(base), scalar(inner)))
         return Node("pow", (node, scalar(power))) if power else node
@@ -601,23 +774,13 @@ class Parser:
 
 def symbols(node: Any) -> set[str]:
     """The variables in a tree."""
-    if not isinstance(node, Node):
-        return set().union(*map(symbols, node)) if isinstance(node, tuple) else set()
-    return {node.args[0]} if node.op == "sym" else symbols(node.args)
-
-
-def contains(node: Any, *wanted: Node) -> bool:
-    """Whether a node with one of these ops, and these first arguments, is anywhere in the tree."""
-    if isinstance(node, Node):
-        here = any(node.op == w.op and w.args == node.args[: len(w.args)] for w in wanted)
-        return here or contains(node.args, *wanted)
-    return isinstance(node, tuple) and any(contains(child, *wanted) for child in node)
+    if type(node) is Node:
+        if not node.flags & SYMBOL:
+            return set()
+        return {node.args[0]} if node.op == "sym" else symbols(node.args)
+    return set().union(*map(symbols, node)) if type(node) is tuple else set()
 
 
 def parse(cleaned: str, merge_thousands: bool = True) -> list[Node]:
     """The items of a comma list; of a single answer, one item."""
-    items = Parser(tokenize(cleaned, merge_thousands)).whole()
-    reals = Node("sym", ("mathbb(R)",))
-    infinity = Node("sym", ("∞",))
-    line = Node("seq", ("(", ")", (product(num(-1), infinity), infinity)))
-    return [line if item == reals else item for item in items]
+    return Parser(tokenize(cleaned, merge_thousands)).whole()

@@ -1,356 +1,47 @@
 """Are two final answers the same mathematical object?  Reads LaTeX and plain text; used by reward.py only.
 
 `equal(answer, gold)` goes through four steps, cheapest first, and none of them ever runs text as code:
-  1. clean: strip `$`, \\boxed, spacing and style commands; write unicode and command synonyms one way; compare strings.
-  2. parse: an own tokenizer and recursive-descent parser into `Node` trees. Whatever it does not know is refused,
-     and then only the strings count.
-  3. compare by type: tuples and intervals in order with their brackets, lists, sets and unions in any order without
-     missing or extra members, plus-minus as both values, equations up to a factor, a label (`x =`) as mere format.
-  4. compare scalars: exact `Fraction` arithmetic as far as it goes, mpmath at 400 bits beyond, at fixed pseudo-random
-     rational points where there are variables (Schwartz-Zippel: different expressions agree there by accident only).
+  1. plain numbers and equal strings, after `clean` has written every synonym one way.
+  2. parse (answer_parser.py): an own tokenizer and recursive-descent parser into `Node` trees. Whatever it does not
+     know is refused, and then only the strings count.
+  3. compare by type, one function a kind of answer, all in this file.
+  4. compare scalars (answer_values.py): exactly, as formal identities, or numerically to 90 digits and more.
 Sizes are bounded before anything is computed, and a work budget counted in operations (never in seconds) decides when
 to give up, so the same pair gets the same verdict on every machine. Giving up means: not equal.
-Conventions: MATH's for units, percent signs and money (they may be absent); an unreduced or rounded value is judged by
-its exact value.
+Conventions: MATH's for units, percent signs and money (they may be absent); an unreduced value is judged by its exact
+value; a rounded value is wrong unless the gold itself is rounded (`agrees_with_rounded`).
 """
 
 import itertools
-import math
-import random
+import re
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from answer_parser import (
+    INEQUALITIES,
+    INFINITY,
     MAX_CHARS,
     MAX_ITEMS,
+    PLUS_MINUS,
+    REALS,
     STRUCTURES,
+    SYMBOL,
     Node,
+    Number,
     Refused,
     clean,
-    contains,
     is_words,
+    negative,
     num,
     parse,
     product,
     squeeze,
-    symbols,
 )
+from answer_values import Evaluator, Work, is_exact, proportional, same_scalar, same_value
 
-MAX_BITS = 100_000  # of an exact number; 2023^2024 has 22,000
-MAX_FACTORIAL = 5000
-MAX_WORK = 1_000_000  # for one pair, in units of very roughly half a microsecond: see Budget.spend and its callers
-PREC = 400  # bits of mpmath arithmetic
-CANCELLED = 2.0**-320  # a sum this small against its terms is an exact zero: its own rounding is near 2^-395
-SAME = 2.0**-300  # relative difference of two numbers that are the same
-
-
-class Budget:
-    """Counts work, so that the verdict does not depend on the speed or the load of the machine."""
-
-    def __init__(self) -> None:
-        self.left = MAX_WORK
-
-    def spend(self, units: int) -> None:
-        self.left -= units
-        if self.left < 0:
-            raise Refused("work budget spent")
-
-    def exact(self, value: Fraction) -> Fraction:
-        """Admits an exact value; the gcd behind every Fraction operation is quadratic in its bits."""
-        bits = value.numerator.bit_length() + value.denominator.bit_length()
-        if bits > MAX_BITS:
-            raise Refused("number too long")
-        self.spend(5 + (bits >> 7) ** 2 // 64)
-        return value
-
-
-# ---------------------------------------------------------------- values
-
-
-@lru_cache(maxsize=1)
-def _mpmath() -> Any:
-    """A private context at our precision. mpmath is imported only here: most pairs never need it."""
-    import mpmath
-
-    context = mpmath.mp.clone()
-    context.prec = PREC
-    return context
-
-
-def warm_up() -> None:
-    """Pays the import of mpmath before a clock runs."""
-    _mpmath()
-
-
-def _exact_root(value: Fraction, degree: int) -> Fraction | None:
-    """The real root of a Fraction where it is rational, by integer Newton iteration."""
-    roots = []
-    for part in (abs(value.numerator), value.denominator):
-        root = math.isqrt(part) if degree == 2 else 1 << -(-part.bit_length() // degree)
-        while degree > 2 and (better := ((degree - 1) * root + part // root ** (degree - 1)) // degree) < root:
-            root = better
-        if root**degree != part:
-            return None
-        roots.append(root)
-    return Fraction(-roots[0] if value < 0 else roots[0], roots[1])
-
-
-class Evaluator:
-    """The value of a scalar tree at one point: a Fraction while that is possible, then mpmath real or complex."""
-
-    def __init__(self, point: dict[str, Fraction], budget: Budget, log_base: int | None) -> None:
-        self.point, self.budget, self.log_base = point, budget, log_base
-
-    @property
-    def mp(self) -> Any:
-        return _mpmath()
-
-    def number(self, value: Any) -> Any:
-        """To mpmath."""
-        self.budget.spend(20)
-        return self.mp.mpf(value.numerator) / value.denominator if isinstance(value, Fraction) else value
-
-    def tidy(self, value: Any) -> Any:
-        """Drops a real or imaginary part that is rounding noise, so that real stays real."""
-        if not self.mp.isfinite(value):
-            raise Refused("not finite")
-        if isinstance(value, self.mp.mpc):
-            if abs(value.imag) <= CANCELLED * abs(value.real):
-                return value.real
-            if abs(value.real) <= CANCELLED * abs(value.imag):
-                return self.mp.mpc(0, value.imag)
-        return value
-
-    def value(self, node: Node, degree: Any = 1) -> Any:
-        """`degree` is what one degree is worth: 1, or pi/180 inside a trigonometric function."""
-        self.budget.spend(5)
-        op, args = node.op, node.args
-        if op == "num":
-            return args[0]
-        if op == "sym":
-            return self.point[args[0]]
-        if op == "const":
-            return {"pi": +self.mp.pi, "e": +self.mp.e, "i": self.mp.mpc(0, 1)}[args[0]]
-        if op == "fn":
-            return self.function(args[0], args[1])
-        values = [self.value(arg, degree) for arg in args]
-        if op == "add":
-            return self.add(values)
-        if op in ("mul", "apply"):
-            return self.multiply(values)
-        if op in ("inv", "pow"):
-            return self.power(values[0], Fraction(-1) if op == "inv" else values[1])
-        if op == "deg":
-            return self.multiply([values[0], degree if degree != 1 else Fraction(1)])
-        if op == "percent":
-            return self.multiply([values[0], Fraction(1, 100)])
-        if op == "log":
-            return self.multiply([self.log(values[1]), self.power(self.log(values[0]), Fraction(-1))])
-        if op == "fact":
-            return self.factorial(values[0])
-        if op == "binom":
-            return self.binomial(*values)
-        if op == "abs":
-            return abs(values[0])
-        return self.floor(values[0]) if op == "floor" else -self.floor(-values[0])
-
-    def add(self, values: list) -> Any:
-        exact = Fraction(0)
-        for value in (v for v in values if isinstance(v, Fraction)):
-            exact = self.budget.exact(exact + value)
-        rest = [v for v in values if not isinstance(v, Fraction)]
-        if not rest:
-            return exact
-        rest.append(self.number(exact))
-        total = self.mp.fsum(rest)
-        return Fraction(0) if abs(total) <= CANCELLED * max(map(abs, rest)) else self.tidy(total)
-
-    def multiply(self, values: list) -> Any:
-        total = Fraction(1)
-        for value in (v for v in values if isinstance(v, Fraction)):
-            total = self.budget.exact(total * value)
-        for value in (v for v in values if not isinstance(v, Fraction) and total != 0):
-            total = self.tidy(self.number(total) * value)
-        return total
-
-    def power(self, base: Any, exponent: Any) -> Any:
-        if isinstance(base, Fraction) and isinstance(exponent, Fraction):
-            exact = self.exact_power(base, exponent)
-            if exact is not None:
-                return exact
-        if base == 0:
-            raise Refused("a power of zero")
-        self.budget.spend(500)
-        mp_base, mp_exponent = self.number(base), self.number(exponent)
-        if abs(mp_exponent) * (1 + abs(self.mp.log(abs(mp_base), 2))) > 10**6:
-            raise Refused("power too large")
-        odd_root = isinstance(exponent, Fraction) and exponent.denominator % 2 == 1
-        if odd_root and not isinstance(mp_base, self.mp.mpc) and mp_base < 0:  # school convention: cbrt(-8) = -2
-            return self.tidy((-1) ** (exponent.numerator % 2) * (-mp_base) ** mp_exponent)
-        return self.tidy(mp_base**mp_exponent)
-
-    def exact_power(self, base: Fraction, exponent: Fraction) -> Fraction | None:
-        """None where the power is irrational. Sizes are bounded before the power is taken."""
-        if base == 0 and exponent > 0 or base == 1:
-            return base
-        if exponent.denominator > 1:
-            if exponent.denominator > 1000 or (base < 0 and exponent.denominator % 2 == 0):
-                return None
-            bits = base.numerator.bit_length() + base.denominator.bit_length()
-            self.budget.spend(bits * exponent.denominator // 16)
-            root = _exact_root(base, exponent.denominator)
-            return None if root is None else self.exact_power(root, Fraction(exponent.numerator))
-        bits = max(base.numerator.bit_length(), base.denominator.bit_length())
-        if bits * abs(exponent.numerator) > MAX_BITS and base != -1:
-            raise Refused("power too large")
-        if base == 0:
-            raise ZeroDivisionError("a power of zero")
-        return self.budget.exact(base ** (exponent.numerator if base != -1 else exponent.numerator % 2))
-
-    def log(self, value: Any) -> Any:
-        if value == 0:
-            raise ZeroDivisionError("log of zero")
-        if value == 1:
-            return Fraction(0)
-        self.budget.spend(300)
-        return self.tidy(self.mp.log(self.number(value)))
-
-    def function(self, name: str, arg: Node) -> Any:
-        trig = name not in ("exp", "ln", "log") and not name.endswith("h")
-        value = self.value(arg, self.mp.pi / 180 if trig and not name.startswith("arc") else 1)
-        if name in ("ln", "log"):
-            natural = self.log(value)
-            base = self.log_base if name == "log" else None
-            return natural if base is None else self.multiply([natural, 1 / self.mp.log(base)])
-        self.budget.spend(500)
-        value = self.number(value)
-        if abs(value) > 10**6:
-            raise Refused("argument too large")
-        short = {"arc" + n: "a" + n for n in ("sin", "cos", "tan", "sec", "csc", "cot", "sinh", "cosh", "tanh")}
-        result = self.tidy(getattr(self.mp, short.get(name, name))(value))
-        small = isinstance(result, self.mp.mpf) and abs(result) < CANCELLED < 2.0**200 * CANCELLED < abs(value)
-        return Fraction(0) if small else result  # sin(pi) is rounding noise, sin(10^-200) is not
-
-    def factorial(self, value: Any) -> Any:
-        if isinstance(value, Fraction) and value.denominator == 1:
-            if not 0 <= value <= MAX_FACTORIAL:
-                raise Refused("factorial out of bounds")
-            return self.budget.exact(Fraction(math.factorial(int(value))))
-        value = self.number(value)
-        if abs(value) > MAX_FACTORIAL:
-            raise Refused("factorial out of bounds")
-        self.budget.spend(2000)
-        return self.tidy(self.mp.gamma(value + 1))
-
-    def binomial(self, top: Any, bottom: Any) -> Any:
-        whole = all(isinstance(v, Fraction) and v.denominator == 1 for v in (top, bottom))
-        if whole and 0 <= bottom and 0 <= top <= MAX_FACTORIAL:
-            return self.budget.exact(Fraction(math.comb(int(top), int(bottom))))
-        below = [self.factorial(bottom), self.factorial(self.add([top, -bottom]))]
-        return self.multiply([self.factorial(top), self.power(self.multiply(below), Fraction(-1))])
-
-    def floor(self, value: Any) -> Fraction:
-        if isinstance(value, Fraction):
-            return Fraction(math.floor(value))
-        if isinstance(value, self.mp.mpc):
-            raise ZeroDivisionError("floor of a complex number")
-        if abs(value) > 2.0**64:
-            raise Refused("floor out of bounds")
-        nearest = int(self.mp.nint(value))
-        return Fraction(nearest if abs(value - nearest) < CANCELLED * 2**64 else int(self.mp.floor(value)))
-
-
-# ---------------------------------------------------------------- comparing scalars
-
-
-def same_value(a: Any, b: Any) -> bool:
-    if isinstance(a, Fraction) and isinstance(b, Fraction):
-        return a == b
-    if a == 0 or b == 0:
-        return a == b
-    mp = _mpmath()
-    a, b = (mp.mpf(v.numerator) / v.denominator if isinstance(v, Fraction) else v for v in (a, b))
-    return abs(a - b) <= SAME * max(abs(a), abs(b))
-
-
-INTEGER_NAMES = set("jklmnN")  # what authors call integers; it matters where a step function is around
-
-
-def _points(names: list[str], whole: bool, steps: bool = False) -> list[dict[str, Fraction]]:
-    """Fixed points: three positive rationals, then two of mixed signs; or the integers 1..40, shuffled per name.
-
-    Rationals have powers of two below, so that (-1)^x is never taken for real. With steps, n is an integer there too.
-    """
-    points = []
-    for k in range(40 if whole else 5):
-        point = {}
-        for j, name in enumerate(names):
-            dice, top = random.Random(f"{name}:{k}"), (7, 30, 120, 30, 15)[k % 5]
-            if whole or (steps and name in INTEGER_NAMES):
-                point[name] = Fraction((k * (1 + 2 * j) + j) % 40 + 1)
-            else:
-                sign = 1 if k % 5 < 3 else dice.choice((-1, 1))
-                point[name] = Fraction(sign * (2 * dice.randint(0, top) + 1), dice.choice((16, 32)))
-        points.append(point)
-    return points
-
-
-def values_at_points(nodes: list[Node], budget: Budget, log_base: int | None) -> list[list]:
-    """The nodes' values at common points. Outside their real domain (no i in sight) expressions are not compared."""
-    names = sorted(set().union(*map(symbols, nodes)))
-    if not names:
-        return [[Evaluator({}, budget, log_base).value(node) for node in nodes]]
-    complex_allowed = any(contains(node, Node("const", ("i",))) for node in nodes)
-
-    def rows(points: list[dict], only_real: bool) -> list[list]:
-        found = []
-        for point in points:
-            try:
-                row = [Evaluator(point, budget, log_base).value(node) for node in nodes]
-            except ZeroDivisionError:
-                continue
-            if not only_real or all(isinstance(v, Fraction) or v.imag == 0 for v in row):
-                found.append(row)
-        return found
-
-    steps = any(contains(node, Node("floor"), Node("ceil")) for node in nodes)
-    found = rows(_points(names, False, steps), not complex_allowed)
-    if steps:
-        found += rows(_points(names, True), True)
-    if len(found) < 2:
-        found = rows(_points(names, True)[:8], True) or rows(_points(names, False), False)
-    if len(found) < 2:
-        raise Refused("no points where both are defined")
-    return found
-
-
-def _log_bases(*nodes: Node) -> tuple:
-    """\\log without a base is natural for some, decimal for others: both are tried, the same on both sides."""
-    return (None, 10) if any(contains(node, Node("fn", ("log",))) for node in nodes) else (None,)
-
-
-def same_scalar(a: Node, b: Node, budget: Budget) -> bool:
-    for log_base in _log_bases(a, b):
-        if all(same_value(x, y) for x, y in values_at_points([a, b], budget, log_base)):
-            return True
-    return False
-
-
-def proportional(a: Node, b: Node, positive: bool, budget: Budget) -> bool:
-    """a = c b with one constant c, nonzero or positive: the same equation (a = 0) or inequality (a < 0)."""
-    for log_base in _log_bases(a, b):
-        rows = values_at_points([a, b], budget, log_base)
-        evaluator = Evaluator({}, budget, None)
-        if any((x == 0) != (y == 0) for x, y in rows):
-            continue
-        ratios = [evaluator.multiply([x, evaluator.power(y, Fraction(-1))]) for x, y in rows if y != 0]
-        if len(ratios) > 1 and all(same_value(r, ratios[0]) for r in ratios):
-            return not positive or (isinstance(ratios[0], Fraction) or ratios[0].imag == 0) and ratios[0] > 0
-    return False
-
-
-# ---------------------------------------------------------------- comparing by type
+# ---------------------------------------------------------------- lists of solutions, labels, plus-minus
 
 
 def _is_scalar(node: Node) -> bool:
@@ -359,23 +50,23 @@ def _is_scalar(node: Node) -> bool:
 
 def _resolve(node: Any, upper: bool) -> Any:
     """Plus-minus with one choice of sign, minus-plus with the other."""
-    if isinstance(node, tuple):
+    if type(node) is tuple:
         return tuple(_resolve(child, upper) for child in node)
-    if not isinstance(node, Node):
+    if type(node) is not Node:
         return node
     args = _resolve(node.args, upper)
     if node.op in ("pm", "mp"):
-        return args[0] if upper == (node.op == "pm") else product(num(-1), args[0])
+        return args[0] if upper == (node.op == "pm") else negative(args[0])
     return Node(node.op, args)
 
 
-def expand(items: list[Node]) -> list[Node]:
+def expand(items: Iterable[Node]) -> list[Node]:
     """One flat list of solutions: sets are opened, plus-minus becomes two items, and in a tuple each independently."""
     found: list[Node] = []
     for item in items:
         if item.op == "set":
-            found += expand(list(item.args))
-        elif not contains(item, Node("pm"), Node("mp")):
+            found += expand(item.args)
+        elif not item.flags & PLUS_MINUS:
             found.append(item)
         elif item.op == "seq":
             found += [Node("seq", (*item.args[:2], c)) for c in itertools.product(*(expand([x]) for x in item.args[2]))]
@@ -395,25 +86,30 @@ def _is_label(node: Node) -> bool:
 
 def _unlabel(node: Node) -> tuple[Node, Node] | None:
     """(label, value) of x = 5, f(x) = 1/x, x in [0, 1], 5 = x, and of 0 < x <= 1 or x < 3 as the interval they mean."""
+    if node.op == "mod" and (inner := _unlabel(node.args[0])):
+        return inner[0], Node("mod", (inner[1], node.args[1]))
     if node.op != "rel":
         return None
     ops, sides = node.args
-    if ops in (("=",), ("∈",)):
+    if ops in (("=",), ("≡",), ("∈",)):
         if _is_label(sides[0]):
             return sides[0], sides[1]
-        return (sides[1], sides[0]) if ops == ("=",) and _is_label(sides[1]) else None
-    if set(ops) <= set("<≤") or set(ops) <= set(">≥"):
-        if ops[0] in ">≥":
-            ops, sides = tuple({">": "<", "≥": "≤"}[op] for op in reversed(ops)), tuple(reversed(sides))
-        infinity = Node("sym", ("∞",))
+        return (sides[1], sides[0]) if ops != ("∈",) and _is_label(sides[1]) else None
+    ops, sides = _ascending(ops, sides)
+    if set(ops) <= set("<≤"):
         if len(ops) == 1:
             low = sides[1].op == "sym"
-            ops, sides = (
-                (ops + ("<",), sides + (infinity,)) if low else (("<", *ops), (product(num(-1), infinity), *sides))
-            )
+            ops, sides = (ops + ("<",), sides + (INFINITY,)) if low else (("<", *ops), (negative(INFINITY), *sides))
         if len(ops) == 2 and sides[1].op == "sym":
             return sides[1], Node("seq", ("[("[ops[0] == "<"], "])"[ops[1] == "<"], (sides[0], sides[2])))
     return None
+
+
+def _ascending(ops: tuple, sides: tuple) -> tuple[tuple, tuple]:
+    """A chain of > and >= read from the right."""
+    if set(ops) <= set(">≥"):
+        return tuple({">": "<", "≥": "≤"}[op] for op in reversed(ops)), tuple(reversed(sides))
+    return ops, sides
 
 
 def solutions(items: list[Node]) -> tuple[set[Node], list[Node]]:
@@ -424,46 +120,102 @@ def solutions(items: list[Node]) -> tuple[set[Node], list[Node]]:
     return labels, values
 
 
-def match(a: list[Node], b: list[Node], budget: Budget) -> bool:
+def match(a: list[Node], b: list[Node], work: Work) -> bool:
     """Any order, nothing missing, nothing extra. Sameness is transitive: the first partner found is as good as any."""
     if len(a) != len(b):
         return False
     rest = list(b)
     for x in a:
-        partner = next((i for i, y in enumerate(rest) if same(x, y, budget)), None)
+        partner = next((i for i, y in enumerate(rest) if same(x, y, work)), None)
         if partner is None:
             return False
         del rest[partner]
-    return True
+    return len(a) == 1 or work.because("the same members in any order", True)
 
 
-def same_items(a: list[Node], b: list[Node], budget: Budget) -> bool:
+def same_items(a: Sequence[Node], b: Sequence[Node], work: Work) -> bool:
     """Two whole answers: as they stand, or the label left out on one side, or equal labels left out on both."""
     a, b = expand(a), expand(b)
-    if match(a, b, budget):
+    if match(a, b, work):
         return True
+    if any(_says_real_set(item) for item in a + b) and (verdict := same_real_set(a, b, work)) is not None:
+        return verdict
     (labels_a, values_a), (labels_b, values_b) = solutions(a), solutions(b)
     if not (labels_a or labels_b) or len(labels_a) > 1 or len(labels_b) > 1:
         return False
-    return (not labels_a or not labels_b or labels_a == labels_b) and match(values_a, values_b, budget)
+    if labels_a and labels_b and labels_a != labels_b:
+        return work.because("the labels differ", False)
+    return match(values_a, values_b, work) and work.because("without the label", True)
 
 
-def same(a: Node, b: Node, budget: Budget) -> bool:
-    budget.spend(20)
+# ---------------------------------------------------------------- one function a kind of answer
+
+
+def same(a: Node, b: Node, work: Work) -> bool:
+    """Two items, by what they are; a scalar never equals a list, a relation or a text."""
+    work.spend(20)
     if _is_scalar(a) and _is_scalar(b) or "unit" in (a.op, b.op):
-        return same_quantity(a, b, budget)
+        return same_quantity(a, b, work)
+    if _says_real_set(a) or _says_real_set(b):
+        verdict = same_real_set([a], [b], work)
+        if verdict is not None:
+            return verdict
     if a.op != b.op:
-        return False
-    if a.op == "seq":
-        ordered = len(a.args[2]) == len(b.args[2]) and a.args[:2] == b.args[:2]
-        return ordered and all(same(x, y, budget) for x, y in zip(a.args[2], b.args[2], strict=True))
-    if a.op in ("set", "union"):
-        return match(expand(list(a.args)), expand(list(b.args)), budget)
-    if a.op == "matrix":
-        shapes = [[len(row) for row in m.args] for m in (a, b)]
-        pairs = zip(itertools.chain(*a.args), itertools.chain(*b.args), strict=False)
-        return shapes[0] == shapes[1] and all(same_scalar(x, y, budget) for x, y in pairs)
-    return same_relation(a, b, budget) if a.op == "rel" else a == b
+        return work.because(f"a {_kind(a)} is not a {_kind(b)}", False)
+    comparisons = {"seq": same_sequence, "set": same_set, "union": same_set, "matrix": same_matrix,
+                   "cases": same_cases, "rel": same_relation, "mod": same_residue, "ratio": same_ratio}  # fmt: skip
+    if a.op in comparisons:
+        return comparisons[a.op](a, b, work)
+    return work.because(f"a {_kind(a)}, part by part", a == b)
+
+
+def _kind(node: Node) -> str:
+    if _is_scalar(node):
+        return "number or expression"
+    return {"seq": "tuple or interval", "rel": "relation"}.get(node.op, node.op)
+
+
+def same_sequence(a: Node, b: Node, work: Work) -> bool:
+    """Tuples, vectors and intervals: the same brackets, the same members in the same order."""
+    ordered = len(a.args[2]) == len(b.args[2]) and a.args[:2] == b.args[:2]
+    same_members = ordered and all(same(x, y, work) for x, y in zip(a.args[2], b.args[2], strict=True))
+    return work.because("a tuple or interval, member by member", same_members)
+
+
+def same_set(a: Node, b: Node, work: Work) -> bool:
+    """Sets, and unions whose ends are not plain numbers: the same members in any order."""
+    return match(expand(a.args), expand(b.args), work)
+
+
+def same_matrix(a: Node, b: Node, work: Work) -> bool:
+    """Entry by entry, shapes equal; the kind of brackets says nothing."""
+    shapes = [[len(row) for row in m.args] for m in (a, b)]
+    pairs = zip(itertools.chain(*a.args), itertools.chain(*b.args), strict=False)
+    entries = shapes[0] == shapes[1] and all(same_scalar(x, y, work) for x, y in pairs)
+    return work.because("a matrix, entry by entry", entries)
+
+
+def same_cases(a: Node, b: Node, work: Work) -> bool:
+    """A function by cases: the same rows of value and condition, in any order."""
+    rows = [[Node("seq", ("(", ")", row)) for row in node.args] for node in (a, b)]
+    return match(rows[0], rows[1], work)
+
+
+def same_residue(a: Node, b: Node, work: Work) -> bool:
+    """3 (mod 7) and 10 (mod 7)."""
+    if not same(a.args[1], b.args[1], work):
+        return work.because("the moduli differ", False)
+    if all(_is_scalar(x) and not x.flags & SYMBOL for x in (a.args[0], b.args[0], a.args[1])):
+        x, y, modulus = (Evaluator({}, work, None).value(node) for node in (a.args[0], b.args[0], a.args[1]))
+        if is_exact(x) and is_exact(y) and is_exact(modulus) and modulus:
+            return work.because("residues", (x - y) % modulus == 0)
+    return same(a.args[0], b.args[0], work)
+
+
+def same_ratio(a: Node, b: Node, work: Work) -> bool:
+    """3 : 4, and times of day: part by part."""
+    parts = len(a.args) == len(b.args) and all(same(x, y, work) for x, y in zip(a.args, b.args, strict=True))
+    return work.because("a ratio or time, part by part", parts)
 
 
 def _quantity(node: Node) -> tuple[Node, frozenset]:
@@ -476,63 +228,251 @@ def _quantity(node: Node) -> tuple[Node, frozenset]:
     return node, frozenset()
 
 
-def same_quantity(a: Node, b: Node, budget: Budget) -> bool:
+def same_quantity(a: Node, b: Node, work: Work) -> bool:
     """MATH: a unit or % may be absent. Two different known units are different answers; 25% is also 1/4."""
     (a, units_a), (b, units_b) = _quantity(a), _quantity(b)
     if not (_is_scalar(a) and _is_scalar(b)):
-        return False
-    if units_a and units_b and units_a != units_b and "?" not in units_a | units_b:
-        return False
-    if same_scalar(a, b, budget):
+        return a.op == b.op == "ratio" and (not units_a or not units_b or units_a == units_b) and same_ratio(a, b, work)
+    if not _units_agree(units_a, units_b):
+        return work.because("the units differ", False)
+    if same_scalar(a, b, work):
         return True
     percent_a, percent_b = "%" in units_a, "%" in units_b
     if percent_a == percent_b:
         return False
     hundred = num(100)
-    return same_scalar(a, product(b, hundred), budget) if percent_a else same_scalar(product(a, hundred), b, budget)
+    return same_scalar(a, product(b, hundred), work) if percent_a else same_scalar(product(a, hundred), b, work)
 
 
-def same_relation(a: Node, b: Node, budget: Budget) -> bool:
+def _units_agree(a: frozenset, b: frozenset) -> bool:
+    return not a or not b or a == b or "?" in a | b
+
+
+def same_relation(a: Node, b: Node, work: Work) -> bool:
     """Side by side, read in either direction; a single relation between scalars also up to a factor."""
-    flipped = {">": "<", "≥": "≤"}
-    (ops_a, sides_a), (ops_b, sides_b) = (
-        (tuple(flipped[op] for op in ops[::-1]), sides[::-1]) if set(ops) <= set(">≥") else (ops, sides)
-        for ops, sides in (a.args, b.args)
-    )
+    (ops_a, sides_a), (ops_b, sides_b) = _ascending(*a.args), _ascending(*b.args)
     if ops_a != ops_b:
-        return False
-    if all(same(x, y, budget) for x, y in zip(sides_a, sides_b, strict=True)):
-        return True
-    if set(ops_a) <= set("=≠") and all(same(x, y, budget) for x, y in zip(sides_a, sides_b[::-1], strict=True)):
-        return True
+        return work.because("the relations differ", False)
+    if all(same(x, y, work) for x, y in zip(sides_a, sides_b, strict=True)):
+        return work.because("a relation, side by side", True)
+    if set(ops_a) <= set("=≠") and all(same(x, y, work) for x, y in zip(sides_a, sides_b[::-1], strict=True)):
+        return work.because("a relation, its sides exchanged", True)
     sides = [_quantity(side)[0] for side in sides_a + sides_b]
-    if len(ops_a) > 1 or ops_a[0] not in "=≠<≤" or not all(map(_is_scalar, sides)) or not symbols(tuple(sides)):
+    if len(ops_a) > 1 or ops_a[0] not in "=≠<≤" or not all(map(_is_scalar, sides)):
         return False
-    left, right = (Node("add", (sides[i], product(num(-1), sides[i + 1]))) for i in (0, 2))
-    return proportional(left, right, ops_a[0] in "<≤", budget)
+    if not any(side.flags & SYMBOL for side in sides):
+        return False
+    left, right = (Node("add", (sides[i], negative(sides[i + 1]))) for i in (0, 2))
+    return work.because("an equation or inequality up to a factor", proportional(left, right, ops_a[0] in "<≤", work))
 
 
-def equal(answer: str, gold: str) -> bool:
-    """The whole comparison; raises Refused or an arithmetic error where it cannot tell."""
+# ---------------------------------------------------------------- sets of real numbers
+
+Bound = tuple[Any, int]  # (v, 0) is just before v, (v, 1) just after: [2, 3) lies between (2, 0) and (3, 0)
+EVERYTHING = [((-float("inf"), 1), (float("inf"), 0))]
+REAL_SET_OPS = {"union", "minus", "cap", "builder", "or", "and"}
+
+
+def _says_real_set(node: Node) -> bool:
+    if node.op == "rel" and "∈" in node.args[0]:
+        return _says_real_set(node.args[1][-1])
+    return node.op in REAL_SET_OPS or node == REALS or (node.op == "rel" and not INEQUALITIES.isdisjoint(node.args[0]))
+
+
+class _RealSets:
+    """Reads unions, differences, intersections, inequalities and finite sets as disjoint intervals, lowest first."""
+
+    def __init__(self, work: Work) -> None:
+        self.work, self.variables, self.seen = work, set(), []
+
+    def number(self, node: Node) -> Any:
+        """An endpoint, in an order that Python can sort; equal endpoints become equal fractions."""
+        if node == INFINITY or node == negative(INFINITY):
+            return float("inf") if node == INFINITY else -float("inf")
+        if not _is_scalar(node) or node.flags & SYMBOL:
+            raise Refused("an end of an interval that is no number")
+        evaluator = Evaluator({}, self.work, None)
+        value = evaluator.value(node)
+        if not is_exact(value):
+            if value.imag != 0:
+                raise Refused("an end of an interval that is not real")
+            for other, place in self.seen:
+                if same_value(other, value):
+                    return place
+        place = Fraction(value) if is_exact(value) else Fraction(int(evaluator.mp.floor(value * 2**380)), 2**380)
+        self.seen.append((value, place))
+        return place
+
+    def union(self, intervals: list) -> list:
+        merged: list = []
+        for low, high in sorted(intervals):
+            if merged and low <= merged[-1][1]:
+                merged[-1] = (merged[-1][0], max(high, merged[-1][1]))
+            elif low < high:
+                merged.append((low, high))
+        return merged
+
+    def complement(self, intervals: list) -> list:
+        ends = [EVERYTHING[0][0], *itertools.chain(*self.union(intervals)), EVERYTHING[0][1]]
+        return [(low, high) for low, high in zip(ends[::2], ends[1::2], strict=True) if low < high]
+
+    def intersection(self, sets: list[list]) -> list:
+        return self.complement([interval for one in sets for interval in self.complement(one)])
+
+    def read(self, node: Node) -> list:
+        op, args = node.op, node.args
+        if node == REALS:
+            return EVERYTHING
+        if node == Node("sym", ("∅",)):
+            return []
+        if op == "seq" and len(args[2]) == 2:
+            low, high = (self.number(end) for end in args[2])
+            return self.union([((low, int(args[0] == "(")), (high, int(args[1] == "]")))])
+        if op == "set":
+            places = [self.number(item) for item in expand(args)]
+            return self.union([((place, 0), (place, 1)) for place in places])
+        if op in ("union", "or"):
+            return self.union([interval for part in args for interval in self.read(part)])
+        if op in ("cap", "and"):
+            return self.intersection([self.read(part) for part in args])
+        if op == "minus":
+            return self.intersection([self.read(args[0]), self.complement(self.read(args[1]))])
+        if op == "builder":
+            domain = [] if args[0].op == "sym" else [self.read(args[0])]
+            self.variables.update([args[0]] if args[0].op == "sym" else [])
+            return self.intersection([*domain, *(self.read(condition) for condition in args[1])])
+        if op == "rel" and args[0] == ("≠",) and args[1][0].op == "sym":
+            self.variables.add(args[1][0])
+            place = self.number(args[1][1])
+            return self.complement([((place, 0), (place, 1))])
+        if op == "rel" and (labelled := _unlabel(node)) and labelled[0].op == "sym":
+            self.variables.add(labelled[0])
+            return self.read(labelled[1])
+        raise Refused(f"a {op} is no set of reals")
+
+
+def same_real_set(a: list[Node], b: list[Node], work: Work) -> bool | None:
+    """Unions, differences and inequalities in one variable as sets of real numbers; None where one side is no such."""
+    sets = []
+    for items in (a, b):
+        reader = _RealSets(work)
+        try:
+            found = reader.read(items[0] if len(items) == 1 else Node("or", tuple(items)))
+        except Refused:
+            return None
+        if len(reader.variables) > 1:
+            return None
+        sets.append((reader.variables, found))
+    (variables_a, set_a), (variables_b, set_b) = sets
+    named_alike = not variables_a or not variables_b or variables_a == variables_b
+    return work.because("sets of real numbers", named_alike and set_a == set_b)
+
+
+# ---------------------------------------------------------------- rounded golds
+
+ROUNDED = re.compile(
+    r"(?P<about>≈)?\s*(?P<sign>-?)\s*(?P<digits>\d[\d,]*\.?\d*|\.\d+)"
+    r"(?:[eE](?P<e>[+-]?\d+)|\s*\*\s*10\s*\^\s*(?:\{\s*(?P<braced>[+-]?\d+)\s*\}|(?P<plain>\d)))?"
+    r"(?P<unit>\s*[\ue000°%].*)?"
+)
+
+
+def read_rounded(cleaned: str) -> tuple[Number, Number] | None:
+    """(value, unit of the last digit) of what `agrees_with_rounded` calls a rounded gold, or None."""
+    match = ROUNDED.fullmatch(cleaned)
+    if not match:
+        return None
+    digits = match["digits"].replace(",", "")
+    exponent = int(match["e"] or match["braced"] or match["plain"] or 0)
+    decimals = len(digits.partition(".")[2])
+    if abs(exponent) > 1000 or not digits.strip("0.") or not (match["about"] or (exponent and decimals)):
+        return None
+    last_digit = Fraction(10) ** (exponent - decimals)
+    return int(digits.replace(".", "")) * last_digit * (-1 if match["sign"] else 1), last_digit
+
+
+def agrees_with_rounded(answer: Sequence[Node], gold: Sequence[Node], value: Number, last: Number, work: Work) -> bool:
+    """Measured values (Minerva's): exact, unless the gold itself is rounded; then agreement to the gold's own digits.
+
+    A gold counts as rounded when it is one number that says so: marked with `\\approx`, or in scientific notation with
+    digits after the point. Any other decimal is exact, because nothing tells 0.25 the price from 0.25 the measurement.
+    An answer agrees when, rounded half up to the gold's last digit, it is the gold, and is off by at most 1%. So
+    6.6261e-34 is 6.63e-34 and \\frac{\\sqrt2}2 is \\approx 0.707, but 5.41 is not 5.4 and 0.333 is not 1/3.
+    """
+    if len(answer) != 1 or len(gold) != 1:
+        return False
+    (a, units_a), (_, units_b) = _quantity(answer[0]), _quantity(gold[0])
+    if not _is_scalar(a) or a.flags & SYMBOL or not _units_agree(units_a, units_b):
+        return False
+    found = Evaluator({}, work, None).value(a)
+    if not is_exact(found):
+        if found.imag != 0 or abs(found) > 2 * abs(value):
+            return False
+        found = Fraction(int(found / last * 2**200), 2**200) * last
+    excess = abs(found) - abs(value)
+    agrees = (found > 0) == (value > 0) and -last / 2 <= excess < last / 2 and abs(excess) * 100 <= abs(value)
+    return work.because("the gold is rounded: agreement to its own digits", agrees)
+
+
+# ---------------------------------------------------------------- the whole comparison
+
+PLAIN_NUMBER = re.compile(r"\s*\$?\s*([+-]?)\s*(\d{1,3}(?:,\d{3})+|\d+)?(\.\d*)?\s*\$?\s*")
+
+
+def plain_number(text: str) -> Number | None:
+    """The value of 12, -1,008.50 or $36: what most answers are, read without the parser."""
+    match = PLAIN_NUMBER.fullmatch(text)
+    if not match or not (match[2] or match[3] and len(match[3]) > 1):
+        return None
+    whole, point = (match[2] or "0").replace(",", ""), match[3] or "."
+    value = int(whole) if len(point) == 1 else Fraction(int(whole + point[1:]), 10 ** (len(point) - 1))
+    return -value if match[1] == "-" else value
+
+
+class Reading(NamedTuple):
+    """An answer after `clean`: as text, as text without spaces, and whether it is wholly words."""
+
+    cleaned: str
+    plain: str
+    words: bool
+
+
+@lru_cache(maxsize=1024)  # a problem's gold is compared with a whole group of answers
+def read(text: str) -> Reading:
+    cleaned = clean(text)
+    return Reading(cleaned, squeeze(cleaned), is_words(cleaned))
+
+
+@lru_cache(maxsize=1024)
+def _items(cleaned: str, merge_thousands: bool = True) -> tuple[Node, ...]:
+    return tuple(parse(cleaned, merge_thousands))
+
+
+def equal(answer: str, gold: str, work: Work | None = None) -> bool:
+    """The whole comparison; raises Refused or an arithmetic error where it cannot tell. `work` collects the reasons."""
+    work = work or Work()
     if max(len(answer), len(gold)) > MAX_CHARS:
-        return answer.strip() == gold.strip()
-    answer, gold = clean(answer), clean(gold)
-    if not answer or not gold:
-        return False
-    plain = [squeeze(answer), squeeze(gold)]
-    if plain[0] == plain[1]:
+        return work.because("too long to read, so only as text", answer.strip() == gold.strip())
+    x, y = plain_number(answer), plain_number(gold)
+    if x is not None and y is not None:
+        return work.because("plain numbers", x == y)
+    a, b = read(answer), read(gold)
+    if not a.cleaned or not b.cleaned:
+        return work.because("nothing there", False)
+    if a.plain == b.plain:
+        return work.because("the same text", True)
+    if a.words or b.words:  # letters of a word do not commute; case does not matter in words
+        return work.because("words", a.plain.lower() == b.plain.lower() and len(a.plain) > 1)
+    gold_text = b.cleaned.removeprefix("≈")  # in a gold answer it marks a rounded value, in an answer it is a hedge
+    items_a, items_b = _items(a.cleaned), _items(gold_text)
+    if same_items(items_a, items_b, work):
         return True
-    gold = gold.removeprefix("≈")  # in a gold answer it marks a rounded value, in an answer it is a hedge
-    if is_words(answer) or is_words(gold):  # letters of a word do not commute; case does not matter in words
-        return plain[0].lower() == plain[1].lower() and len(plain[0]) > 1
-    budget = Budget()
-    a, b = parse(answer), parse(gold)
-    if same_items(a, b, budget):
+    if (rounded := read_rounded(b.cleaned)) and agrees_with_rounded(items_a, items_b, *rounded, work):
         return True
-    if (len(a) == 1) == (len(b) == 1):
+    if (len(items_a) == 1) == (len(items_b) == 1):
         return False
-    if len(a) == 1:  # one side is a list: then 119,121 on the other is one too
-        a = parse(answer, merge_thousands=False)
+    if len(items_a) == 1:  # one side is a list: then 119,121 on the other is one too
+        items_a = _items(a.cleaned, False)
     else:
-        b = parse(gold, merge_thousands=False)
-    return same_items(a, b, budget)
+        items_b = _items(gold_text, False)
+    return same_items(items_a, items_b, work)

@@ -20,6 +20,8 @@ import sys
 import time
 
 import answers
+from answer_parser import MAX_CHARS
+from answer_values import warm_up
 
 STARTUP_SECONDS = 60.0  # a worker that is not ready by then never will be
 MAX_BATCH = 64  # items sent to a worker at a time
@@ -91,7 +93,7 @@ def work(parent: int, memory_mb: int) -> None:
     _die_with_parent(parent)
     _limit_memory(memory_mb)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's business
-    answers.warm_up()
+    warm_up()
     print("ready", flush=True)
     try:
         for line in sys.stdin:
@@ -162,7 +164,7 @@ class RewardPool:
         """`reward` of each pair, in order. Extraction is linear and happens here, so only short answers travel."""
         scores = [0.0] * len(responses)
         found = [(i, extract_answer(r), gold) for i, (r, gold) in enumerate(zip(responses, golds, strict=True))]
-        todo = collections.deque((i, a, gold) for i, a, gold in found if a is not None and len(a) <= answers.MAX_CHARS)
+        todo = collections.deque((i, a, gold) for i, a, gold in found if a is not None and len(a) <= MAX_CHARS)
         if todo:
             self._replace([w for w in self.workers if w.process.poll() is not None])  # died while idle: nobody's fault
         items = {item[0]: item for item in todo}
