@@ -1,30 +1,18 @@
-"""Reads a mathematical answer, LaTeX or plain text, into a small tree of `Node`s; used by answers.py only.
+"""Reads the tokens of a mathematical answer into a small tree of `Node`s; used by answers.py and answer_values.py.
 
-`clean` writes every synonym one way, `tokenize` cuts, `Parser` is a recursive-descent parser over a whitelist. Whatever
-it does not know is `Refused`, with the place. Lengths and nesting are bounded before anything is read; no text is run.
+`Parser` is a recursive-descent parser over a whitelist. Whatever it does not know is `Refused`, with the place. Nesting
+and the number of items are bounded; no text is ever run as code.
 """
 
 import re
-import unicodedata
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
-MAX_CHARS = 2000  # the longest gold answer of the benchmarks has 204
-MAX_DEPTH = 50  # and its brackets nest at most 4 deep
+from answer_text import ACCENTS, FUNCTIONS, GREEK, Refused, Token, table, tokenize
+
+MAX_DEPTH = 50  # the brackets of the benchmarks' golds nest at most 4 deep
 MAX_ITEMS = 100
-
-
-class Refused(Exception):
-    """The text is outside the grammar, or a bound was hit: nothing can be said about its value.
-
-    position: index into the cleaned text where reading stopped, or None where it is not about one place.
-    """
-
-    def __init__(self, message: str, position: int | None = None) -> None:
-        super().__init__(message)
-        self.position = position
-
 
 FLAGS = {"sym": 1, "pm": 2, "mp": 2, "log": 4, "floor": 8, "ceil": 8, "i": 16, "unit": 32}
 SYMBOL, PLUS_MINUS, LOG, STEP, IMAGINARY, UNIT = 1, 2, 4, 8, 16, 32
@@ -64,184 +52,17 @@ RELATIONS = set("=<>≤≥≠≈≡∈")
 INEQUALITIES = set("<>≤≥≠")
 
 
-# ---------------------------------------------------------------- cleaning: one spelling for everything
+# ---------------------------------------------------------------- words after a number
 
-
-def _table(groups: str) -> dict[str, str]:
-    """Groups `target name name ...`, two spaces or a line apart, as {name: target}; target NONE is the empty string."""
-    rows = [group.split() for group in re.split(r"\s{2,}", groups.strip())]
-    return {name: "" if row[0] == "NONE" else row[0] for row in rows for name in row[1:]}
-
-
-SYMBOLS = _table(  # LaTeX commands that mean the same as a character or as another command
-    r"""≤ leq leqslant le leqq  ≥ geq geqslant ge geqq  ≠ neq ne  ≈ approx simeq approxeq sim  < lt  > gt  ∈ in  ∪ cup
-    ∩ cap  ∖ setminus backslash smallsetminus  ≡ equiv  : colon  … ldots dots cdots dotsc
-    * cdot times ast  / div  ± pm  ∓ mp  ∞ infty  ' prime  ° circ degree degrees  | lvert rvert vert mid
-    \frac dfrac tfrac cfrac  \binom dbinom tbinom  \{ lbrace  \} rbrace  [ lbrack  ] rbrack  \log_{10} lg
-    ( langle lparen  ) rangle rparen  or lor vee  and land wedge
-    \phi varphi  \epsilon varepsilon  \theta vartheta  ∅ emptyset varnothing
-    NONE left right middle big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr quad qquad limits displaystyle textstyle
-    NONE scriptstyle large Large small normalsize angle triangle rm bf it pounds euro boxed fbox nonumber"""
-)
-GREEK_NAMES = "pi alpha beta gamma theta lambda mu phi omega".split()
-CHARS = str.maketrans(
-    _table(
-        r"""- − – —  * × · ⋅ ∗  / ÷ ⁄ ∕  ° º  ' ′ ’  '' ″  , 、  NONE ￥ € £  ( ⟨ 〈  ) ⟩ 〉  ≤ ⩽  ≥ ⩾  ∖ ⧵
-        \sqrt[3] ∛  \mathbb{R} ℝ"""
-    )
-    | {"\ue000": "?", "\ue001": "?", "\u200b": "", "\ufeff": ""}
-    | {letter: f"\\{name} " for letter, name in zip("παβγθλμφω", GREEK_NAMES, strict=True)}
-)
-SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
-SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
-FUNCTIONS = {"sin", "cos", "tan", "sec", "csc", "cot", "sinh", "cosh", "tanh", "coth", "exp", "ln", "log"}
-FUNCTIONS |= {"arcsin", "arccos", "arctan", "arccot", "arcsec", "arccsc", "arcsinh", "arccosh", "arctanh"}
-TEXT_COMMAND = re.compile(
-    r"\\(text(?:bf|rm|it|sf|tt|normal|up)?|[mh]box|math(?:rm|bf|it|sf|tt|normal)|operatorname\*?|boldsymbol|bm|emph)"
-    r"(?![A-Za-z])\s*(?:\{([^{}]*)\})?"
-)
-COMMAND = re.compile(r"\\([A-Za-z]+)")
-SUFFIX = "(?:st|nd|rd|th)"
-ORDINAL = re.compile(  # 17th, 17^{th}, 17^\\text{th}
-    rf"(?<=\d)(?:{SUFFIX}(?![A-Za-z])|\s*\^\{{\s*(?:{SUFFIX}|\ue000{SUFFIX}\ue001)\s*\}}|(?:\s*\^)?\s*\ue000{SUFFIX}\ue001)"
-)
-
-
-def _text_token(match: re.Match) -> str:
-    """Words become a text token between private-use marks; formulas in a font command become plain formulas."""
-    content = match.group(2)
-    if content is None:  # \mathbf{\frac{14}{3}}: drop the font, keep the group
-        return " "
-    words = content.strip()
-    if words in FUNCTIONS:
-        return f"\\{words} "
-    is_words = re.search("[A-Za-z]", words) and not re.search(r"[\\\ue000{}=<>]|^[-+.]?\d", words)
-    if not is_words or words in ("e", "i", "d") or (len(words) == 1 and match.group(1) in ("mathbf", "mathit", "bm")):
-        return f" {content} "
-    return f"\ue000{words}\ue001"
-
-
-def _symbol(match: re.Match) -> str:
-    target = SYMBOLS.get(match[1])
-    return match[0] if target is None else f" {target} " if target.isalpha() else target or " "
-
-
-def _clean_unicode(text: str) -> str:
-    text = text.translate(CHARS)
-    text = re.sub("[¼-¾⅐-⅞]", lambda m: " " + unicodedata.normalize("NFKC", m.group()).replace("⁄", "/"), text)
-    text = re.sub("[⁰¹²³⁴-⁹⁺⁻ⁿ]+", lambda m: "^{" + m.group().translate(SUPERSCRIPTS) + "}", text)
-    text = re.sub("[₀-₉]+", lambda m: "_{" + m.group().translate(SUBSCRIPTS) + "}", text)
-    return unicodedata.normalize("NFKC", text)  # full-width and mathematical letters
-
-
-def _clean_latex(text: str) -> str:
-    while match := re.fullmatch(r"\$*\s*\\(?:boxed|fbox)\s*\{(.*)\}\s*\$*", text, re.DOTALL):
-        text = match.group(1).strip()
-    text = re.sub(r"\\(?:left|right)\s*\.", "", text)
-    text = re.sub(r"\\(?:hspace|vspace|phantom|tag|label|color|textcolor)\*?\s*\{[^{}]*\}", " ", text)
-    text = text.replace("\\$", "").replace("\\(", " ").replace("\\)", " ").replace("\\%", "%").replace("\\&", "&")
-    # 11,\! 111,\! 111 and 58\,500 are thousands wherever they stand; a bare comma is decided by the tokenizer
-    text = re.sub(r"(?<=\d)\s*(?:,\s*\\!|\\,)\s*(?=\d{3}(?!\d))", "", text)
-    text = re.sub(r"\\\\|\\[,;:!> ]", lambda m: m.group() if m.group() == "\\\\" else " ", text)
-    text = TEXT_COMMAND.sub(_text_token, text)
-    text = COMMAND.sub(_symbol, text)
-    return re.sub(r"\{\s*(\d+)\s*\\over\s*(\d+)\s*\}", r"\\frac{\1}{\2}", text)  # may be a mixed number's fraction
-
-
-def clean(text: str) -> str:
-    """Rewrites notation that carries no meaning, so that parsing sees one spelling and equal strings are equal."""
-    text = text.strip()
-    if not text.isascii():
-        text = _clean_unicode(text)
-    if "\\" in text:
-        text = _clean_latex(text)
-    text = text.replace("$", " ")
-    if "{" in text:
-        text = re.sub(r"(?<=\d)\s*\{\s*,\s*\}\s*(?=\d{3}(?!\d))", "", text)  # 1{,}008
-    if "~" in text:
-        text = re.sub(r"(?<=\d)~(?=\d{3}(?!\d))", "", text).replace("~", " ")
-    if " " in text:
-        text = re.sub(r"(?<![\d.,])(\d{1,3}(?: \d{3})+)(?![\d,]| *\d)", lambda m: m.group().replace(" ", ""), text)
-        text = re.sub(r"(?<![\d.,/^_\\])(\d+)\s+(\d+)/(\d+)(?![\d.])", r"(\1+\2/\3)", text)  # 3 1/2
-    if "^" in text:
-        text = re.sub(r"\^\s*(?:°|\{\s*°\s*\})", "°", text)
-        text = re.sub(r"\^\s*(?:\{\s*((?:'\s*)+)\}|('+))", lambda m: (m[1] or m[2]).replace(" ", ""), text)
-    if "_" in text:
-        text = re.sub(r"[({]\s*(\d+)\s*[)}]\s*_", r"\1_", text)  # (52)_8 is 52_8
-    text = text.replace("**", "^").replace("<=", "≤").replace(">=", "≥").replace("!=", "≠").replace("...", "…")
-    if "mod" in text:
-        text = re.sub(r"\(\s*\\?mod\s*([^()]*)\)", r"\\pmod{\1}", text)
-    if any(suffix in text for suffix in ("st", "nd", "rd", "th")):
-        text = ORDINAL.sub("", text)  # the 17th
-    if ":" in text:
-        text = re.sub(r"\b([ap])\.?m\b\.?", r"\1m", text, flags=re.IGNORECASE)  # 5:30 p.m.
-    return re.sub(r"\s+", " ", text).strip().rstrip(".").rstrip()
-
-
-def squeeze(cleaned: str) -> str:
-    """The string compared as text: no spaces (but 1 2 is not 12), no text marks, (C) as C."""
-    if cleaned.isalnum():
-        return cleaned
-    plain = re.sub("[\ue000\ue001]", "", cleaned)
-    plain = re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", plain).rstrip(".")
-    match = re.fullmatch(r"\(([A-Z])\)", plain)
-    return match.group(1) if match else plain
-
-
-def is_words(cleaned: str) -> bool:
-    """Wholly a text answer: one \\text{...} of letters or more, or plain words too long for a product of variables."""
-    if "\ue000" in cleaned:
-        return re.fullmatch(r"(?:[\s().,]|\ue000[A-Za-z .,'()&:;-]*\ue001)*", cleaned) is not None
-    return re.fullmatch(r"(?:[A-Za-z]{4,}|[Yy]es|[Nn]o)(?:[ ,]+[A-Za-z]+)*", cleaned) is not None
-
-
-# ---------------------------------------------------------------- tokens
-
-Token = tuple[str, str, int]  # kind, value, position in the cleaned text
-TOKEN = re.compile(
-    r"""(?P<repeat>\d*\.\d*(?:\\(?:overline|bar|dot)\s*(?:\{\d+\}|\d)|\(\d+\)))
-      | (?P<num>(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)
-      | (?P<text>\ue000[^\ue000\ue001]*\ue001)
-      | (?P<env>\\(?:begin|end)\s*\{[a-z]+\}(?:\s*\{[lcr|\s]+\})?)
-      | (?P<cmd>\\(?:[A-Za-z]+|[\\{}|]))
-      | (?P<word>[A-Za-z]+)
-      | (?P<op>[-+*/^_=<>≤≥≠≈≡∈∪∩∖±∓∞∅°(){}\[\]|,;:%'√!&…])
-      | (?P<space>\s+)""",
-    re.VERBOSE,
-)
-COMMA_RUN = re.compile(r"\d+(?:,\d+)+(?:\.\d+)?")
-THOUSANDS = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?")
-GREEK = set("alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon".split())
-GREEK |= set("phi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega hbar ell odot max min".split())
-ACCENTS = {"overline", "bar", "hat", "vec", "dot", "ddot", "tilde", "widehat", "mathbb", "mathcal"}
 ATOM_COMMANDS = {"frac", "binom", "sqrt", "pi", "lfloor", "lceil", "sum", "int", "lim"} | FUNCTIONS | GREEK | ACCENTS
-UNIT_NAMES = _table(  # two answers whose units are known and differ are different answers
+UNIT_NAMES = table(  # two answers whose units are known and differ are different answers
     """m m meter metre  cm cm centimeter  mm mm  km km kilometer  in in inch inche  ft ft foot feet  yd yd yard
     mi mi mile  s s sec second  min min minute  h h hr hour  day day  week week  yr yr year  g g gram
-    kg kg kilogram  mph mph  ° degree deg  % pct percent  $ dollar  ¢ cent  hz hz  mol mol  K k  C c  F f  J j  N n
+    kg kg kilogram  ° degree deg  % pct percent  $ dollar  ¢ cent  hz hz  mol mol  K k  C c  F f  J j  N n
     V v  W w  A a  T t  L l  am am  pm pm
     NONE sq square cubic cu per unit"""
 )
-SHORT_UNITS = {
-    "am",
-    "pm",
-    "cm",
-    "mm",
-    "km",
-    "kg",
-    "hz",
-    "ft",
-    "sec",
-    "min",
-    "hr",
-    "mph",
-    "pct",
-    "deg",
-    "sq",
-    "hrs",
-    "inch",
-    "feet",
-}
+COMPOUNDS = {"mph": "miles hour", "kph": "km hour", "kmh": "km hour"}
 SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 HEDGES = set(  # words after a number that change what is claimed; any other word there counts as its unit
     "or and if maybe not no more less most least about approximately approx around nearly than otherwise except to "
@@ -249,58 +70,6 @@ HEDGES = set(  # words after a number that change what is claimed; any other wor
     "else only mod modulo factorial squared cubed half halves third thirds quarter score negative base none undefined "
     "neither any all some with by power root".split()
 )
-
-
-def tokenize(cleaned: str, merge_thousands: bool) -> list[Token]:
-    """Tokens, ended by one of kind "end". A comma run of the right shape is one number outside ( [ and \\{."""
-    tokens: list[Token] = []
-    brackets, pos, end = 0, 0, len(cleaned)
-    commas = merge_thousands and "," in cleaned
-    while pos < end:
-        start = pos
-        if commas and not brackets and (run := COMMA_RUN.match(cleaned, pos)) and THOUSANDS.fullmatch(run.group()):
-            if not (pos > 1 and cleaned[pos - 1] == "," and cleaned[pos - 2].isdigit()):
-                tokens.append(("num", run.group().replace(",", ""), start))
-                pos = run.end()
-                continue
-        match = TOKEN.match(cleaned, pos)
-        if not match:
-            raise Refused(f"unknown character {cleaned[pos]!r}", pos)
-        kind, value, pos = match.lastgroup, match.group(), match.end()
-        if kind == "op" or kind == "num":
-            tokens.append((kind, value, start))
-        elif kind == "word":
-            tokens += _word_tokens(value, tokens[-1][0] if tokens else "start", start)
-        elif kind == "text" and value[1:-1].strip(" ,;").lower() in ("and", "or", ""):
-            tokens.append(("sep", value[1:-1].strip(" ,;").lower(), start))
-        elif kind != "space":
-            tokens.append((kind, value[1:-1] if kind == "text" else re.sub(r"\s", "", value), start))
-        if value in ("(", "[", "\\{"):
-            brackets += 1
-        elif value in (")", "]", "\\}"):
-            brackets = max(0, brackets - 1)
-    tokens.append(("end", "", end))
-    return tokens
-
-
-def _word_tokens(word: str, previous: str, pos: int) -> list[Token]:
-    """A run of letters is a function, a constant, a unit after a number, words, or a product of one-letter symbols."""
-    if len(word) == 1:
-        return [("sym", word, pos)]
-    if word in FUNCTIONS:
-        return [("fn", word, pos)]
-    if word in ("pi", "sqrt"):
-        return [("cmd", "\\" + word, pos)]
-    lowered = word.lower()
-    if lowered in ("and", "or"):
-        return [("sep", lowered, pos)]
-    if lowered in ("inf", "infty", "infinity", "oo"):
-        return [("sym", "∞", pos)]
-    if previous in ("num", "text") and lowered in SHORT_UNITS or len(word) > 3 and word[1:].islower():
-        return [("text", word, pos)]
-    if len(word) > 6:
-        raise Refused("a word that is not known here", pos)
-    return [("sym", letter, pos + i) for i, letter in enumerate(word)]
 
 
 # ---------------------------------------------------------------- parsing
@@ -316,6 +85,7 @@ def num(value: Number) -> Node:
 MINUS_ONE = num(-1)
 INFINITY = Node("sym", ("∞",))
 REALS = Node("sym", ("mathbb(R)",))
+EMPTY = Node("sym", ("∅",))
 
 
 def scalar(node: Node) -> Node:
@@ -460,7 +230,7 @@ class Parser:
                 self.exponent()
             if self.value in ("/", "*") and self.tokens[self.pos + 1][0] == "text":
                 self.take()
-        lowered = [word.lower() for word in words]
+        lowered = [part for word in words for part in COMPOUNDS.get(word.lower(), word.lower()).split()]
         if len(words) > 5 or HEDGES.intersection(lowered) or (len(words) == 1 == len(words[0]) and node.flags & SYMBOL):
             raise self.refuse("words that may change the meaning")
         if any(len(word) == 1 and word.lower() not in UNIT_NAMES for word in words):
@@ -693,7 +463,9 @@ class Parser:
                 items += self.items()
         self.expect("\\}")
         self.bars = bars
-        return items[0] if items and items[0].op == "builder" else Node("set", tuple(items))
+        if not items:
+            return EMPTY
+        return items[0] if items[0].op == "builder" else Node("set", tuple(items))
 
     def bracket(self) -> Node:
         opened = self.expect("(", "[", "{", "|", "√")

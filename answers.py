@@ -20,9 +20,9 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from answer_parser import (
+    EMPTY,
     INEQUALITIES,
     INFINITY,
-    MAX_CHARS,
     MAX_ITEMS,
     PLUS_MINUS,
     REALS,
@@ -30,15 +30,12 @@ from answer_parser import (
     SYMBOL,
     Node,
     Number,
-    Refused,
-    clean,
-    is_words,
     negative,
     num,
     parse,
     product,
-    squeeze,
 )
+from answer_text import MAX_CHARS, Refused, clean, is_words, squeeze
 from answer_values import Evaluator, Work, is_exact, proportional, same_scalar, same_value
 
 # ---------------------------------------------------------------- lists of solutions, labels, plus-minus
@@ -81,6 +78,8 @@ def _is_label(node: Node) -> bool:
     """x, x_0, f(x), (x, y), Area: a name for what follows, not a formula."""
     if node.op == "seq":
         return node.args[:2] == ("(", ")") and all(_is_label(x) for x in node.args[2])
+    if node.op == "mul":  # ABC in \angle ABC = 30
+        return all(factor.op == "sym" and factor.args[0].isupper() for factor in node.args)
     return node.op in ("sym", "text") or node.op in ("apply", "call") and node.args[1].op in ("sym", "num", "seq")
 
 
@@ -293,13 +292,10 @@ class _RealSets:
             raise Refused("an end of an interval that is no number")
         evaluator = Evaluator({}, self.work, None)
         value = evaluator.value(node)
-        if not is_exact(value):
-            if value.imag != 0:
-                raise Refused("an end of an interval that is not real")
-            for other, place in self.seen:
-                if same_value(other, value):
-                    return place
-        place = Fraction(value) if is_exact(value) else Fraction(int(evaluator.mp.floor(value * 2**380)), 2**380)
+        place = evaluator.fraction(value)
+        for other, known in self.seen:
+            if same_value(other, value):
+                return known
         self.seen.append((value, place))
         return place
 
@@ -323,7 +319,7 @@ class _RealSets:
         op, args = node.op, node.args
         if node == REALS:
             return EVERYTHING
-        if node == Node("sym", ("∅",)):
+        if node == EMPTY:
             return []
         if op == "seq" and len(args[2]) == 2:
             low, high = (self.number(end) for end in args[2])
@@ -404,11 +400,8 @@ def agrees_with_rounded(answer: Sequence[Node], gold: Sequence[Node], value: Num
     (a, units_a), (_, units_b) = _quantity(answer[0]), _quantity(gold[0])
     if not _is_scalar(a) or a.flags & SYMBOL or not _units_agree(units_a, units_b):
         return False
-    found = Evaluator({}, work, None).value(a)
-    if not is_exact(found):
-        if found.imag != 0 or abs(found) > 2 * abs(value):
-            return False
-        found = Fraction(int(found / last * 2**200), 2**200) * last
+    evaluator = Evaluator({}, work, None)
+    found = evaluator.fraction(evaluator.value(a))
     excess = abs(found) - abs(value)
     agrees = (found > 0) == (value > 0) and -last / 2 <= excess < last / 2 and abs(excess) * 100 <= abs(value)
     return work.because("the gold is rounded: agreement to its own digits", agrees)
@@ -462,7 +455,8 @@ def equal(answer: str, gold: str, work: Work | None = None) -> bool:
     if a.plain == b.plain:
         return work.because("the same text", True)
     if a.words or b.words:  # letters of a word do not commute; case does not matter in words
-        return work.because("words", a.plain.lower() == b.plain.lower() and len(a.plain) > 1)
+        texts = [re.sub("[()]", "", reading.plain.lower()) for reading in (a, b)]
+        return work.because("words", texts[0] == texts[1] and len(a.plain) > 1)
     gold_text = b.cleaned.removeprefix("≈")  # in a gold answer it marks a rounded value, in an answer it is a hedge
     items_a, items_b = _items(a.cleaned), _items(gold_text)
     if same_items(items_a, items_b, work):

@@ -20,7 +20,7 @@ import sys
 import time
 
 import answers
-from answer_parser import MAX_CHARS
+from answer_text import MAX_CHARS
 from answer_values import warm_up
 
 STARTUP_SECONDS = 60.0  # a worker that is not ready by then never will be

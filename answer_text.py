@@ -1,0 +1,230 @@
+"""From the text of an answer, LaTeX or plain, to tokens; used by answer_parser.py and answers.py only.
+
+`clean` writes every synonym one way, so that equal answers are often equal strings; `tokenize` cuts what it left into
+kinds, each with its place. No text is ever run as code.
+"""
+
+import re
+import unicodedata
+
+MAX_CHARS = 2000  # the longest gold answer of the benchmarks has 204
+
+
+class Refused(Exception):
+    """The text is outside the grammar, or a bound was hit: nothing can be said about its value.
+
+    position: index into the cleaned text where reading stopped, or None where it is not about one place.
+    """
+
+    def __init__(self, message: str, position: int | None = None) -> None:
+        super().__init__(message)
+        self.position = position
+
+
+# ---------------------------------------------------------------- cleaning: one spelling for everything
+
+
+def table(groups: str) -> dict[str, str]:
+    """Groups `target name name ...`, two spaces or a line apart, as {name: target}; target NONE is the empty string."""
+    rows = [group.split() for group in re.split(r"\s{2,}", groups.strip())]
+    return {name: "" if row[0] == "NONE" else row[0] for row in rows for name in row[1:]}
+
+
+SYMBOLS = table(  # LaTeX commands that mean the same as a character or as another command
+    r"""≤ leq leqslant le leqq  ≥ geq geqslant ge geqq  ≠ neq ne  ≈ approx simeq approxeq sim  < lt  > gt  ∈ in  ∪ cup
+    ∩ cap  ∖ setminus backslash smallsetminus  ≡ equiv  : colon  … ldots dots cdots dotsc
+    * cdot times ast  / div  ± pm  ∓ mp  ∞ infty  ' prime  ° circ degree degrees  | lvert rvert vert mid
+    \frac dfrac tfrac cfrac  \binom dbinom tbinom  \{ lbrace  \} rbrace  [ lbrack  ] rbrack  \log_{10} lg
+    ( langle lparen  ) rangle rparen  or lor vee  and land wedge
+    \phi varphi  \epsilon varepsilon  \theta vartheta  ∅ emptyset varnothing
+    NONE left right middle big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr quad qquad limits displaystyle textstyle
+    NONE scriptstyle large Large small normalsize angle triangle rm bf it pounds euro boxed fbox nonumber"""
+)
+GREEK_NAMES = "pi alpha beta gamma theta lambda mu phi omega".split()
+CHARS = str.maketrans(
+    table(
+        r"""- − – —  * × · ⋅ ∗  / ÷ ⁄ ∕  ° º  ' ′ ’  '' ″  , 、  NONE ￥ € £  ( ⟨ 〈  ) ⟩ 〉  ≤ ⩽  ≥ ⩾  ∖ ⧵
+        \sqrt[3] ∛  \mathbb{R} ℝ"""
+    )
+    | {"\ue000": "?", "\ue001": "?", "\u200b": "", "\ufeff": ""}
+    | {letter: f"\\{name} " for letter, name in zip("παβγθλμφω", GREEK_NAMES, strict=True)}
+)
+SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
+SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
+FUNCTIONS = {"sin", "cos", "tan", "sec", "csc", "cot", "sinh", "cosh", "tanh", "coth", "exp", "ln", "log"}
+FUNCTIONS |= {"arcsin", "arccos", "arctan", "arccot", "arcsec", "arccsc", "arcsinh", "arccosh", "arctanh"}
+TEXT_COMMAND = re.compile(
+    r"\\(text(?:bf|rm|it|sf|tt|normal|up)?|[mh]box|math(?:rm|bf|it|sf|tt|normal)|operatorname\*?|boldsymbol|bm|emph)"
+    r"(?![A-Za-z])\s*(?:\{([^{}]*)\})?"
+)
+COMMAND = re.compile(r"\\([A-Za-z]+)")
+SUFFIX = "(?:st|nd|rd|th)"
+ORDINAL = re.compile(  # 17th, 17^{th}, 17^\\text{th}
+    rf"(?<=\d)(?:{SUFFIX}(?![A-Za-z])|\s*\^\{{\s*(?:{SUFFIX}|\ue000{SUFFIX}\ue001)\s*\}}|(?:\s*\^)?\s*\ue000{SUFFIX}\ue001)"
+)
+
+
+def _text_token(match: re.Match) -> str:
+    """Words become a text token between private-use marks; formulas in a font command become plain formulas."""
+    content = match.group(2)
+    if content is None:  # \mathbf{\frac{14}{3}}: drop the font, keep the group
+        return " "
+    words = content.strip()
+    if words in FUNCTIONS:
+        return f"\\{words} "
+    is_words = re.search("[A-Za-z]", words) and not re.search(r"[\\\ue000{}=<>]|^[-+.]?\d", words)
+    if not is_words or words in ("e", "i", "d") or (len(words) == 1 and match.group(1) in ("mathbf", "mathit", "bm")):
+        return f" {content} "
+    return f"\ue000{words}\ue001"
+
+
+def _symbol(match: re.Match) -> str:
+    target = SYMBOLS.get(match[1])
+    return match[0] if target is None else f" {target} " if target.isalpha() else target or " "
+
+
+def _clean_unicode(text: str) -> str:
+    text = text.translate(CHARS)
+    text = re.sub("[¼-¾⅐-⅞]", lambda m: " " + unicodedata.normalize("NFKC", m.group()).replace("⁄", "/"), text)
+    text = re.sub("[⁰¹²³⁴-⁹⁺⁻ⁿ]+", lambda m: "^{" + m.group().translate(SUPERSCRIPTS) + "}", text)
+    text = re.sub("[₀-₉]+", lambda m: "_{" + m.group().translate(SUBSCRIPTS) + "}", text)
+    return unicodedata.normalize("NFKC", text)  # full-width and mathematical letters
+
+
+def _clean_latex(text: str) -> str:
+    while match := re.fullmatch(r"\$*\s*\\(?:boxed|fbox)\s*\{(.*)\}\s*\$*", text, re.DOTALL):
+        text = match.group(1).strip()
+    text = re.sub(r"\\(?:left|right)\s*\.", "", text)
+    if "\\begin" not in text:
+        text = re.sub(r"\\\\(?=[A-Za-z])", r"\\", text)  # escaped twice on its way through JSON
+    text = re.sub(r"\\(?:hspace|vspace|tag|label|color|textcolor)\*?\s*\{[^{}]*\}", " ", text)
+    text = re.sub(r"\\phantom\s*(?:\{[^{}]*\}|[^\\{])", " ", text)
+    text = re.sub(r"(?<!\\)\\([()\[\]])", " ", text)  # \( \) and \[ \]
+    text = text.replace("\\$", "").replace("\\%", "%").replace("\\&", "&")
+    # 11,\! 111,\! 111 and 58\,500 are thousands wherever they stand; a bare comma is decided by the tokenizer
+    text = re.sub(r"(?<=\d)\s*(?:,\s*\\!|\\,)\s*(?=\d{3}(?!\d))", "", text)
+    text = re.sub(r"\\\\|\\[,;:!> ]", lambda m: m.group() if m.group() == "\\\\" else " ", text)
+    text = TEXT_COMMAND.sub(_text_token, text)
+    text = COMMAND.sub(_symbol, text)
+    return re.sub(r"\{\s*(\d+)\s*\\over\s*(\d+)\s*\}", r"\\frac{\1}{\2}", text)  # may be a mixed number's fraction
+
+
+def clean(text: str) -> str:
+    """Rewrites notation that carries no meaning, so that parsing sees one spelling and equal strings are equal."""
+    text = text.strip()
+    if not text.isascii():
+        text = _clean_unicode(text)
+    if "\\" in text:
+        text = _clean_latex(text)
+    text = text.replace("$", " ")
+    if "{" in text:
+        text = re.sub(r"(?<=\d)\s*\{\s*,\s*\}\s*(?=\d{3}(?!\d))", "", text)  # 1{,}008
+    if "~" in text:
+        text = re.sub(r"(?<=\d)~(?=\d{3}(?!\d))", "", text).replace("~", " ")
+    if " " in text:
+        text = re.sub(r"(?<![\d.,])(\d{1,3}(?: \d{3})+)(?![\d,]| *\d)", lambda m: m.group().replace(" ", ""), text)
+        text = re.sub(r"(?<![\d.,/^_\\])(\d+)\s+(\d+)/(\d+)(?![\d.])", r"(\1+\2/\3)", text)  # 3 1/2
+    if "^" in text:
+        text = re.sub(r"\^\s*(?:°|\{\s*°\s*\})", "°", text)
+        text = re.sub(r"\^\s*(?:\{\s*((?:'\s*)+)\}|('+))", lambda m: (m[1] or m[2]).replace(" ", ""), text)
+    if "_" in text:
+        text = re.sub(r"[({]\s*(\d+)\s*[)}]\s*_", r"\1_", text)  # (52)_8 is 52_8
+    text = text.replace("**", "^").replace("<=", "≤").replace(">=", "≥").replace("!=", "≠").replace("...", "…")
+    if "mod" in text:
+        text = re.sub(r"\(\s*\\?mod\s*([^()]*)\)", r"\\pmod{\1}", text)
+    if any(suffix in text for suffix in ("st", "nd", "rd", "th")):
+        text = ORDINAL.sub("", text)  # the 17th
+    if ":" in text:
+        text = re.sub(r"\b([ap])\.?m\b\.?", r"\1m", text, flags=re.IGNORECASE)  # 5:30 p.m.
+    return re.sub(r"\s+", " ", text).strip().rstrip(".").rstrip()
+
+
+def squeeze(cleaned: str) -> str:
+    """The string compared as text: no spaces (but 1 2 is not 12), no text marks, (C) as C."""
+    if cleaned.isalnum():
+        return cleaned
+    plain = re.sub("[\ue000\ue001]", "", cleaned)
+    plain = re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", plain).rstrip(".")
+    match = re.fullmatch(r"\(([A-Z])\)", plain)
+    return match.group(1) if match else plain
+
+
+def is_words(cleaned: str) -> bool:
+    """Wholly a text answer: one \\text{...} of letters or more, or plain words too long for a product of variables."""
+    if "\ue000" in cleaned:
+        return re.fullmatch(r"(?:[\s().,]|\ue000[A-Za-z .,'()&:;-]*\ue001)*", cleaned) is not None
+    return re.fullmatch(r"(?:[A-Za-z]{4,}|[Yy]es|[Nn]o)(?:[ ,]+[A-Za-z]+)*", cleaned) is not None
+
+
+# ---------------------------------------------------------------- tokens
+
+Token = tuple[str, str, int]  # kind, value, position in the cleaned text
+TOKEN = re.compile(
+    r"""(?P<repeat>\d*\.\d*(?:\\(?:overline|bar|dot)\s*(?:\{\d+\}|\d)|\(\d+\)))
+      | (?P<num>(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)
+      | (?P<text>\ue000[^\ue000\ue001]*\ue001)
+      | (?P<env>\\(?:begin|end)\s*\{[a-z]+\}(?:\s*\{[lcr|\s]+\})?)
+      | (?P<cmd>\\(?:[A-Za-z]+|[\\{}|]))
+      | (?P<word>[A-Za-z]+)
+      | (?P<op>[-+*/^_=<>≤≥≠≈≡∈∪∩∖±∓∞∅°(){}\[\]|,;:%'√!&…])
+      | (?P<space>\s+)""",
+    re.VERBOSE,
+)
+COMMA_RUN = re.compile(r"\d+(?:,\d+)+(?:\.\d+)?")
+THOUSANDS = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?")
+GREEK = set("alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon".split())
+GREEK |= set("phi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega hbar ell odot max min".split())
+ACCENTS = {"overline", "bar", "hat", "vec", "dot", "ddot", "tilde", "widehat", "mathbb", "mathcal"}
+SHORT_UNITS = set("am pm cm mm km kg hz ft sec min hr hrs mph kph pct deg sq inch feet".split())
+
+
+def tokenize(cleaned: str, merge_thousands: bool) -> list[Token]:
+    """Tokens, ended by one of kind "end". A comma run of the right shape is one number outside ( [ and \\{."""
+    tokens: list[Token] = []
+    brackets, pos, end = 0, 0, len(cleaned)
+    commas = merge_thousands and "," in cleaned
+    while pos < end:
+        start = pos
+        if commas and not brackets and (run := COMMA_RUN.match(cleaned, pos)) and THOUSANDS.fullmatch(run.group()):
+            if not (pos > 1 and cleaned[pos - 1] == "," and cleaned[pos - 2].isdigit()):
+                tokens.append(("num", run.group().replace(",", ""), start))
+                pos = run.end()
+                continue
+        match = TOKEN.match(cleaned, pos)
+        if not match:
+            raise Refused(f"unknown character {cleaned[pos]!r}", pos)
+        kind, value, pos = match.lastgroup, match.group(), match.end()
+        if kind == "op" or kind == "num":
+            tokens.append((kind, value, start))
+        elif kind == "word":
+            tokens += _word_tokens(value, tokens[-1][0] if tokens else "start", start)
+        elif kind == "text" and value[1:-1].strip(" ,;").lower() in ("and", "or", ""):
+            tokens.append(("sep", value[1:-1].strip(" ,;").lower(), start))
+        elif kind != "space":
+            tokens.append((kind, value[1:-1] if kind == "text" else re.sub(r"\s", "", value), start))
+        if value in ("(", "[", "\\{"):
+            brackets += 1
+        elif value in (")", "]", "\\}"):
+            brackets = max(0, brackets - 1)
+    tokens.append(("end", "", end))
+    return tokens
+
+
+def _word_tokens(word: str, previous: str, pos: int) -> list[Token]:
+    """A run of letters is a function, a constant, a unit after a number, words, or a product of one-letter symbols."""
+    if len(word) == 1:
+        return [("sym", word, pos)]
+    if word in FUNCTIONS:
+        return [("fn", word, pos)]
+    if word in ("pi", "sqrt"):
+        return [("cmd", "\\" + word, pos)]
+    lowered = word.lower()
+    if lowered in ("and", "or"):
+        return [("sep", lowered, pos)]
+    if lowered in ("inf", "infty", "infinity", "oo"):
+        return [("sym", "∞", pos)]
+    if previous in ("num", "text") and lowered in SHORT_UNITS or len(word) > 3 and word[1:].islower():
+        return [("text", word, pos)]
+    if len(word) > 6:
+        raise Refused("a word that is not known here", pos)
+    return [("sym", letter, pos + i) for i, letter in enumerate(word)]
