@@ -11,7 +11,8 @@ from typing import Any
 
 from answer_text import ACCENTS, FUNCTIONS, GREEK, Refused, Token, table, tokenize
 
-MAX_DEPTH = 50  # the brackets of the benchmarks' golds nest at most 4 deep
+MAX_DEPTH = 25  # the brackets of the benchmarks' golds nest at most 4 deep
+MAX_MARKS = 4  # ! ° % ^ after one operand
 MAX_ITEMS = 100
 
 FLAGS = {"sym": 1, "pm": 2, "mp": 2, "log": 4, "floor": 8, "ceil": 8, "i": 16, "unit": 32}
@@ -123,7 +124,7 @@ def literal(text: str) -> Number:
     if text.isdigit():
         return int(text)
     mantissa, _, exponent = text.lower().partition("e")
-    if len(exponent) > 5:
+    if len(exponent.lstrip("+-0")) > 4:
         raise Refused("exponent too large")
     whole, _, decimals = mantissa.partition(".")
     power = int(exponent or 0) - len(decimals)
@@ -282,7 +283,10 @@ class Parser:
         return self.kind in ("end", "sep") or self.value in RELATIONS or self.value in (*",;)]}", "\\}")
 
     def signed_factor(self) -> Node:
-        return negative(self.signed_factor()) if self.accept("-") else self.factor()
+        minus = False
+        while self.accept("-"):
+            minus = not minus
+        return negative(self.factor()) if minus else self.factor()
 
     def starts_atom(self) -> bool:
         kind = self.kind
@@ -293,8 +297,11 @@ class Parser:
         return kind in ("num", "repeat", "sym", "fn") or (kind == "env" and self.value.startswith("\\begin"))
 
     def factor(self) -> Node:
-        node = self.atom()
+        node, marks = self.atom(), 0
         while self.value in ("!", "°", "%", "'", "^"):
+            marks += 1
+            if marks > MAX_MARKS:
+                raise self.refuse("too many marks after one operand")
             if self.accept("!"):
                 if self.value == "!":
                     raise self.refuse("a double factorial")
@@ -326,15 +333,20 @@ class Parser:
 
     def exponent(self) -> Node:
         sign = self.accept("-", "+")
+        self.enter()
         node = self.atom()
         if self.accept("^"):
             node = Node("pow", (scalar(node), scalar(self.exponent())))
+        self.depth -= 1
         return negative(node) if sign == "-" else node
 
-    def atom(self) -> Node:
+    def enter(self) -> None:
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise self.refuse("nested too deeply")
+
+    def atom(self) -> Node:
+        self.enter()
         kind = self.kind
         if kind == "num":
             node = self.number()

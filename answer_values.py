@@ -1,39 +1,26 @@
-"""Are two scalar trees the same number or function?  Used by answers.py only; trees come from answer_parser.py.
+"""The value of a scalar tree: exact in int and Fraction arithmetic as far as that goes, then in mpmath.
 
-Three ways, each under one work budget that is counted in operations, never in seconds:
-  exact     `Evaluator`: int and Fraction arithmetic as far as it goes.
-  formal    `Formal`: polynomial identity testing. Rational functions, powers, exponentials and trigonometric functions
-            are computed modulo a 127-bit prime with random residues for the variables (Schwartz and Zippel: different
-            expressions agree by accident with probability about degree / 2^127). No number is too large for it.
-  numeric   `Evaluator` at 400 bits in mpmath for everything else, at fixed pseudo-random rational points where there
-            are variables; 2,400 bits where digits cancelled. Equal radicals are proved equal by a separation bound.
+Used by answers.py and answer_identities.py. Sizes are bounded before anything is computed, and `Work` counts
+operations, never seconds.
 """
 
 import math
-import random
-from collections.abc import Iterator
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from answer_parser import IMAGINARY, LOG, STEP, SYMBOL, Node, Number, negative, symbols
+from answer_parser import Node, Number
 from answer_text import Refused
 
 MAX_BITS = 100_000  # of an exact number; 2023^2024 has 22,000
-MAX_EXPONENT_BITS = 4096  # of an exponent modulo the prime
 MAX_FACTORIAL = 5000
 MAX_WORK = 1_000_000  # for one pair, in units of very roughly half a microsecond: see Work.spend and its callers
 PRECISIONS = (400, 2400)  # bits
 GUARD = 100  # two numbers are the same when they agree to all bits but these
-SUSPICIOUS = 60  # bits lost to cancellation, beyond which the higher precision decides
 
 
 class TooLong(Refused):
     """An exact number would have too many digits."""
-
-
-class NotFormal(Exception):
-    """The expression has a part that Formal does not compute."""
 
 
 class Work:
@@ -62,7 +49,7 @@ class Work:
 
 
 @lru_cache(maxsize=len(PRECISIONS))
-def _mpmath(prec: int) -> Any:
+def mpmath_at(prec: int) -> Any:
     """A private context. mpmath is imported only here: most pairs never need it."""
     import mpmath
 
@@ -73,7 +60,7 @@ def _mpmath(prec: int) -> Any:
 
 def warm_up() -> None:
     """Pays the import of mpmath before a clock runs."""
-    _mpmath(PRECISIONS[0])
+    mpmath_at(PRECISIONS[0])
 
 
 def is_exact(value: Any) -> bool:
@@ -105,11 +92,11 @@ class Evaluator:
     def __init__(self, point: dict[str, Number], work: Work, log_base: int | None, prec: int = PRECISIONS[0]) -> None:
         self.point, self.work, self.log_base, self.prec = point, work, log_base, prec
         self.lost, self.cost = 0, prec * prec // PRECISIONS[0] ** 2
-        self.noise = 2.0 ** (80 - prec) if prec < 1000 else _mpmath(prec).mpf(2) ** (80 - prec)  # relative
+        self.noise = 2.0 ** (80 - prec) if prec < 1000 else mpmath_at(prec).mpf(2) ** (80 - prec)  # relative
 
     @property
     def mp(self) -> Any:
-        return _mpmath(self.prec)
+        return mpmath_at(self.prec)
 
     def number(self, value: Any) -> Any:
         """To mpmath."""
@@ -303,398 +290,6 @@ def same_value(a: Any, b: Any, prec: int = PRECISIONS[0]) -> bool:
         return a == b
     if a == 0 or b == 0:
         return a == b
-    mp = _mpmath(prec)
+    mp = mpmath_at(prec)
     a, b = (mp.mpf(v.numerator) / v.denominator if is_exact(v) else v for v in (a, b))
     return a == b or mp.mag(a - b) <= max(mp.mag(a), mp.mag(b)) + GUARD - prec
-
-
-# ---------------------------------------------------------------- formal
-
-DEGREE = 720720  # a multiple of 1..16 but 16 itself divides it too; of 180, so that whole degrees are roots of unity
-PRIME = 170141183460469231731687303715888429921  # 1 modulo 2 * DEGREE, just above 2^127
-ROOT = 20918818750926320630274112437840495023  # of order 2 * DEGREE modulo PRIME: stands for e^(i pi / DEGREE)
-PI = (("pi", 1),)
-Laurent = dict[tuple, tuple[Number, Number]]  # {monomial ((name, power), ...): (real, imaginary) coefficient}
-
-
-@lru_cache(maxsize=4096)
-def _residue(name: str, trial: int) -> int:
-    return random.Random(f"{name}:{trial}").randrange(2, PRIME - 1)
-
-
-def _times(a: tuple, b: tuple) -> tuple:
-    powers = dict(a)
-    for name, power in b:
-        powers[name] = powers.get(name, 0) + power
-    return tuple(sorted((n, p) for n, p in powers.items() if p))
-
-
-class Formal:
-    """An expression modulo PRIME. Variables, pi, and e^m for every monomial m are random residues, as if they were
-    independent; e^(i pi q) is a power of ROOT, so sines and cosines of rational multiples of pi obey their relations.
-    """
-
-    def __init__(self, work: Work, trial: int) -> None:
-        self.work, self.trial = work, trial
-
-    def value(self, node: Node) -> int:
-        self.work.spend(5)
-        op, args = node.op, node.args
-        if op == "num":
-            value = args[0]
-            return value % PRIME if type(value) is int else value.numerator * self.inverse(value.denominator) % PRIME
-        if op == "sym":
-            return _residue(args[0], self.trial)
-        if op == "const":
-            return {"pi": self.pi, "e": self.e, "i": self.i}[args[0]]()
-        if op == "add":
-            return sum([self.value(arg) for arg in args]) % PRIME
-        if op in ("mul", "apply"):
-            return self.product([self.value(arg) for arg in args])
-        if op == "inv":
-            return self.inverse(self.value(args[0]))
-        if op == "pow":
-            return self.power(*args)
-        if op == "fn":
-            return self.function(*args)
-        if op == "deg":
-            return self.value(args[0])
-        if op == "percent":
-            return self.value(args[0]) * self.inverse(100) % PRIME
-        if op in ("fact", "binom"):
-            return Evaluator({}, self.work, None).value(node) % PRIME if not node.flags & SYMBOL else self.stop(op)
-        return self.stop(op)
-
-    def stop(self, what: str) -> int:
-        raise NotFormal(what)
-
-    def pi(self) -> int:
-        return _residue("pi", self.trial)
-
-    def e(self) -> int:
-        return self.exponential({(): (1, 0)})
-
-    def i(self) -> int:
-        return pow(ROOT, DEGREE // 2, PRIME)
-
-    def product(self, values: list[int]) -> int:
-        total = 1
-        for value in values:
-            total = total * value % PRIME
-        return total
-
-    def inverse(self, value: int) -> int:
-        if value % PRIME == 0:
-            raise ZeroDivisionError("division by zero")
-        self.work.spend(20)
-        return pow(value, -1, PRIME)
-
-    def raised(self, base: int, exponent: int) -> int:
-        if exponent.bit_length() > MAX_EXPONENT_BITS:
-            raise Refused("power too large")
-        self.work.spend(10 + exponent.bit_length())
-        return pow(base if exponent >= 0 else self.inverse(base), abs(exponent), PRIME)
-
-    def power(self, base: Node, exponent: Node) -> int:
-        if base == Node("const", ("e",)):
-            return self.exponential(self.laurent(exponent))
-        if exponent.flags & SYMBOL:  # 2^n and x^n are e^(n ln 2) and e^(n ln x): the same, with a letter per prime base
-            terms = self.laurent(exponent)
-            if base.op == "sym":
-                return self.symbolic_power(base.args[0], _residue(base.args[0], self.trial), terms)
-            if base.op == "num" and type(base.args[0]) is int and 1 < base.args[0] < 10**6:
-                factors = _factors(base.args[0])
-                return self.product([self.symbolic_power(str(q), q, terms) for q in factors])
-            raise NotFormal("power")
-        if (n := self.integer(exponent)) is None:
-            raise NotFormal("root")
-        value = self.value(base)
-        if value == 0 and n <= 0:
-            raise ZeroDivisionError("a power of zero")
-        return self.raised(value, n)
-
-    def integer(self, node: Node) -> int | None:
-        value = Evaluator({}, self.work, None).value(node)
-        return int(value) if is_exact(value) and value.denominator == 1 else None
-
-    def symbolic_power(self, name: str, base: int, terms: Laurent) -> int:
-        total = 1
-        for monomial, (real, imaginary) in terms.items():
-            if imaginary:
-                raise NotFormal("complex power")
-            if monomial == ():
-                if real.denominator != 1:
-                    raise NotFormal("root")
-                total = total * self.raised(base, int(real))
-            else:
-                total = total * self.raised(_residue(f"{name}^{monomial}", self.trial), self.steps(real))
-        return total % PRIME
-
-    def steps(self, coefficient: Number) -> int:
-        """Residues stand for the DEGREE-th root, so that fractional coefficients are whole powers."""
-        steps = coefficient * DEGREE
-        if steps.denominator != 1:
-            raise NotFormal("fraction of an exponent")
-        return int(steps)
-
-    def exponential(self, terms: Laurent) -> int:
-        total = 1
-        for monomial, (real, imaginary) in terms.items():
-            if real:
-                total = total * self.raised(_residue(f"e^{monomial}", self.trial), self.steps(real))
-            if imaginary:
-                base = ROOT if monomial == PI else _residue(f"e^i{monomial}", self.trial)
-                total = total * self.raised(base, self.steps(imaginary)) % PRIME
-        return total % PRIME
-
-    def function(self, name: str, arg: Node) -> int:
-        if name in ("ln", "log") or name.startswith("arc"):
-            raise NotFormal(name)
-        hyperbolic = name.endswith("h")
-        terms = self.laurent(arg, hyperbolic or name == "exp")
-        if name == "exp":
-            return self.exponential(terms)
-        if not hyperbolic:
-            terms = {m: (-im, re) for m, (re, im) in terms.items()}  # times i
-        plus = self.exponential(terms)
-        minus = self.inverse(plus)
-        cosine, sine = (plus + minus) * self.inverse(2), (plus - minus) * self.inverse(2)
-        if not hyperbolic:
-            sine = sine * self.inverse(self.i())
-        top, bottom = {"sin": (sine, 1), "cos": (cosine, 1), "tan": (sine, cosine), "cot": (cosine, sine),
-                       "sec": (1, cosine), "csc": (1, sine)}[name.removesuffix("h")]  # fmt: skip
-        return top * self.inverse(bottom) % PRIME
-
-    def laurent(self, node: Node, plain: bool = True) -> Laurent:
-        """An exponent or angle as a polynomial with negative powers allowed; not plain: a degree is pi/180."""
-        self.work.spend(20)
-        op, args = node.op, node.args
-        if op == "num":
-            return {(): (args[0], 0)} if args[0] else {}
-        if op == "sym":
-            return {((args[0], 1),): (1, 0)}
-        if op == "const" and args[0] != "e":
-            return {(): (0, 1)} if args[0] == "i" else {PI: (1, 0)}
-        if op == "add":
-            total: Laurent = {}
-            for arg in args:
-                for monomial, (re, im) in self.laurent(arg, plain).items():
-                    old = total.get(monomial, (0, 0))
-                    total[monomial] = (self.work.exact(old[0] + re), self.work.exact(old[1] + im))
-            return {m: c for m, c in total.items() if c != (0, 0)}
-        if op in ("mul", "apply"):
-            product = self.laurent(args[0], plain)
-            for arg in args[1:]:
-                product = self.laurent_product(product, self.laurent(arg, plain))
-            return product
-        if op == "deg":
-            inner = self.laurent(args[0], plain)
-            return inner if plain else self.laurent_product(inner, {PI: (Fraction(1, 180), 0)})
-        if op in ("inv", "pow"):
-            power = -1 if op == "inv" else self.integer(args[1]) if not args[1].flags & SYMBOL else None
-            inner = self.laurent(args[0], plain)
-            if power is not None and len(inner) == 1 and abs(power) < 100:
-                ((monomial, (re, im)),) = inner.items()
-                if not im:
-                    return {tuple((n, p * power) for n, p in monomial): (self.work.exact(Fraction(re) ** power), 0)}
-        raise NotFormal(op)
-
-    def laurent_product(self, a: Laurent, b: Laurent) -> Laurent:
-        if len(a) * len(b) > 100:
-            raise NotFormal("too many terms")
-        total: Laurent = {}
-        for m, (a_re, a_im) in a.items():
-            for n, (b_re, b_im) in b.items():
-                key = _times(m, n)
-                old = total.get(key, (0, 0))
-                re, im = old[0] + a_re * b_re - a_im * b_im, old[1] + a_re * b_im + a_im * b_re
-                total[key] = (self.work.exact(re), self.work.exact(im))
-        return {m: c for m, c in total.items() if c != (0, 0)}
-
-
-def _factors(n: int) -> list[int]:
-    found, q = [], 2
-    while q * q <= n:
-        while n % q == 0:
-            found.append(q)
-            n //= q
-        q += 1
-    return [*found, n] if n > 1 else found
-
-
-# ---------------------------------------------------------------- proof for radicals
-
-
-def separation_bits(node: Node, work: Work) -> float:
-    """B such that the value of a radical expression is 0 or larger than 2^-B in absolute value; infinite if unknown.
-
-    The bound of Burnikel, Funke, Mehlhorn, Schirra and Schmitt, "A Separation Bound for Real Algebraic Expressions"
-    (2001): |E| >= 1 / (l u^(D-1)), with u and l below in bits and D the product of the degrees of the distinct roots.
-    """
-    roots: dict[tuple, int] = {}
-
-    def bounds(node: Node) -> tuple[float, float]:
-        work.spend(5)
-        op, args = node.op, node.args
-        if op == "num":
-            return float(abs(args[0].numerator).bit_length()), float(args[0].denominator.bit_length())
-        if op == "const" and args[0] == "i":
-            roots["i"] = 2
-            return 0.0, 0.0
-        if op in ("fact", "binom"):
-            return float(Evaluator({}, work, None).value(node).numerator.bit_length()), 0.0
-        if op not in ("add", "mul", "inv", "pow", "percent", "deg"):
-            return math.inf, math.inf
-        if op == "pow":
-            exponent = Evaluator({}, work, None).value(args[1])
-            if not is_exact(exponent):
-                return math.inf, math.inf
-            u, low = bounds(args[0])
-            if (k := exponent.denominator) > 1:
-                roots[args[0], k] = k
-                u, low = ((u + (k - 1) * low) / k, low) if u >= low else (u, (u * (k - 1) + low) / k)
-            u, low = u * abs(exponent.numerator), low * abs(exponent.numerator)
-            return (u, low) if exponent >= 0 else (low, u)
-        parts = [bounds(arg) for arg in args]
-        if op == "inv":
-            return parts[0][1], parts[0][0]
-        us, lows = zip(*parts, strict=True)
-        if op == "add":
-            return max(us) + sum(lows) + math.log2(len(us)), sum(lows)
-        return sum(us), sum(lows) + 7 * (op == "percent")
-
-    u, low = bounds(node)
-    return low + u * (math.prod(roots.values()) - 1) if math.isfinite(u + low) else math.inf
-
-
-# ---------------------------------------------------------------- the comparison
-
-INTEGER_NAMES = set("jklmnN")  # what authors call integers; it matters where a step function is around
-
-
-@lru_cache(maxsize=4096)
-def _coordinate(name: str, k: int) -> Fraction:
-    """Rationals have powers of two below, so that (-1)^x is never taken for real."""
-    dice, top = random.Random(f"{name}:{k}"), (7, 30, 120, 30, 15)[k % 5]
-    sign = 1 if k % 5 < 3 else dice.choice((-1, 1))
-    return Fraction(sign * (2 * dice.randint(0, top) + 1), dice.choice((16, 32)))
-
-
-def _points(names: list[str], whole: bool, steps: bool = False) -> Iterator[dict[str, Number]]:
-    """Fixed points: three positive rationals, then two of mixed signs; or the integers 1..40, shuffled per name.
-
-    With steps, n is an integer in the first kind too.
-    """
-    for k in range(40 if whole else 5):
-        yield {
-            name: (k * (1 + 2 * j) + j) % 40 + 1 if whole or (steps and name in INTEGER_NAMES) else _coordinate(name, k)
-            for j, name in enumerate(names)
-        }
-
-
-def values_at_points(nodes: list[Node], work: Work, log_base: int | None) -> Iterator[list]:
-    """The nodes' values at common points. Outside their real domain (no i in sight) expressions are not compared.
-
-    Raises Refused at the end when fewer than two points gave values.
-    """
-    flags = nodes[0].flags | nodes[1].flags
-    names = sorted(symbols(nodes[0]) | symbols(nodes[1]))
-    if not names:
-        yield [Evaluator({}, work, log_base).value(node) for node in nodes]
-        return
-    found = 0
-
-    def rows(points: Iterator[dict], only_real: bool) -> Iterator[list]:
-        nonlocal found
-        for point in points:
-            try:
-                row = [Evaluator(point, work, log_base).value(node) for node in nodes]
-            except ZeroDivisionError:
-                continue
-            if not only_real or all(is_exact(v) or v.imag == 0 for v in row):
-                found += 1
-                yield row
-
-    yield from rows(_points(names, False, bool(flags & STEP)), not flags & IMAGINARY)
-    if flags & STEP or found < 2:
-        yield from rows(_points(names, True), True)
-    if found < 2:
-        yield from rows(_points(names, False), False)
-    if found < 2:
-        raise Refused("no points where both are defined")
-
-
-def _log_bases(*nodes: Node) -> tuple:
-    """\\log without a base is natural for some, decimal for others: both are tried, the same on both sides."""
-    return (None, 10) if any(node.flags & LOG for node in nodes) else (None,)
-
-
-def _same_number(a: Node, b: Node, work: Work, log_base: int | None) -> bool:
-    """Without variables: exact if both are rational, else 400 bits, 2,400 where those do not settle it, and a proof."""
-    needed = None
-    for prec in PRECISIONS:
-        evaluator = Evaluator({}, work, log_base, prec)
-        x, y = evaluator.value(a), evaluator.value(b)
-        if evaluator.lost == 0 and is_exact(x) and is_exact(y):
-            return work.because("exact arithmetic", x == y)
-        close = same_value(x, y, prec)
-        if not close and evaluator.lost <= SUSPICIOUS:
-            return work.because(f"the values differ within {prec} bits", False)
-        if close:
-            needed = separation_bits(Node("add", (a, negative(b))), work) if needed is None else needed
-            size = needed if x == 0 else max(0, int(evaluator.mp.mag(evaluator.number(x))))
-            if needed + size < prec - GUARD:
-                return work.because(f"{prec} bits agree, and unequal radicals differ by 2^-{needed:.0f}", True)
-            if needed > PRECISIONS[-1] and evaluator.lost <= SUSPICIOUS:
-                break
-    if not close:
-        return work.because(f"the values differ within {prec} bits", False)
-    try:
-        return _same_formally(a, b, work)
-    except NotFormal:
-        return work.because(f"the values agree to {int((prec - GUARD) * math.log10(2))} digits", True)
-
-
-def _same_formally(a: Node, b: Node, work: Work) -> bool:
-    same = all(Formal(work, trial).value(a) == Formal(work, trial).value(b) for trial in range(2))
-    return work.because(f"{'an' if same else 'no'} identity at random points modulo a 127-bit prime", same)
-
-
-def same_scalar(a: Node, b: Node, work: Work) -> bool:
-    """The same number, or the same function of the same variables."""
-    if a.op == b.op == "num":
-        return work.because("exact arithmetic", a.args == b.args)
-    if a == b:
-        return work.because("the same expression", True)
-    if not (a.flags | b.flags) & SYMBOL:
-        try:
-            return any(_same_number(a, b, work, log_base) for log_base in _log_bases(a, b))
-        except TooLong:
-            pass
-    try:
-        return _same_formally(a, b, work)
-    except NotFormal:
-        pass
-    for log_base in _log_bases(a, b):
-        if all(same_value(x, y) for x, y in values_at_points([a, b], work, log_base)):
-            return work.because("the values agree to 90 digits at random points", True)
-    return work.because("the values differ at a random point", False)
-
-
-def proportional(a: Node, b: Node, positive: bool, work: Work) -> bool:
-    """a = c b with one constant c, nonzero or positive: the same equation (a = 0) or inequality (a < 0)."""
-    if not positive:
-        try:
-            ratios = [Formal(work, t).value(a) * Formal(work, t).inverse(Formal(work, t).value(b)) for t in range(3)]
-            return len({ratio % PRIME for ratio in ratios}) == 1 and ratios[0] % PRIME != 0
-        except NotFormal:
-            pass
-    for log_base in _log_bases(a, b):
-        rows = list(values_at_points([a, b], work, log_base))
-        evaluator = Evaluator({}, work, None)
-        if any((x == 0) != (y == 0) for x, y in rows):
-            continue
-        ratios = [evaluator.multiply([x, evaluator.power(y, -1)]) for x, y in rows if y != 0]
-        if len(ratios) > 1 and all(same_value(r, ratios[0]) for r in ratios):
-            return not positive or (is_exact(ratios[0]) or ratios[0].imag == 0) and ratios[0] > 0
-    return False

@@ -5,7 +5,7 @@
   2. parse (answer_parser.py): an own tokenizer and recursive-descent parser into `Node` trees. Whatever it does not
      know is refused, and then only the strings count.
   3. compare by type, one function a kind of answer, all in this file.
-  4. compare scalars (answer_values.py): exactly, as formal identities, or numerically to 90 digits and more.
+  4. compare scalars (answer_identities.py): exactly, as formal identities, or numerically to 90 digits and more.
 Sizes are bounded before anything is computed, and a work budget counted in operations (never in seconds) decides when
 to give up, so the same pair gets the same verdict on every machine. Giving up means: not equal.
 Conventions: MATH's for units, percent signs and money (they may be absent); an unreduced value is judged by its exact
@@ -19,6 +19,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from answer_identities import proportional, same_scalar
 from answer_parser import (
     EMPTY,
     INEQUALITIES,
@@ -36,7 +37,7 @@ from answer_parser import (
     product,
 )
 from answer_text import MAX_CHARS, Refused, clean, is_words, squeeze
-from answer_values import Evaluator, Work, is_exact, proportional, same_scalar, same_value
+from answer_values import Evaluator, Work, is_exact, same_value
 
 # ---------------------------------------------------------------- lists of solutions, labels, plus-minus
 
