@@ -253,10 +253,13 @@ def separation_bits(node: Node, work: Work) -> float:
 
     The bound of Burnikel, Funke, Mehlhorn, Schirra and Schmitt, "A Separation Bound for Real Algebraic Expressions"
     (2001): |E| >= 1 / (l u^(D-1)), with u and l below in bits and D the product of the degrees of the distinct roots.
+    Sines and cosines of rational multiples of pi belong: twice their values are integers of a cyclotomic field.
     """
     roots: dict[tuple, int] = {}
+    order = 1  # of the root of unity behind all sines and cosines
 
     def bounds(node: Node) -> tuple[float, float]:
+        nonlocal order
         work.spend(5)
         op, args = node.op, node.args
         if op == "num":
@@ -266,6 +269,12 @@ def separation_bits(node: Node, work: Work) -> float:
             return 0.0, 0.0
         if op in ("fact", "binom"):
             return float(Evaluator({}, work, None).value(node).numerator.bit_length()), 0.0
+        if op == "fn" and args[0] in ("sin", "cos", "tan", "sec", "csc", "cot"):
+            angle = Formal(work, 0).laurent(args[1], plain=False)
+            if set(angle) <= {PI} and not any(imaginary for _, imaginary in angle.values()):
+                order = math.lcm(order, 4 * angle.get(PI, (1, 0))[0].denominator)
+                work.spend(order)
+                return 1.0, 1.0
         if op not in ("add", "mul", "inv", "pow", "percent", "deg"):
             return math.inf, math.inf
         if op == "pow":
@@ -286,8 +295,12 @@ def separation_bits(node: Node, work: Work) -> float:
             return max(us) + sum(lows) + math.log2(len(us)), sum(lows)
         return sum(us), sum(lows) + 7 * (op == "percent")
 
-    u, low = bounds(node)
-    return low + u * (math.prod(roots.values()) - 1) if math.isfinite(u + low) else math.inf
+    try:
+        u, low = bounds(node)
+    except NotFormal:
+        return math.inf
+    degree = math.prod(roots.values()) * (order - sum(math.gcd(k, order) > 1 for k in range(1, order + 1)))
+    return low + u * (degree - 1) if math.isfinite(u + low) else math.inf
 
 
 # ---------------------------------------------------------------- the comparison

@@ -471,3 +471,41 @@ def equal(answer: str, gold: str, work: Work | None = None) -> bool:
     else:
         items_b = _items(gold_text, False)
     return same_items(items_a, items_b, work)
+
+
+# ---------------------------------------------------------------- for people who study rewards
+
+
+def describe(node: Any) -> str:
+    """A tree on one line: \\frac{1}{2} is (mul 1 (inv 2))."""
+    if type(node) is Node:
+        inside = " ".join(describe(arg) for arg in node.args)
+        return inside if node.op in ("num", "sym", "const") else f"({node.op} {inside})"
+    if isinstance(node, (tuple, frozenset)):
+        return " ".join(describe(arg) for arg in (node if type(node) is tuple else sorted(node)))
+    return str(node)
+
+
+def explain(answer: str, gold: str) -> str:
+    """How both were read, what was compared in order, and the verdict, as lines to print."""
+    lines = []
+    for name, text in (("answer", answer), ("gold", gold)):
+        lines.append(f"{name:8}{text.strip()}")
+        cleaned = read(text).cleaned if len(text) <= MAX_CHARS else ""
+        shown = cleaned.replace("\ue000", "‹").replace("\ue001", "›")
+        lines.append(f"  cleaned {shown}")
+        try:
+            if len(text) > MAX_CHARS:
+                raise Refused(f"longer than {MAX_CHARS} characters")
+            lines += [f"  item    {describe(item)}" for item in _items(cleaned.removeprefix("≈"))]
+        except Refused as e:
+            lines.append(f"  not read: {e}")
+            if e.position is not None:
+                lines.insert(-1, " " * (10 + e.position) + "^")
+    work = Work()
+    try:
+        verdict = equal(answer, gold, work)
+    except (Refused, ArithmeticError, TypeError, ValueError) as e:
+        verdict = work.because(f"gave up: {e}", False)
+    lines += ["compared", *(f"  {reason}" for reason in work.reasons)]
+    return "\n".join([*lines, f"verdict {'equal' if verdict else 'not equal'}"])

@@ -1,6 +1,7 @@
 """Rule-based outcome reward: 1.0 for a well-formed response whose boxed answer is right, else 0.0 (DeepScaleR's rule).
 
 `extract_answer`, `grade` and `reward` are pure functions of text; `answers.py` holds the mathematics.
+`python reward.py --explain "<answer>" "<gold>"` prints how both are read, what is compared, and the verdict.
 `RewardPool` runs them in worker processes that can be killed: a response is hostile input, and behind grade's own work
 budget stand a wall-clock and a memory limit per item. A worker is this file run by path (`python reward.py --worker`),
 a fresh interpreter and no fork, so nothing of the trainer (torch, NCCL, CUDA) exists in it.
@@ -18,6 +19,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 import answers
 from answer_text import MAX_CHARS
@@ -54,15 +57,25 @@ def grade(answer: str, gold: str) -> bool:
     """Whether two final answers are mathematically equal. Pure; answers any text at all, what is unclear with False.
 
     Exact equality; units and labels (`x =`) may be absent, lists come in any order, tuples and intervals do not.
+    Symmetric but for a gold that is rounded (`answers.agrees_with_rounded`).
     """
     try:
-        return answers.equal(answer, gold)
-    except Exception:  # untrusted text: outside the grammar, over a bound, undefined, or out of the worker's memory
+        return _grade(answer, gold)
+    except MemoryError:
         return False
 
 
-def _is_right(answer: str | None, gold: str | list[str]) -> bool:
-    return answer is not None and any(grade(answer, g) for g in ([gold] if isinstance(gold, str) else gold))
+def _grade(answer: str, gold: str) -> bool:
+    try:
+        return answers.equal(answer, gold)
+    except MemoryError:
+        raise
+    except Exception:  # untrusted text: outside the grammar, over a bound, or undefined
+        return False
+
+
+def _is_right(answer: str | None, gold: str | list[str], same: Callable[[str, str], bool] = grade) -> bool:
+    return answer is not None and any(same(answer, g) for g in ([gold] if isinstance(gold, str) else gold))
 
 
 def reward(response: str, gold: str | list[str]) -> float:
@@ -98,7 +111,9 @@ def work(parent: int, memory_mb: int) -> None:
     try:
         for line in sys.stdin:
             for answer, gold in json.loads(line):
-                print(int(_is_right(answer, gold)), flush=True)
+                print(int(_is_right(answer, gold, _grade)), flush=True)
+    except MemoryError:  # end without a score: the pool counts the item and starts another worker
+        os._exit(1)
     except BrokenPipeError:  # the trainer is gone
         os._exit(1)
 
@@ -144,6 +159,12 @@ class _Worker:
         self.process.stdout.close()
 
 
+def _progress_bar(name: str, total: int) -> Any:
+    from tqdm import tqdm  # here, so that the workers and a plain import do without it
+
+    return tqdm(total=total, desc=name, unit=" answers", disable=not name)
+
+
 class RewardPool:
     """Persistent workers with a wall-clock limit per item; `timeouts` counts the items lost to a hang or a crash.
 
@@ -160,32 +181,44 @@ class RewardPool:
         # A worker dies with the thread that started it (see _die_with_parent), which must not be a passing caller's.
         self.starter = concurrent.futures.ThreadPoolExecutor(max_workers=1)
 
-    def rewards(self, responses: list[str], golds: list[str | list[str]]) -> list[float]:
-        """`reward` of each pair, in order. Extraction is linear and happens here, so only short answers travel."""
-        scores = [0.0] * len(responses)
-        found = [(i, extract_answer(r), gold) for i, (r, gold) in enumerate(zip(responses, golds, strict=True))]
-        todo = collections.deque((i, a, gold) for i, a, gold in found if a is not None and len(a) <= MAX_CHARS)
+    def rewards(self, responses: list[str], golds: list[str | list[str]], progress: str = "") -> list[float]:
+        """`reward` of each pair, in order. Extraction is linear and happens here, so only short answers travel.
+
+        progress: what to call the bar on the terminal; no bar without.
+        """
+        return self.grades([extract_answer(response) for response in responses], golds, progress)
+
+    def grades(self, found: list[str | None], golds: list[str | list[str]], progress: str = "") -> list[float]:
+        """1.0 where an answer equals its gold or any one of them, in order; 0.0 for None and for what is lost."""
+        scores = [0.0] * len(found)
+        items = {
+            i: (i, answer, gold)
+            for i, (answer, gold) in enumerate(zip(found, golds, strict=True))
+            if answer is not None and len(answer) <= MAX_CHARS
+        }
+        todo = collections.deque(items.values())
         if todo:
             self._replace([w for w in self.workers if w.process.poll() is not None])  # died while idle: nobody's fault
-        items = {item[0]: item for item in todo}
         batch_size = max(1, min(MAX_BATCH, len(todo) // (4 * self.size)))
-        while todo or any(w.owed for w in self.workers):
-            for worker in self.workers:
-                if worker.ready and not worker.owed and todo:
-                    worker.send([todo.popleft() for _ in range(min(batch_size, len(todo)))], self.timeout)
-            self._wait()
-            for worker in list(self.workers):
-                alive = self._collect(worker, scores)
-                if alive and (not (worker.owed or not worker.ready) or time.monotonic() < worker.deadline):
-                    continue
-                if not worker.ready:
-                    self.close()
-                    raise RuntimeError("a reward worker did not start")
-                if worker.owed:
-                    worker.owed.popleft()  # the culprit scores 0
-                    self.timeouts += 1
-                    todo.extendleft(items[i] for i in reversed(worker.owed))
-                self._replace([worker])
+        with _progress_bar(progress, len(items)) as bar:
+            while todo or any(w.owed for w in self.workers):
+                for worker in self.workers:
+                    if worker.ready and not worker.owed and todo:
+                        worker.send([todo.popleft() for _ in range(min(batch_size, len(todo)))], self.timeout)
+                self._wait()
+                for worker in list(self.workers):
+                    alive = self._collect(worker, scores)
+                    if alive and (not (worker.owed or not worker.ready) or time.monotonic() < worker.deadline):
+                        continue
+                    if not worker.ready:
+                        self.close()
+                        raise RuntimeError("a reward worker did not start")
+                    if worker.owed:
+                        worker.owed.popleft()  # the culprit scores 0
+                        self.timeouts += 1
+                        todo.extendleft(items[i] for i in reversed(worker.owed))
+                    self._replace([worker])
+                bar.update(len(items) - len(todo) - sum(len(w.owed) for w in self.workers) - bar.n)
         return scores
 
     def _replace(self, dead: list[_Worker]) -> None:
@@ -233,6 +266,10 @@ class RewardPool:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 4 or sys.argv[1] != "--worker":
-        sys.exit("reward.py is a library; see README.md")
-    work(int(sys.argv[2]), int(sys.argv[3]))
+    if len(sys.argv) == 4 and sys.argv[1] == "--worker":
+        work(int(sys.argv[2]), int(sys.argv[3]))
+    elif len(sys.argv) == 4 and sys.argv[1] == "--explain":
+        print(answers.explain(sys.argv[2], sys.argv[3]))
+    else:
+        print('usage: python reward.py --explain "<answer>" "<gold>"', file=sys.stderr)
+        sys.exit(2)
