@@ -273,8 +273,7 @@ def separation_bits(node: Node, work: Work) -> float:
             angle = Formal(work, 0).laurent(args[1], plain=False)
             if set(angle) <= {PI} and not any(imaginary for _, imaginary in angle.values()):
                 order = math.lcm(order, 4 * angle.get(PI, (1, 0))[0].denominator)
-                work.spend(order)
-                return 1.0, 1.0
+                return (1.0, 1.0) if order < 10_000 else (math.inf, math.inf)
         if op not in ("add", "mul", "inv", "pow", "percent", "deg"):
             return math.inf, math.inf
         if op == "pow":
@@ -299,8 +298,10 @@ def separation_bits(node: Node, work: Work) -> float:
         u, low = bounds(node)
     except NotFormal:
         return math.inf
-    degree = math.prod(roots.values()) * (order - sum(math.gcd(k, order) > 1 for k in range(1, order + 1)))
-    return low + u * (degree - 1) if math.isfinite(u + low) else math.inf
+    if not math.isfinite(u + low):
+        return math.inf
+    totient = sum(math.gcd(k, order) == 1 for k in range(order))
+    return low + u * (math.prod(roots.values()) * max(1, totient) - 1)
 
 
 # ---------------------------------------------------------------- the comparison
@@ -373,18 +374,17 @@ def _same_number(a: Node, b: Node, work: Work, log_base: int | None) -> bool:
         x, y = evaluator.value(a), evaluator.value(b)
         if evaluator.lost == 0 and is_exact(x) and is_exact(y):
             return work.because("exact arithmetic", x == y)
-        close = same_value(x, y, prec)
-        if not close and evaluator.lost <= SUSPICIOUS:
+        close = same_value(x, y, max(2 * GUARD, prec - evaluator.lost))
+        settled = max(evaluator.lost, evaluator.swallowed) <= SUSPICIOUS
+        if not close and (settled or prec == PRECISIONS[-1]):
             return work.because(f"the values differ within {prec} bits", False)
         if close:
             needed = separation_bits(Node("add", (a, negative(b))), work) if needed is None else needed
             size = needed if x == 0 else max(0, int(evaluator.mp.mag(evaluator.number(x))))
-            if needed + size < prec - GUARD:
+            if needed + size + evaluator.lost < prec - GUARD:
                 return work.because(f"{prec} bits agree, and unequal radicals differ by 2^-{needed:.0f}", True)
-            if needed > PRECISIONS[-1] and evaluator.lost <= SUSPICIOUS:
+            if needed > PRECISIONS[-1] and settled:
                 break
-    if not close:
-        return work.because(f"the values differ within {prec} bits", False)
     try:
         return _same_formally(a, b, work)
     except NotFormal:

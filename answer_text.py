@@ -109,6 +109,16 @@ def _clean_latex(text: str) -> str:
     return re.sub(r"\{\s*(\d+)\s*\\over\s*(\d+)\s*\}", r"\\frac{\1}{\2}", text)  # may be a mixed number's fraction
 
 
+def _group_end(text: str) -> int:
+    """Where the group that opens at the start closes, or -1."""
+    depth = 0
+    for mark in re.finditer(r"\\.|[{}]", text):
+        depth += {"{": 1, "}": -1}.get(mark.group(), 0)
+        if depth == 0:
+            return mark.start()
+    return -1
+
+
 def clean(text: str) -> str:
     """Rewrites notation that carries no meaning, so that parsing sees one spelling and equal strings are equal."""
     text = text.strip()
@@ -136,7 +146,10 @@ def clean(text: str) -> str:
         text = ORDINAL.sub("", text)  # the 17th
     if ":" in text:
         text = re.sub(r"\b([ap])\.?m\b\.?", r"\1m", text, flags=re.IGNORECASE)  # 5:30 p.m.
-    return re.sub(r"\s+", " ", text).strip().rstrip(".").rstrip()
+    text = re.sub(r"\s+", " ", text).strip().rstrip(".").rstrip()
+    while text[:1] == "{" and not re.search(r"\\(?:over|choose)|,", text) and _group_end(text) == len(text) - 1:
+        text = text[1:-1].strip()
+    return text
 
 
 def squeeze(cleaned: str) -> str:

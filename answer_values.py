@@ -86,12 +86,12 @@ def _exact_root(value: Number, degree: int) -> Number | None:
 class Evaluator:
     """The value of a scalar tree at one point: exact while that is possible, then mpmath real or complex.
 
-    lost: the most bits that any sum lost to cancellation or swallowed whole.
+    lost: the most bits that any sum lost to cancellation. swallowed: the most by which a term was smaller than another.
     """
 
     def __init__(self, point: dict[str, Number], work: Work, log_base: int | None, prec: int = PRECISIONS[0]) -> None:
         self.point, self.work, self.log_base, self.prec = point, work, log_base, prec
-        self.lost, self.cost = 0, prec * prec // PRECISIONS[0] ** 2
+        self.lost, self.swallowed, self.cost = 0, 0, prec * prec // PRECISIONS[0] ** 2
         self.noise = 2.0 ** (80 - prec) if prec < 1000 else mpmath_at(prec).mpf(2) ** (80 - prec)  # relative
 
     @property
@@ -174,9 +174,13 @@ class Evaluator:
         sizes = [self.mp.mag(v) for v in rest if v]
         if not sizes:
             return 0
-        lost = int(max(sizes) - min(min(sizes), self.mp.mag(total)) if total else self.prec)
+        lost = max(sizes) - self.mp.mag(total) if total else self.prec
+        self.swallowed = max(self.swallowed, max(sizes) - min(sizes))
+        if lost > self.prec - 80:
+            self.lost = self.prec
+            return 0
         self.lost = max(self.lost, lost)
-        return 0 if not total or max(sizes) - self.mp.mag(total) > self.prec - 80 else total
+        return total
 
     def multiply(self, values: list) -> Any:
         exact: Number = 1

@@ -473,6 +473,33 @@ def equal(answer: str, gold: str, work: Work | None = None) -> bool:
     return same_items(items_a, items_b, work)
 
 
+def _scalars(node: Any) -> list[Node]:
+    """The largest numbers and expressions in a tree."""
+    if type(node) is Node:
+        return [node] if _is_scalar(node) and not node.flags & PLUS_MINUS else _scalars(node.args)
+    return [found for child in node for found in _scalars(child)] if type(node) is tuple else []
+
+
+def refusal(gold: str) -> str | None:
+    """Why a gold can be compared only as text or not at all; None where it is read, defined and equal to itself."""
+    if len(gold) > MAX_CHARS:
+        return f"longer than {MAX_CHARS} characters"
+    reading = read(gold)
+    if not reading.cleaned:
+        return "empty"
+    if reading.words:
+        return None
+    try:
+        for scalar in _scalars(_items(reading.cleaned.removeprefix("≈"))):
+            if not same_scalar(scalar, Node("add", (scalar, num(0))), Work()):
+                return "not equal to itself"
+    except Refused as e:
+        return str(e) if e.position is None else f"{e} at {reading.cleaned[e.position :][:20]!r}"
+    except (ArithmeticError, TypeError, ValueError) as e:
+        return f"undefined: {e}"
+    return None
+
+
 # ---------------------------------------------------------------- for people who study rewards
 
 

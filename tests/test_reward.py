@@ -1,8 +1,9 @@
-"""reward.py and answers.py: extraction, equality by kind of answer, hostile text, the worker pool."""
+"""reward.py: extraction and the worker pool; what is equal to what is in test_answers.py."""
 
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,13 +11,10 @@ import threading
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from reward import RewardPool, extract_answer, grade, reward
+from reward import RewardPool, extract_answer, reward
 
 ROOT = Path(__file__).parents[1]
-DEV_SET = Path(__file__).parents[2] / "shared" / "reward" / "dev.jsonl"
 HANG_GUARD = 60  # seconds: far beyond anything that works, so that a hang fails instead of blocking the suite
 
 
@@ -74,144 +72,6 @@ def test_a_megabyte_of_anything_is_survived(unit):
 def test_any_of_several_golds_counts():
     assert reward(boxed("0.02"), ["0.01\n", "0.02\n"]) == 1.0
     assert reward(boxed("0.03"), ["0.01\n", "0.02\n"]) == 0.0
-
-
-# ---------------------------------------------------------------- equality, by kind of answer
-
-EQUAL = r"""
-integer      1{,}008{,}016 | 1008016      58,500 | 58 500          025 | 25              142.0 | 142
-integer      5000000 | 5 \text{ million}  2^{10} | 1024            \boxed{81} | 81       -12 | \text{-12}
-fraction     \frac 59 | 5/9               \frac{3}{4} | {3 \over 4}   \frac14 | 0.25     \frac{1}{3} | 0.\overline{3}
-mixed        1\frac{4}{5} | 9/5           3\frac12 | 3 1/2         -2\frac13 | -\frac73
-decimal      .0000672 | 6.72e-5           1.70e4 | 17,000          4.5e33 | 45 \times 10^{32}
-percent      28\% | 28                    28\% | 28 percent        \frac14 | 25\%
-unit         36^\circ | 36                5 cm | 5\text{ centimeters}   864 \mbox{ inches}^2 | 864\text{ square inches}
-money        \$18.90 | 18.9               \$36 | 36\text{ dollars}
-base         52_8 | {52}_{8}              -37_8 | -37_{ 8 }
-list         1,-2 | -2 \text{ or } 1      3, 5, 7 | \{7,5,3\}      19, 46, and 82 | 82,46,19   119,121 | 119, 121
-plus-minus   1\pm\sqrt{19} | 1-\sqrt{19},1+\sqrt{19}               (0,2),(0,-2) | (0,\pm2)
-tuple        (x,y)=(5,8),(8,5) | (8,5),(5,8)                       (0.5,0.6) | (\frac12,3/5)
-interval     (-\infty,2)\cup(3,\infty) | (3,+\infty)\cup(-\infty,2)   x\in[-2,7] | -2\le x\le 7
-matrix       \begin{pmatrix}1/2\\3\end{pmatrix} | \frac12\begin{bmatrix}1\\6\end{bmatrix}
-equation     y=2x+3 | y-2x-3=0            x=5 | 5                  f(x)=\frac1x | x^{-1}    MR=SRMC | SRMC=MR
-inequality   x<-3 | -x>3                  k\ge2 | 2\le k           f(2)<f(1)<f(4) | f(4)>f(1)>f(2)
-radical      \frac{\sqrt3}{3} | 3^{-1/2}  \sqrt2+\sqrt3 | \sqrt{5+2\sqrt6}
-radical      \frac{8}{\sqrt[3]{7}} | \frac{8\sqrt[3]{49}}{7}
-constant     \pi | π                      1-\frac{1}{\mathrm{e}} | \frac{e-1}{e}
-constant     -1 | e^{i\pi}                \sin 15^\circ | \frac{\sqrt6-\sqrt2}4
-expression   x^2-4 | (x-2)(x+2)           \frac12(e^{at}+e^{-at}) | \cosh(at)   \tan^2 y+1 | \sec^2 y   n! | n(n-1)!
-expression   \binom{2n}{n} | {2n \choose n}   \frac{100!}{2^{50}} | \frac{100!}{4^{25}}   (-1)^n | \cos(n\pi)
-text         \text{Evelyn} | evelyn       \text{(C)} | C           \text{B,E} | \text{B, E}   05\!:\!00 | 05:00
-"""
-UNEQUAL = r"""
-integer      58,500 | 58,501              3986729 | 3,986,72       -12 | -1 2 3          7 | 77
-fraction     \frac9{19} | \frac{9}{1}9    \frac13 | 0.333          7 | \frac{7}{}        \frac{\pi}{4} | \frac{355}{452}
-mixed        1\frac45 | 1\cdot\frac45     137\frac12 | 1371/2
-decimal      2.88e-19 | 8.2e-19           0.5 | 0.05               0 | 10^{-9}           8.7\times10^8 | 8.7+10^8
-percent      36 | 0.36\%                  62.5\% | 6.25
-unit         125 | 124\text{ miles}       5\text{ cm} | 5\text{ m}  41.8^\circ | 41.8^\circ+1
-hedge        7 | 7\text{ or }8            7 | 7 \text{ or more}    7 | 7,8               7 | 7x              7 | >7
-hedge        7 | \pm7                     7 | x=7,x=8              7 | 7 \text{ if } x>0, 8 \text{ otherwise}   0 | o
-base         52_8 | 52_9                  1_6 | 1_7                4210_5 | 42105
-list         1,-2 | 1                     -2,1 | -2,1,3            69,84 | 69,48
-plus-minus   1\pm\sqrt{19} | -1\pm\sqrt{19}                        \{1\pm\sqrt5,-2\} | \{1\pm\sqrt5,2\}
-tuple        (1,-19) | (-19,1)            (6,31,-1) | (6,31)       (7,5) | [7,5]
-interval     (3,4] | [3,4)                (-\infty,2)\cup(3,\infty) | (-\infty,2)   (2,\infty) | (2,3)
-matrix       \begin{pmatrix}1\\2\end{pmatrix} | \begin{pmatrix}2\\1\end{pmatrix}    1 | \begin{pmatrix}1\end{pmatrix}
-equation     y=2x+3 | x=2y+3              x=5 | x=-5               a=1,b=2 | a=2,b=1     2x+z=1 | 1
-inequality   x<-3 | -3<x                  x>5 | x\ge5              MR=SRMC | MR>SRMC
-radical      5\sqrt[3]{4} | 5\sqrt4       \sqrt2+\sqrt3 | 3.1462643699   \sqrt2 | \sqrt2+10^{-60}   \sqrt{x^2} | x
-constant     \frac{\pi^2-9}{9} | \pi^2-1  e | 2.718                0 | e^{-1000}
-constant     3^{2025}-2^{2025} | 3^{2025}-2^{2025}+1
-expression   p-q | p+q                    5r^5 | (5r)^5            \lfloor\sqrt{n-1}\rfloor | \sqrt{n-1}   x^3 | y^3
-expression   I(0)e^{-t} | I(0)e^{t}       \frac{d!}{2k(d-k)!} | \frac{d!}{2k!(d-k)!}
-text         \text{CBAD} | \text{CBDA}    \text{even} | \text{not even}   \text{B,E} | B     \text{(E)} | 2.718
-"""
-
-
-def pairs(table: str) -> list[tuple[str, str]]:
-    """Columns of the tables above: pairs stand two or more spaces apart, after the name of their kind."""
-    cells = [cell for line in table.strip().splitlines() for cell in line.split("  ")[1:] if cell.strip()]
-    return [tuple(cell.strip().split(" | ")) for cell in cells]
-
-
-@pytest.mark.parametrize("gold, answer", pairs(EQUAL))
-def test_equal_answers_are_equal_both_ways(gold, answer):
-    assert grade(answer, gold) and grade(gold, answer)
-
-
-@pytest.mark.parametrize("gold, answer", pairs(UNEQUAL))
-def test_unequal_answers_are_unequal_both_ways(gold, answer):
-    assert not grade(answer, gold) and not grade(gold, answer)
-
-
-# ---------------------------------------------------------------- hostile text
-
-HOSTILE = [
-    *("9^{9^{9^9}}", "(10^9)!", "(((9!)!)!)!", "1e999999999", "10^{10^{10}}", "e^{e^{e^{e^{e}}}}", "2^2^2^2^2^2^2"),
-    *("7^{123456789}\\mod 10", "\\prod_{k=1}^{10^9} k", "(x+y+z)^{300}", "1/0", "0/0", "\\infty-\\infty", "\\frac{}{}"),
-    *("(" * 5000, "{" * 5000, "-" * 5000, "|" * 1500, "5" + "!" * 1500, "9" * 1999, "1/" * 900 + "1", "\\sqrt" * 390),
-    *(
-        "x^{" * 49 + "}" * 49,
-        "\\frac{1}{" * 60,
-        "(1+" * 48 + "1" + ")!" * 48,
-        "x_",
-        "\\",
-        "\x00",
-        "\ud800",
-        "^",
-        "7'" * 900,
-    ),
-]
-
-
-@pytest.mark.parametrize("answer", HOSTILE, ids=range(len(HOSTILE)))
-@pytest.mark.parametrize("gold", ["6", "x=2", "(2,1)", "9^{9}", "\\frac{x+1}{2}"])
-def test_hostile_answer_is_just_wrong(answer, gold):
-    assert grade(answer, gold) is False
-
-
-def test_code_in_an_answer_is_not_run(tmp_path):
-    marker = tmp_path / "pwned"
-    for code in (f"open('{marker}','w')", f"__import__('os').system('touch {marker}')", "exit()", "os._exit(1)"):
-        for answer in (
-            code,
-            f"eval({code!r})",
-            f"\\text{{{code}}}",
-            f"x={code}",
-            f"({code},1)",
-            f"\\frac{{{code}}}{{2}}",
-        ):
-            assert grade(answer, "7") is False
-            assert grade("7", answer) is False
-    assert not marker.exists()
-
-
-@settings(max_examples=300, deadline=None)
-@given(
-    st.text(alphabet=r"\{}()[]|_^!+-*/=<>,;.'%$&19xei ∪√°" + "ab", max_size=40), st.sampled_from(["7", "x+1", "(1,2)"])
-)
-def test_no_text_raises_and_every_verdict_is_a_bool(answer, gold):
-    assert type(grade(answer, gold)) is bool
-    assert type(grade(answer, answer)) is bool
-    assert grade(gold, gold) is True
-
-
-def test_importing_reward_loads_no_heavy_library():
-    code = "import sys, reward; print(sorted({'torch', 'sympy', 'mpmath', 'numpy'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=HANG_GUARD)
-    assert done.stdout.strip() == "[]"
-
-
-@pytest.mark.skipif(not DEV_SET.exists(), reason=f"the labelled cases are not at {DEV_SET}")
-def test_labelled_dev_cases_are_graded_as_measured():
-    cases = [json.loads(line) for line in DEV_SET.open(encoding="utf-8")]
-    cases = [case for case in cases if case["category"] != "ambiguous"]
-    score = {"answer": grade, "response": reward}
-    wrong = [c for c in cases if bool(score[c["kind"]](c["answer"], c["gold"])) != c["equal"]]
-    assert len(cases) > 1500
-    assert not [c for c in wrong if not c["equal"]], "a false positive teaches the model to be wrong"
-    assert len(wrong) <= 0.01 * len(cases)
 
 
 # ---------------------------------------------------------------- the pool
@@ -314,3 +174,84 @@ signal.pause()
     parent.wait()
     assert select.select([parent.stderr], [], [], HANG_GUARD)[0], "a worker outlived its parent"
     assert parent.stderr.read() == b""
+
+
+# `grade` has no known input that hangs or kills it, so a copy of the grader is broken on purpose.
+BROKEN = """
+
+_equal = equal
+
+def equal(answer, gold, work=None):
+    if answer == "hang":
+        while True:
+            pass
+    if answer == "crash":
+        import os
+        os._exit(3)
+    if answer == "memory":
+        return bytearray(1 << 31) is None
+    if answer == "regex":
+        import re
+        return re.fullmatch("(a*)*b", "a" * 64) is None  # in C, where no signal handler of Python's would run
+    return _equal(answer, gold, work)
+"""
+DRIVER = """
+import json, sys, time
+from reward import RewardPool
+bad, total, timeout = json.loads(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+found = [bad.get(str(i), str(i % 3)) for i in range(total)]
+with RewardPool(workers=2, timeout=timeout) as pool:
+    start = time.monotonic()
+    scores = pool.rewards([f"<think></think>\\\\boxed{{{answer}}}" for answer in found], ["1"] * total)
+    print(json.dumps({"scores": scores, "timeouts": pool.timeouts, "seconds": time.monotonic() - start}))
+"""
+
+
+def grade_with_broken_grader(folder: Path, bad: dict[int, str], total: int, timeout: float) -> dict:
+    for source in ROOT.glob("answer*.py"):
+        shutil.copy(source, folder)
+    shutil.copy(ROOT / "reward.py", folder)
+    with (folder / "answers.py").open("a") as f:
+        f.write(BROKEN)
+    (folder / "driver.py").write_text(DRIVER)
+    command = [sys.executable, "driver.py", json.dumps(bad), str(total), str(timeout)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=2 * HANG_GUARD)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def expected(bad: dict[int, str], total: int) -> list[float]:
+    return [float(i % 3 == 1 and i not in bad) for i in range(total)]
+
+
+def test_ten_hanging_answers_in_a_thousand_cost_only_themselves(tmp_path):
+    bad = {97 * k + 1: "hang" for k in range(10)}
+    result = grade_with_broken_grader(tmp_path, bad, 1000, 0.5)
+    assert result["scores"] == expected(bad, 1000)
+    assert result["timeouts"] == 10
+
+
+@pytest.mark.parametrize("how", ["crash", "memory", "regex"])
+def test_an_item_that_kills_its_worker_scores_zero_and_is_counted(tmp_path, how):
+    bad = {0: how, 1: how, 50: how, 99: how}
+    result = grade_with_broken_grader(tmp_path, bad, 100, 1.0)
+    assert result["scores"] == expected(bad, 100)
+    assert result["timeouts"] == 4
+
+
+def test_pool_grades_answers_without_responses(capsys):
+    with RewardPool(workers=2) as pool:
+        assert pool.grades(["0.5", None, "2", "x" * 5000], ["\\frac12", "1", ["1", "2"], "x"]) == [1.0, 0.0, 1.0, 0.0]
+        assert capsys.readouterr().err == ""
+        pool.grades(["1"] * 200, ["1"] * 200, progress="grading")
+    assert "grading: 100%" in capsys.readouterr().err
+
+
+def test_interrupting_the_pool_leaves_no_worker(tmp_path):
+    """Ctrl-C in the middle of a batch: the exception passes, the context manager ends the workers."""
+    with pytest.raises(KeyboardInterrupt):
+        with RewardPool(workers=2) as pool:
+            pool.rewards([boxed("1")], ["1"])
+            processes = [worker.process for worker in pool.workers]
+            raise KeyboardInterrupt
+    assert all(process.poll() is not None for process in processes)
