@@ -9,6 +9,7 @@ Three ways, under one work budget:
            bits where digits cancelled. Equal radicals are then proved equal by a separation bound.
 """
 
+import itertools
 import math
 import random
 from collections.abc import Iterator
@@ -301,7 +302,7 @@ def separation_bits(node: Node, work: Work) -> float:
     if not math.isfinite(u + low):
         return math.inf
     totient = sum(math.gcd(k, order) == 1 for k in range(order))
-    return low + u * (math.prod(roots.values()) * max(1, totient) - 1)
+    return low + u * (math.prod(roots.values()) * totient - 1)
 
 
 # ---------------------------------------------------------------- the comparison
@@ -353,8 +354,10 @@ def values_at_points(nodes: list[Node], work: Work, log_base: int | None) -> Ite
                 yield row
 
     yield from rows(_points(names, False, bool(flags & STEP)), not flags & IMAGINARY)
-    if flags & STEP or found < 2:
+    if flags & STEP:
         yield from rows(_points(names, True), True)
+    if found < 2:  # n! at negative halves, say: then at integers, then wherever they are complex
+        yield from rows(itertools.islice(_points(names, True), 8), True)
     if found < 2:
         yield from rows(_points(names, False), False)
     if found < 2:

@@ -101,7 +101,9 @@ class Evaluator:
     def number(self, value: Any) -> Any:
         """To mpmath."""
         self.work.spend(20)
-        return self.mp.mpf(value.numerator) / value.denominator if is_exact(value) else value
+        if type(value) is Fraction:
+            return self.mp.mpf(value.numerator) / value.denominator
+        return self.mp.mpf(value) if type(value) is int else value
 
     def fraction(self, value: Any) -> Fraction:
         """The rational number that a real value is."""
