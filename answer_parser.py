@@ -15,7 +15,7 @@ MAX_DEPTH = 25  # the brackets of the benchmarks' golds nest at most 4 deep
 MAX_MARKS = 4  # ! ° % ^ after one operand
 MAX_ITEMS = 100
 
-FLAGS = {"sym": 1, "pm": 2, "mp": 2, "log": 4, "floor": 8, "ceil": 8, "i": 16, "unit": 32}
+FLAGS = {"sym": 1, "pm": 2, "mp": 2, "log": 4, "floor": 8, "ceil": 8, "series": 8, "i": 16, "unit": 32}
 SYMBOL, PLUS_MINUS, LOG, STEP, IMAGINARY, UNIT = 1, 2, 4, 8, 16, 32
 
 
@@ -55,7 +55,9 @@ INEQUALITIES = set("<>≤≥≠")
 
 # ---------------------------------------------------------------- words after a number
 
-ATOM_COMMANDS = {"frac", "binom", "sqrt", "pi", "lfloor", "lceil", "sum", "int", "lim"} | FUNCTIONS | GREEK | ACCENTS
+ATOM_COMMANDS = (
+    {"frac", "binom", "sqrt", "pi", "lfloor", "lceil", "sum", "prod", "int", "lim"} | FUNCTIONS | GREEK | ACCENTS
+)
 UNIT_NAMES = table(  # two answers whose units are known and differ are different answers
     """m m meter metre  cm cm centimeter  mm mm  km km kilometer  in in inch inche  ft ft foot feet  yd yd yard
     mi mi mile  s s sec second  min min minute  h h hr hour  day day  week week  yr yr year  g g gram
@@ -143,7 +145,7 @@ class Parser:
     """Recursive descent: items > relation > side > sum > term > factor > atom. Raises Refused, nothing else."""
 
     def __init__(self, tokens: list[Token]) -> None:
-        self.tokens, self.depth, self.bars = tokens, 0, 0
+        self.tokens, self.depth, self.bars, self.indices = tokens, 0, 0, []
         self.seek(0)
 
     def seek(self, pos: int) -> None:
@@ -234,8 +236,10 @@ class Parser:
         lowered = [part for word in words for part in COMPOUNDS.get(word.lower(), word.lower()).split()]
         if len(words) > 5 or HEDGES.intersection(lowered) or (len(words) == 1 == len(words[0]) and node.flags & SYMBOL):
             raise self.refuse("words that may change the meaning")
-        if any(len(word) == 1 and word.lower() not in UNIT_NAMES for word in words):
-            raise self.refuse("a letter that is no unit")
+        if any(
+            word not in UNIT_NAMES and (len(word) == 1 or node.flags & SYMBOL) for word in lowered if word not in SCALES
+        ):
+            raise self.refuse("words that are no unit")
         for word in lowered:
             node = product(node, num(SCALES[word])) if word in SCALES else node
         lowered = [word for word in lowered if word not in SCALES]
@@ -392,7 +396,7 @@ class Parser:
         return Node("based", (int(digits, int(base)), int(base)))
 
     def symbol(self, name: str) -> Node:
-        constant = name if name in ("e", "i") else None
+        constant = name if name in ("e", "i") and name not in self.indices else None
         while self.value in ("_", "'") and (mark := self.take()):
             name += "_" + self.braced_text() if mark == "_" else mark
             constant = None
@@ -454,6 +458,8 @@ class Parser:
             return self.symbol(f"{name}({self.braced_text()})")
         if name in GREEK:
             return self.symbol(name)
+        if name in ("sum", "prod") and (series := self.series(name)):
+            return series
         if name in ("sum", "int", "lim"):  # linear operators we do not compute: a constant named by the limits
             while part := self.accept("_", "^"):
                 name += part + self.braced_text()
@@ -462,6 +468,23 @@ class Parser:
             return self.braces()
         self.seek(self.pos - 1)
         raise self.refuse(f"unknown command {command}")
+
+    def series(self, name: str) -> Node | None:
+        """\\sum_{k=1}^{n} with both ends given and finite; anything else is put back."""
+        start = self.pos
+        if self.accept("_") and self.accept("{") and self.kind == "sym":
+            index = self.take()
+            if self.accept("="):
+                low = self.sum()
+                if self.accept("}") and self.accept("^") and self.value != "∞":
+                    high = self.exponent()
+                    if INFINITY not in (low, high):
+                        self.indices.append(index)
+                        body = scalar(self.term())
+                        self.indices.pop()
+                        return Node("series", (name, index, scalar(low), scalar(high), body))
+        self.seek(start)
+        return None
 
     def braces(self) -> Node:
         """{1, 2, 3} or {x : x > 3}; a bar after the first item is then no absolute value."""
@@ -524,10 +547,19 @@ class Parser:
         return Node("cases" if name == "cases" else "matrix", tuple(tuple(row) for row in rows))
 
     def case(self) -> Node:
-        """A value or its condition, in which `if` says nothing."""
-        while self.accept(","):
-            pass
-        if self.kind == "text" and self.value.lower().strip(" ,") in ("if", "for", "when", "where", "text"):
+        """A value or its condition, in which `if` says nothing; a condition in words counts as text."""
+        end = self.pos
+        while self.tokens[end][1] not in ("&", "\\\\") and not self.tokens[end][1].startswith("\\end"):
+            if self.tokens[end][0] == "end":
+                raise self.refuse("cases without an end")
+            end += 1
+        words = [value for kind, value, _ in self.tokens[self.pos : end] if kind == "text"]
+        silent = {"if", "for", "when", "where", "is", ""}
+        if not {word.lower().strip(" ,.") for word in words} <= silent:
+            whole = " ".join(value for _, value, _ in self.tokens[self.pos : end]).lower()
+            self.seek(end)
+            return Node("text", (" ".join(word for word in re.findall(r"[^\s,.]+", whole) if word not in silent),))
+        while self.kind == "text" or self.value == ",":
             self.take()
         node = self.relation()
         self.accept(",")
@@ -561,6 +593,8 @@ def symbols(node: Any) -> set[str]:
     if type(node) is Node:
         if not node.flags & SYMBOL:
             return set()
+        if node.op == "series":
+            return symbols(node.args[2:4]) | symbols(node.args[4]) - {node.args[1]}
         return {node.args[0]} if node.op == "sym" else symbols(node.args)
     return set().union(*map(symbols, node)) if type(node) is tuple else set()
 

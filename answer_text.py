@@ -31,8 +31,8 @@ def table(groups: str) -> dict[str, str]:
 
 
 SYMBOLS = table(  # LaTeX commands that mean the same as a character or as another command
-    r"""≤ leq leqslant le leqq  ≥ geq geqslant ge geqq  ≠ neq ne  ≈ approx simeq approxeq sim  < lt  > gt  ∈ in  ∪ cup
-    ∩ cap  ∖ setminus backslash smallsetminus  ≡ equiv  : colon  … ldots dots cdots dotsc
+    r"""≤ leq leqslant le leqq  ≥ geq geqslant ge geqq  ≠ neq ne  ≈ approx simeq approxeq sim  < lt  > gt  ∈ in
+    ∪ cup bigcup  ∩ cap bigcap  ∖ setminus backslash smallsetminus  ≡ equiv  : colon  … ldots dots cdots dotsc
     * cdot times ast  / div  ± pm  ∓ mp  ∞ infty  ' prime  ° circ degree degrees  | lvert rvert vert mid
     \frac dfrac tfrac cfrac  \binom dbinom tbinom  \{ lbrace  \} rbrace  [ lbrack  ] rbrack  \log_{10} lg
     ( langle lparen  ) rangle rparen  or lor vee  and land wedge
@@ -40,14 +40,14 @@ SYMBOLS = table(  # LaTeX commands that mean the same as a character or as anoth
     NONE left right middle big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr quad qquad limits displaystyle textstyle
     NONE scriptstyle large Large small normalsize angle triangle rm bf it pounds euro boxed fbox nonumber"""
 )
-GREEK_NAMES = "pi alpha beta gamma theta lambda mu phi omega".split()
+CHAR_NAMES = "pi alpha beta gamma theta lambda mu phi omega lfloor rfloor lceil rceil".split()
 CHARS = str.maketrans(
     table(
         r"""- − – —  * × · ⋅ ∗  / ÷ ⁄ ∕  ° º  ' ′ ’  '' ″  , 、  NONE ￥ € £  ( ⟨ 〈  ) ⟩ 〉  ≤ ⩽  ≥ ⩾  ∖ ⧵
         \sqrt[3] ∛  \mathbb{R} ℝ"""
     )
     | {"\ue000": "?", "\ue001": "?", "\u200b": "", "\ufeff": ""}
-    | {letter: f"\\{name} " for letter, name in zip("παβγθλμφω", GREEK_NAMES, strict=True)}
+    | {letter: f"\\{name} " for letter, name in zip("παβγθλμφω⌊⌋⌈⌉", CHAR_NAMES, strict=True)}
 )
 SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
 SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
@@ -103,6 +103,7 @@ def _clean_latex(text: str) -> str:
     text = text.replace("\\$", "").replace("\\%", "%").replace("\\&", "&")
     # 11,\! 111,\! 111 and 58\,500 are thousands wherever they stand; a bare comma is decided by the tokenizer
     text = re.sub(r"(?<=\d)\s*(?:,\s*\\!|\\,)\s*(?=\d{3}(?!\d))", "", text)
+    text = re.sub(r"\\\\\s*\[-?[\d.]+\s*[a-z]{2}\]", r"\\\\", text)  # \\[4pt] between rows
     text = re.sub(r"\\\\|\\[,;:!> ]", lambda m: m.group() if m.group() == "\\\\" else " ", text)
     text = TEXT_COMMAND.sub(_text_token, text)
     text = COMMAND.sub(_symbol, text)
@@ -122,6 +123,8 @@ def _group_end(text: str) -> int:
 def clean(text: str) -> str:
     """Rewrites notation that carries no meaning, so that parsing sees one spelling and equal strings are equal."""
     text = text.strip()
+    if text.startswith("**") and text.endswith("**"):  # bold in Markdown
+        text = text.strip("* ")
     if not text.isascii():
         text = _clean_unicode(text)
     if "\\" in text:
@@ -141,7 +144,7 @@ def clean(text: str) -> str:
         text = re.sub(r"[({]\s*(\d+)\s*[)}]\s*_", r"\1_", text)  # (52)_8 is 52_8
     text = text.replace("**", "^").replace("<=", "≤").replace(">=", "≥").replace("!=", "≠").replace("...", "…")
     if "mod" in text:
-        text = re.sub(r"\(\s*\\?mod\s*([^()]*)\)", r"\\pmod{\1}", text)
+        text = re.sub(r"\(\s*(?:\\[bp]?mod|mod|\ue000\s*mod\s*\ue001)\s*([^()]*)\)", r"\\pmod{\1}", text)
     if any(suffix in text for suffix in ("st", "nd", "rd", "th")):
         text = ORDINAL.sub("", text)  # the 17th
     if ":" in text:

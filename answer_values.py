@@ -14,6 +14,7 @@ from answer_text import Refused
 
 MAX_BITS = 100_000  # of an exact number; 2023^2024 has 22,000
 MAX_FACTORIAL = 5000
+MAX_TERMS = 1000  # of a sum or product
 MAX_WORK = 1_000_000  # for one pair, in units of very roughly half a microsecond: see Work.spend and its callers
 PRECISIONS = (400, 2400)  # bits
 GUARD = 100  # two numbers are the same when they agree to all bits but these
@@ -137,6 +138,8 @@ class Evaluator:
             return {"pi": +self.mp.pi, "e": +self.mp.e, "i": self.mp.mpc(0, 1)}[args[0]]
         if op == "fn":
             return self.function(args[0], args[1])
+        if op == "series":
+            return self.series(*args)
         values = [self.value(arg, degree) for arg in args]
         if op == "add":
             return self.add(values)
@@ -159,6 +162,20 @@ class Evaluator:
         if op in ("floor", "ceil"):
             return self.floor(values[0]) if op == "floor" else -self.floor(-values[0])
         raise Refused(f"a {op} among numbers")
+
+    def series(self, name: str, index: str, low: Node, high: Node, body: Node) -> Any:
+        """A sum or product over integers, term by term."""
+        first, last = self.value(low), self.value(high)
+        if not all(is_exact(end) and end.denominator == 1 for end in (first, last)):
+            raise ZeroDivisionError("a series between ends that are no integers")
+        if last - first > MAX_TERMS:
+            raise Refused("too many terms")
+        outer, terms = self.point, []
+        for k in range(int(first), int(last) + 1):
+            self.point = {**outer, index: k}
+            terms.append(self.value(body))
+        self.point = outer
+        return self.add(terms) if name == "sum" else self.multiply(terms)
 
     def add(self, values: list) -> Any:
         exact: Number = 0

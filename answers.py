@@ -133,6 +133,15 @@ def match(a: list[Node], b: list[Node], work: Work) -> bool:
     return len(a) == 1 or work.because("the same members in any order", True)
 
 
+def _chain(items: list[Node]) -> list[Node]:
+    """The sides of one number written several ways: \\frac{33}{100} = 0.33, P = \\frac12 = 50\\%."""
+    if len(items) != 1 or items[0].op != "rel" or set(items[0].args[0]) != {"="}:
+        return []
+    sides = items[0].args[1]
+    sides = sides[1:] if len(sides) > 2 and _is_label(sides[0]) else sides
+    return [] if any(side.flags & SYMBOL or not _is_scalar(_quantity(side)[0]) for side in sides) else list(sides)
+
+
 def same_items(a: Sequence[Node], b: Sequence[Node], work: Work) -> bool:
     """Two whole answers: as they stand, or the label left out on one side, or equal labels left out on both."""
     a, b = expand(a), expand(b)
@@ -140,6 +149,10 @@ def same_items(a: Sequence[Node], b: Sequence[Node], work: Work) -> bool:
         return True
     if any(_says_real_set(item) for item in a + b) and (verdict := same_real_set(a, b, work)) is not None:
         return verdict
+    if (chain := _chain(a)) and len(b) == 1:
+        return all(same(side, b[0], work) for side in chain) and work.because("every side of the chain", True)
+    if (chain := _chain(b)) and len(a) == 1:
+        return any(same(a[0], side, work) for side in chain) and work.because("one side of the gold's chain", True)
     (labels_a, values_a), (labels_b, values_b) = solutions(a), solutions(b)
     if not (labels_a or labels_b) or len(labels_a) > 1 or len(labels_b) > 1:
         return False
@@ -456,8 +469,8 @@ def equal(answer: str, gold: str, work: Work | None = None) -> bool:
     if a.plain == b.plain:
         return work.because("the same text", True)
     if a.words or b.words:  # letters of a word do not commute; case does not matter in words
-        texts = [re.sub("[()]", "", reading.plain.lower()) for reading in (a, b)]
-        return work.because("words", texts[0] == texts[1] and len(a.plain) > 1)
+        texts = [re.sub("[()]", "", re.sub(r"\s+and\s+", ",", r.cleaned.lower())) for r in (a, b)]
+        return work.because("words", squeeze(texts[0]) == squeeze(texts[1]) and len(a.plain) > 1)
     gold_text = b.cleaned.removeprefix("≈")  # in a gold answer it marks a rounded value, in an answer it is a hedge
     items_a, items_b = _items(a.cleaned), _items(gold_text)
     if same_items(items_a, items_b, work):
