@@ -15,12 +15,15 @@ import random
 from collections.abc import Iterator
 from fractions import Fraction
 from functools import lru_cache
+from typing import Any
 
-from answer_parser import IMAGINARY, LOG, STEP, SYMBOL, Node, Number, negative, symbols
+from answer_parser import IMAGINARY, INFINITY, LOG, NATURAL, STEP, SYMBOL, Node, Number, negative, symbols
 from answer_text import Refused
-from answer_values import GUARD, PRECISIONS, Evaluator, TooLong, Work, is_exact, same_value
+from answer_values import GUARD, PRECISIONS, Evaluator, NoMoreDigits, OutOfRange, TooLong, Work, is_exact, same_value
 
 MAX_EXPONENT_BITS = 4096  # of an exponent modulo the prime
+MAX_LITERAL = 10**30  # of a number that is written out
+MINUS_INFINITY = negative(INFINITY)
 SUSPICIOUS = 60  # bits lost to cancellation, beyond which the higher precision decides
 
 
@@ -62,8 +65,12 @@ class Formal:
         op, args = node.op, node.args
         if op == "num":
             value = args[0]
+            if max(abs(value.numerator), value.denominator) > MAX_LITERAL:
+                raise NotFormal("a number that could be a multiple of the prime")
             return value % PRIME if type(value) is int else value.numerator * self.inverse(value.denominator) % PRIME
         if op == "sym":
+            if args[0] == "∞":
+                raise Refused("arithmetic with infinity")
             return _residue(args[0], self.trial)
         if op == "const":
             return {"pi": self.pi, "e": self.e, "i": self.i}[args[0]]()
@@ -90,7 +97,7 @@ class Formal:
         raise NotFormal(what)
 
     def pi(self) -> int:
-        return _residue("pi", self.trial)
+        return _residue("pi", 0)
 
     def e(self) -> int:
         return self.exponential({(): (1, 0)})
@@ -164,10 +171,12 @@ class Formal:
     def exponential(self, terms: Laurent) -> int:
         total = 1
         for monomial, (real, imaginary) in terms.items():
+            constant = all(name == "pi" for name, _ in monomial)  # the same in every trial
+            trial = 0 if constant else self.trial
             if real:
-                total = total * self.raised(_residue(f"e^{monomial}", self.trial), self.steps(real))
+                total = total * self.raised(_residue(f"e^{monomial}", trial), self.steps(real))
             if imaginary:
-                base = ROOT if monomial == PI else _residue(f"e^i{monomial}", self.trial)
+                base = ROOT if monomial == PI else _residue(f"e^i{monomial}", trial)
                 total = total * self.raised(base, self.steps(imaginary)) % PRIME
         return total % PRIME
 
@@ -269,7 +278,8 @@ def separation_bits(node: Node, work: Work) -> float:
             roots["i"] = 2
             return 0.0, 0.0
         if op in ("fact", "binom"):
-            return float(Evaluator({}, work, None).value(node).numerator.bit_length()), 0.0
+            value = Evaluator({}, work, None).value(node)
+            return (float(value.numerator.bit_length()), 0.0) if is_exact(value) else (math.inf, math.inf)
         if op == "fn" and args[0] in ("sin", "cos", "tan", "sec", "csc", "cot"):
             angle = Formal(work, 0).laurent(args[1], plain=False)
             if set(angle) <= {PI} and not any(imaginary for _, imaginary in angle.values()):
@@ -308,65 +318,108 @@ def separation_bits(node: Node, work: Work) -> float:
 # ---------------------------------------------------------------- the comparison
 
 INTEGER_NAMES = set("jklmnN")  # what authors call integers; it matters where a step function is around
+REAL_POINTS, WHOLE_POINTS, STEP_POINTS = 10, 16, 48
 
 
 @lru_cache(maxsize=4096)
-def _coordinate(name: str, k: int) -> Fraction:
-    """Rationals have powers of two below, so that (-1)^x is never taken for real."""
-    dice, top = random.Random(f"{name}:{k}"), (7, 30, 120, 30, 15)[k % 5]
-    sign = 1 if k % 5 < 3 else dice.choice((-1, 1))
-    return Fraction(sign * (2 * dice.randint(0, top) + 1), dice.choice((16, 32)))
+def _size(name: str, k: int) -> Fraction:
+    """Powers of two below, so that (-1)^x is never taken for real; some are small, some hundreds or thousands."""
+    dice, top = random.Random(f"{name}:{k}"), (7, 30, 120, 30, 15, 60, 1000, 30, 40_000, 15)[k % REAL_POINTS]
+    return Fraction(2 * dice.randint(0, top) + 1, dice.choice((16, 32)))
 
 
-def _points(names: list[str], whole: bool, steps: bool = False) -> Iterator[dict[str, Number]]:
-    """Fixed points: three positive rationals, then two of mixed signs; or the integers 1..40, shuffled per name.
+@lru_cache(maxsize=4096)
+def _whole(name: str, k: int, j: int) -> int:
+    """The j-th name's integer at point k: 2^names points in a row hold every pattern of even and odd."""
+    return 2 * random.Random(f"{name}:{k}").randint(1, 100 if k % 8 == 7 else 20) - (k >> j & 1)
 
-    With steps, n is an integer in the first kind too.
-    """
-    for k in range(40 if whole else 5):
+
+def _real_points(names: list[str], steps: bool) -> Iterator[dict[str, Number]]:
+    """Three positive points, then every name with both signs and every two names with equal and with opposite ones."""
+    for k in range(REAL_POINTS):
         yield {
-            name: (k * (1 + 2 * j) + j) % 40 + 1 if whole or (steps and name in INTEGER_NAMES) else _coordinate(name, k)
+            name: _whole(name, k, j) if steps and name in INTEGER_NAMES
+            else _size(name, k) * (-1 if k >= 3 and (k - 3 == 0 or k >> j % 3 & 1) else 1)
             for j, name in enumerate(names)
-        }
+        }  # fmt: skip
 
 
-def values_at_points(nodes: list[Node], work: Work, log_base: int | None) -> Iterator[list]:
-    """The nodes' values at common points. Outside their real domain (no i in sight) expressions are not compared.
+def _whole_points(names: list[str], count: int) -> Iterator[dict[str, Number]]:
+    for k in range(count):
+        yield {name: _whole(name, k, j) for j, name in enumerate(names)}
 
+
+def _break_points(names: list[str], nodes: list[Node], steps: bool) -> Iterator[dict[str, Number]]:
+    """Both sides of the numbers in the expressions, where |x - 20| or the root of (x - 20)^2 may turn."""
+    found: set[Number] = set()
+    turns = False
+
+    def collect(node: Node) -> None:
+        nonlocal turns
+        if node.op == "num":
+            if 1 < abs(node.args[0]) < 10**9:
+                found.add(abs(node.args[0]))
+            return
+        turns |= node.op in ("abs", "floor", "ceil") or node.op == "pow" and node.args[1].op != "num"
+        for arg in node.args:
+            if type(arg) is Node:
+                collect(arg)
+
+    for node in nodes:
+        collect(node)
+    for number in sorted(found)[:4] if turns else ():
+        for sign, side in itertools.product((1, -1), (1, -1)):
+            point = {name: sign * (number + side * Fraction(3 * (j + 1), 16)) for j, name in enumerate(names)}
+            yield {n: round(v) + side if steps and n in INTEGER_NAMES else v for n, v in point.items()}
+
+
+def values_at_points(nodes: list[Node], work: Work, log_base: int | None) -> Iterator[tuple[Any, Any, int]]:
+    """Two nodes' values at common points, and the bits they are good for.
+
+    Outside their real domain (no i in sight) expressions are not compared.
     Raises Refused at the end when fewer than two points gave values.
     """
     flags = nodes[0].flags | nodes[1].flags
     names = sorted(symbols(nodes[0]) | symbols(nodes[1]))
-    if not names:
-        yield [Evaluator({}, work, log_base).value(node) for node in nodes]
-        return
     found = 0
 
-    def rows(points: Iterator[dict], only_real: bool) -> Iterator[list]:
+    def rows(points: Iterator[dict], only_real: bool) -> Iterator[tuple[Any, Any, int]]:
         nonlocal found
         for point in points:
             try:
-                row = [Evaluator(point, work, log_base).value(node) for node in nodes]
-            except ZeroDivisionError:
+                evaluator = Evaluator(point, work, log_base)
+                row = [evaluator.value(node) for node in nodes]
+                if evaluator.swallowed > PRECISIONS[0] - GUARD or evaluator.lost == PRECISIONS[0]:
+                    evaluator = Evaluator(point, work, log_base, PRECISIONS[-1])
+                    row = [evaluator.value(node) for node in nodes]
+            except (ZeroDivisionError, OutOfRange):
                 continue
             if not only_real or all(is_exact(v) or v.imag == 0 for v in row):
                 found += 1
-                yield row
+                yield *row, max(2 * GUARD, evaluator.prec - evaluator.lost)
 
-    yield from rows(_points(names, False, bool(flags & STEP)), not flags & IMAGINARY)
-    if flags & STEP:
-        yield from rows(_points(names, True), True)
-    if found < 2:  # n! at negative halves, say: then at integers, then wherever they are complex
-        yield from rows(itertools.islice(_points(names, True), 8), True)
+    steps = bool(flags & STEP)
+    yield from rows(_real_points(names, steps), not flags & IMAGINARY)
+    if not flags & IMAGINARY:
+        yield from rows(_break_points(names, nodes, steps), True)
+    if steps or found < 2:  # (-1)^n, and n! where it is the gamma function, then at integers
+        yield from rows(_whole_points(names, STEP_POINTS if steps else WHOLE_POINTS), True)
     if found < 2:
-        yield from rows(_points(names, False), False)
+        yield from rows(_real_points(names, False), False)
     if found < 2:
         raise Refused("no points where both are defined")
 
 
-def _log_bases(*nodes: Node) -> tuple:
-    """\\log without a base is natural for some, decimal for others: both are tried, the same on both sides."""
-    return (None, 10) if any(node.flags & LOG for node in nodes) else (None,)
+def _log_bases(a: Node, b: Node) -> tuple:
+    """\\log without a base is natural for some and decimal for others.
+
+    On both sides: they must agree either way. On one: natural if the other side has ln or e, else decimal.
+    """
+    if not (a.flags | b.flags) & LOG:
+        return (None,)
+    if a.flags & b.flags & LOG:
+        return (None, 10)
+    return (None,) if (a.flags if b.flags & LOG else b.flags) & NATURAL else (10,)
 
 
 def _same_number(a: Node, b: Node, work: Work, log_base: int | None) -> bool:
@@ -374,8 +427,12 @@ def _same_number(a: Node, b: Node, work: Work, log_base: int | None) -> bool:
     needed = None
     for prec in PRECISIONS:
         evaluator = Evaluator({}, work, log_base, prec)
-        x, y = evaluator.value(a), evaluator.value(b)
-        if evaluator.lost == 0 and is_exact(x) and is_exact(y):
+        try:
+            x, y = evaluator.value(a), evaluator.value(b)
+        except NoMoreDigits:
+            prec = PRECISIONS[0]
+            break
+        if evaluator.lost == evaluator.swallowed == 0 and is_exact(x) and is_exact(y):
             return work.because("exact arithmetic", x == y)
         close = same_value(x, y, max(2 * GUARD, prec - evaluator.lost))
         settled = max(evaluator.lost, evaluator.swallowed) <= SUSPICIOUS
@@ -386,12 +443,12 @@ def _same_number(a: Node, b: Node, work: Work, log_base: int | None) -> bool:
             size = needed if x == 0 else max(0, int(evaluator.mp.mag(evaluator.number(x))))
             if needed + size + evaluator.lost < prec - GUARD:
                 return work.because(f"{prec} bits agree, and unequal radicals differ by 2^-{needed:.0f}", True)
-            if needed > PRECISIONS[-1] and settled:
-                break
+    if evaluator.swallowed > prec - GUARD:
+        raise Refused(f"a difference too small for {prec} bits")
     try:
         return _same_formally(a, b, work)
     except NotFormal:
-        return work.because(f"the values agree to {int((prec - GUARD) * math.log10(2))} digits", True)
+        return work.because(f"the values agree to {int((prec - GUARD) * math.log10(2))} digits", close)
 
 
 def _same_formally(a: Node, b: Node, work: Work) -> bool:
@@ -405,9 +462,11 @@ def same_scalar(a: Node, b: Node, work: Work) -> bool:
         return work.because("exact arithmetic", a.args == b.args)
     if a == b:
         return work.because("the same expression", True)
+    if any(node in (INFINITY, MINUS_INFINITY) for node in (a, b)):
+        return work.because("infinity", False)
     if not (a.flags | b.flags) & SYMBOL:
         try:
-            return any(_same_number(a, b, work, log_base) for log_base in _log_bases(a, b))
+            return all(_same_number(a, b, work, log_base) for log_base in _log_bases(a, b))
         except TooLong:
             pass
     try:
@@ -415,9 +474,9 @@ def same_scalar(a: Node, b: Node, work: Work) -> bool:
     except NotFormal:
         pass
     for log_base in _log_bases(a, b):
-        if all(same_value(x, y) for x, y in values_at_points([a, b], work, log_base)):
-            return work.because("the values agree to 90 digits at random points", True)
-    return work.because("the values differ at a random point", False)
+        if not all(same_value(*row) for row in values_at_points([a, b], work, log_base)):
+            return work.because("the values differ at a random point", False)
+    return work.because("the values agree to 90 digits at random points", True)
 
 
 def proportional(a: Node, b: Node, positive: bool, work: Work) -> bool:
@@ -430,10 +489,13 @@ def proportional(a: Node, b: Node, positive: bool, work: Work) -> bool:
             pass
     for log_base in _log_bases(a, b):
         rows = list(values_at_points([a, b], work, log_base))
-        evaluator = Evaluator({}, work, None)
-        if any((x == 0) != (y == 0) for x, y in rows):
-            continue
-        ratios = [evaluator.multiply([x, evaluator.power(y, -1)]) for x, y in rows if y != 0]
-        if len(ratios) > 1 and all(same_value(r, ratios[0]) for r in ratios):
-            return not positive or (is_exact(ratios[0]) or ratios[0].imag == 0) and ratios[0] > 0
-    return False
+        prec = min(prec for _, _, prec in rows)
+        evaluator = Evaluator({}, work, None, max(PRECISIONS[0], prec))
+        ratios = [evaluator.multiply([x, evaluator.power(y, -1)]) for x, y, _ in rows if y != 0]
+        if any((x == 0) != (y == 0) for x, y, _ in rows) or len(ratios) < 2:
+            return False
+        if not all(same_value(r, ratios[0], prec) for r in ratios):
+            return False
+        if positive and not ((is_exact(ratios[0]) or ratios[0].imag == 0) and ratios[0] > 0):
+            return False
+    return True

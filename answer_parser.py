@@ -15,8 +15,8 @@ MAX_DEPTH = 25  # the brackets of the benchmarks' golds nest at most 4 deep
 MAX_MARKS = 4  # ! ° % ^ after one operand
 MAX_ITEMS = 100
 
-FLAGS = {"sym": 1, "pm": 2, "mp": 2, "log": 4, "floor": 8, "ceil": 8, "series": 8, "i": 16, "unit": 32}
-SYMBOL, PLUS_MINUS, LOG, STEP, IMAGINARY, UNIT = 1, 2, 4, 8, 16, 32
+FLAGS = {"sym": 1, "pm": 2, "mp": 2, "log": 4, "floor": 8, "ceil": 8, "series": 8, "i": 16, "ln": 32, "e": 32}
+SYMBOL, PLUS_MINUS, LOG, STEP, IMAGINARY, NATURAL = 1, 2, 4, 8, 16, 32
 
 
 @dataclass(slots=True, unsafe_hash=True)
@@ -31,7 +31,9 @@ class Node:
     def flags(self) -> int:
         """Which of FLAGS are anywhere in the tree."""
         if self._flags < 0:
-            self._flags = FLAGS.get(self.op, 0) | _flags_of(self.args)
+            self._flags = (FLAGS.get(self.op, 0) if self.op != "log" else 0) | _flags_of(self.args)
+            if self.op == "series" and not symbols(self):
+                self._flags &= ~SYMBOL  # its index is bound
         return self._flags
 
 
@@ -42,7 +44,7 @@ def _flags_of(args: tuple) -> int:
             found |= arg.flags
         elif type(arg) is tuple:
             found |= _flags_of(arg)
-        elif arg == "i" or arg == "log":
+        elif arg in ("i", "log", "ln", "e"):
             found |= FLAGS[arg]
     return found
 
@@ -59,20 +61,33 @@ ATOM_COMMANDS = (
     {"frac", "binom", "sqrt", "pi", "lfloor", "lceil", "sum", "prod", "int", "lim"} | FUNCTIONS | GREEK | ACCENTS
 )
 UNIT_NAMES = table(  # two answers whose units are known and differ are different answers
-    """m m meter metre  cm cm centimeter  mm mm  km km kilometer  in in inch inche  ft ft foot feet  yd yd yard
-    mi mi mile  s s sec second  min min minute  h h hr hour  day day  week week  yr yr year  g g gram
-    kg kg kilogram  ° degree deg  % pct percent  $ dollar  ¢ cent  hz hz  mol mol  K k  C c  F f  J j  N n
-    V v  W w  A a  T t  L l  am am  pm pm
-    NONE sq square cubic cu per unit"""
+    """m meter metre  cm centimeter centimetre  mm millimeter  km kilometer kilometre  in in inch inche  ft ft foot feet
+    yd yd yard  mi mi mile  s sec second  min min minute  h h hr hour  day day  week week  yr yr year  g gram
+    kg kilogram  ° degree deg  rad radian  % pct percent  $ dollar  ¢ cent  Hz hz hertz  J joule  N newton  W watt
+    V volt  K kelvin  am am  pm pm  L liter litre  NONE unit"""
 )
-COMPOUNDS = {"mph": "miles hour", "kph": "km hour", "kmh": "km hour"}
+SI_UNIT = re.compile("[pnμmcdkMGT]?(?:m|g|s|A|K|mol|Hz|N|Pa|J|W|C|V|F|T|H|L|eV|rad|cal)")  # upper and lower case matter
+COMPOUNDS = {"mph": ["miles", "/", "hour"], "kph": ["km", "/", "hour"], "sq": ["square"], "cu": ["cubic"]}
+DIMENSIONS = {"square": 2, "squared": 2, "cubic": 3, "cubed": 3}
 SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 HEDGES = set(  # words after a number that change what is claimed; any other word there counts as its unit
     "or and if maybe not no more less most least about approximately approx around nearly than otherwise except to "
     "between either but when unless for where is was are possibly plus minus times over under wrong unknown at then "
-    "else only mod modulo factorial squared cubed half halves third thirds quarter score negative base none undefined "
-    "neither any all some with by power root".split()
+    "else only mod modulo factorial half halves score negative negatives base none undefined of out below above fewer "
+    "greater smaller beyond neither any all some with by power root pi choose alternatively perhaps roughly almost "
+    "one two three four five six seven eight nine ten eleven twelve zero instead versus vs correct incorrect "
+    "half third quarter fourth fifth sixth seventh eighth ninth tenth hundredth thousandth millionth".split()
 )
+
+
+def unit_name(word: str) -> str:
+    """cm for centimeters, MeV for MeV, "?" for apples."""
+    if word in UNIT_NAMES:
+        return UNIT_NAMES[word]
+    if SI_UNIT.fullmatch(word):
+        return word
+    lowered = word.lower()
+    return UNIT_NAMES.get(lowered, UNIT_NAMES.get(lowered.rstrip("s"), "?"))
 
 
 # ---------------------------------------------------------------- parsing
@@ -103,6 +118,8 @@ def product(*factors: Node) -> Node:
     for i, factor in enumerate(factors):
         if factor.op == "matrix" and len(factors) > 1:
             rest = factors[:i] + factors[i + 1 :]
+            if any(other.op == "matrix" for other in rest):
+                raise Refused("a product of matrices")
             return Node("matrix", tuple(tuple(product(*rest, entry) for entry in row) for row in factor.args))
         if scalar(factor).op == "mul":
             flat += factor.args
@@ -139,6 +156,27 @@ def repeating(text: str) -> Fraction:
     head, tail = re.split(r"\\[a-z]+|\(", text)
     tail, decimals = tail.strip("{})"), len(head) - head.index(".") - 1
     return literal(head if head != "." else "0") + Fraction(int(tail), (10 ** len(tail) - 1) * 10**decimals)
+
+
+def describe(node: Any) -> str:
+    """A tree on one line: \\frac{1}{2} is (mul 1 (inv 2))."""
+    if type(node) is Node:
+        inside = " ".join(describe(arg) for arg in node.args)
+        return inside if node.op in ("num", "sym", "const") else f"({node.op} {inside})"
+    if isinstance(node, (tuple, frozenset)):
+        return " ".join(describe(arg) for arg in (node if type(node) is tuple else sorted(node)))
+    return str(node)
+
+
+FUNCTION_NAMES, ARGUMENT_NAMES = set("fghFGHPQT"), set("xyzntk")
+
+
+def called(name: Node, argument: Node) -> Node | None:
+    """f(x), P(x+1): an opaque symbol where name and argument look like a function's, else None."""
+    inside = symbols(argument)
+    if name.op == "sym" and name.args[0][0] in FUNCTION_NAMES and inside and inside <= ARGUMENT_NAMES:
+        return Node("sym", (f"{name.args[0]}({describe(argument)})",))
+    return None
 
 
 class Parser:
@@ -223,28 +261,45 @@ class Parser:
         return parts[0] if len(parts) == 1 else Node("ratio", tuple(parts))
 
     def units(self, node: Node) -> Node:
-        """Words after a scalar are its unit (MATH: the same answer without them), unless they say something else."""
+        """Words after a scalar are its unit (MATH: the same answer without them), unless they say something else.
+
+        A unit node holds {(name, exponent), ...}: 9.8 m/s^2 is (unit 9.8 m 1 s -2).
+        """
         if node.op != "ratio":
             scalar(node)
-        words: list[str] = []
+        powers: dict[str, int] = {}
+        sign, size, name, count = 1, 1, "", 0
         while self.kind == "text":
-            words += re.findall(r"[A-Za-z]+", self.take())
-            if self.accept("^"):
-                self.exponent()
+            parts = re.findall(r"[A-Za-zμ]+|\^\s*\{?\s*-?\d+\s*\}?|[^\s.,·()-]", self.take().replace("*", " "))
+            for part in [word for written in parts for word in COMPOUNDS.get(written.lower(), [written])]:
+                lowered = part.lower()
+                if lowered in HEDGES or lowered.rstrip("s") in HEDGES:
+                    raise self.refuse("words that may change the meaning")
+                if lowered.rstrip("s") in SCALES:
+                    node = product(node, num(SCALES[lowered.rstrip("s")]))
+                elif part == "/" or lowered == "per":
+                    sign = -1
+                elif part[0] == "^" and len(part) > 1 and count:
+                    powers[name] = powers[name] * int(part.strip("^{} "))
+                elif lowered in ("squared", "cubed") and count:
+                    powers[name] = powers[name] * DIMENSIONS[lowered]
+                elif lowered in DIMENSIONS:
+                    size = DIMENSIONS[lowered]
+                elif not part[0].isalpha():
+                    raise self.refuse("a digit or sign among words")
+                else:
+                    name, count = unit_name(part), count + 1
+                    if name == "?" and (len(part) == 1 or node.flags & SYMBOL) or count > 5:
+                        raise self.refuse("words that are no unit")
+                    powers[name] = powers.get(name, 0) + sign * size
+                    sign, size = 1, 1
+            if self.accept("^") and count:
+                exponent = self.exponent()
+                powers[name] *= int(exponent.args[0]) if exponent.op == "num" else 1
             if self.value in ("/", "*") and self.tokens[self.pos + 1][0] == "text":
-                self.take()
-        lowered = [part for word in words for part in COMPOUNDS.get(word.lower(), word.lower()).split()]
-        if len(words) > 5 or HEDGES.intersection(lowered) or (len(words) == 1 == len(words[0]) and node.flags & SYMBOL):
-            raise self.refuse("words that may change the meaning")
-        if any(
-            word not in UNIT_NAMES and (len(word) == 1 or node.flags & SYMBOL) for word in lowered if word not in SCALES
-        ):
-            raise self.refuse("words that are no unit")
-        for word in lowered:
-            node = product(node, num(SCALES[word])) if word in SCALES else node
-        lowered = [word for word in lowered if word not in SCALES]
-        named = {UNIT_NAMES.get(w, UNIT_NAMES.get(w.rstrip("s"), "?")) for w in lowered} - {""}
-        return Node("unit", (node, frozenset(named))) if named else node
+                sign = -1 if self.take() == "/" else 1
+        named = frozenset((name, power) for name, power in powers.items() if name)
+        return Node("unit", (node, named)) if named else node
 
     def sum(self) -> Node:
         terms = []
@@ -269,9 +324,12 @@ class Parser:
             elif self.accept("/"):
                 factors.append(Node("inv", (scalar(self.signed_factor()),)))
             elif self.starts_atom():
-                if self.kind == "num" and self.tokens[self.pos - 1][0] == "num":
+                if self.kind in ("num", "repeat") and self.tokens[self.pos - 1][0] in ("num", "repeat"):
                     raise self.refuse("two numbers side by side")
                 opened, right = self.value == "(", self.factor()
+                if opened and (named := called(factors[-1], right)):  # f(x+1) is opaque, g(m_1-m_2) a product
+                    factors[-1] = named
+                    continue
                 closed = opened and self.tokens[self.pos - 1][1] == ")"
                 if closed and factors[-1].op == "sym" and right.op == "num":  # I(0) is a name, not I times 0
                     factors[-1] = Node("sym", (f"{factors[-1].args[0]}({right.args[0]})",))
@@ -301,7 +359,7 @@ class Parser:
         return kind in ("num", "repeat", "sym", "fn") or (kind == "env" and self.value.startswith("\\begin"))
 
     def factor(self) -> Node:
-        node, marks = self.atom(), 0
+        node, marks = self.atom(mixed=True), 0
         while self.value in ("!", "°", "%", "'", "^"):
             marks += 1
             if marks > MAX_MARKS:
@@ -325,7 +383,7 @@ class Parser:
     def degrees(self, node: Node) -> Node:
         """30°, 30°C, 41° 24' 35''."""
         if self.kind == "sym" and self.value in ("C", "F", "K"):
-            self.take()
+            return Node("unit", (node, frozenset([("°" + self.take(), 1)])))
         parts = [node]
         for prime, size in (("'", 60), ("''", 3600)):
             after = "".join(token[1] for token in self.tokens[self.pos + 1 : self.pos + 3])
@@ -349,11 +407,11 @@ class Parser:
         if self.depth > MAX_DEPTH:
             raise self.refuse("nested too deeply")
 
-    def atom(self) -> Node:
+    def atom(self, mixed: bool = False) -> Node:
         self.enter()
         kind = self.kind
         if kind == "num":
-            node = self.number()
+            node = self.number(mixed)
         elif kind == "repeat":
             node = num(repeating(self.take()))
         elif kind == "sym" or self.value in ("∞", "∅", "…"):
@@ -371,12 +429,13 @@ class Parser:
         self.depth -= 1
         return node
 
-    def number(self) -> Node:
+    def number(self, mixed: bool) -> Node:
+        """`mixed`: where 1\\frac{4}{5} is 9/5; x^2\\frac13 is a product."""
         digits = self.take()
         if self.value == "_" and self.accept("_"):
             return self.based(digits)
         node = num(literal(digits))
-        if self.value == "\\frac" and digits.isdigit():  # 1\frac{4}{5} is a mixed number, 2\frac{x}{3} is a product
+        if mixed and self.value == "\\frac" and digits.isdigit():
             start = self.pos
             self.take()
             top, bottom = self.argument(), self.argument()
@@ -482,7 +541,8 @@ class Parser:
                         self.indices.append(index)
                         body = scalar(self.term())
                         self.indices.pop()
-                        return Node("series", (name, index, scalar(low), scalar(high), body))
+                        if not any(index in symbol.partition("_")[2] for symbol in symbols(body)):  # a_k
+                            return Node("series", (name, index, scalar(low), scalar(high), body))
         self.seek(start)
         return None
 
@@ -591,10 +651,10 @@ class Parser:
 def symbols(node: Any) -> set[str]:
     """The variables in a tree."""
     if type(node) is Node:
-        if not node.flags & SYMBOL:
-            return set()
         if node.op == "series":
             return symbols(node.args[2:4]) | symbols(node.args[4]) - {node.args[1]}
+        if not node.flags & SYMBOL:
+            return set()
         return {node.args[0]} if node.op == "sym" else symbols(node.args)
     return set().union(*map(symbols, node)) if type(node) is tuple else set()
 

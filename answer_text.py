@@ -58,9 +58,8 @@ TEXT_COMMAND = re.compile(
     r"(?![A-Za-z])\s*(?:\{([^{}]*)\})?"
 )
 COMMAND = re.compile(r"\\([A-Za-z]+)")
-SUFFIX = "(?:st|nd|rd|th)"
 ORDINAL = re.compile(  # 17th, 17^{th}, 17^\\text{th}
-    rf"(?<=\d)(?:{SUFFIX}(?![A-Za-z])|\s*\^\{{\s*(?:{SUFFIX}|\ue000{SUFFIX}\ue001)\s*\}}|(?:\s*\^)?\s*\ue000{SUFFIX}\ue001)"
+    r"(\d*(?:1[123]th|(?<!1)1st|(?<!1)2nd|(?<!1)3rd|[04-9]th))"
 )
 
 
@@ -73,7 +72,11 @@ def _text_token(match: re.Match) -> str:
     if words in FUNCTIONS:
         return f"\\{words} "
     is_words = re.search("[A-Za-z]", words) and not re.search(r"[\\\ue000{}=<>]|^[-+.]?\d", words)
-    if not is_words or words in ("e", "i", "d") or (len(words) == 1 and match.group(1) in ("mathbf", "mathit", "bm")):
+    if (
+        not is_words
+        or words in ("e", "i", "d")
+        or (len(words) == 1 and match.group(1) not in ("text", "mathrm", "textrm", "mbox", "hbox"))
+    ):
         return f" {content} "
     return f"\ue000{words}\ue001"
 
@@ -129,24 +132,31 @@ def clean(text: str) -> str:
         text = _clean_unicode(text)
     if "\\" in text:
         text = _clean_latex(text)
-    text = text.replace("$", " ")
     if "{" in text:
         text = re.sub(r"(?<=\d)\s*\{\s*,\s*\}\s*(?=\d{3}(?!\d))", "", text)  # 1{,}008
     if "~" in text:
         text = re.sub(r"(?<=\d)~(?=\d{3}(?!\d))", "", text).replace("~", " ")
     if " " in text:
         text = re.sub(r"(?<![\d.,])(\d{1,3}(?: \d{3})+)(?![\d,]| *\d)", lambda m: m.group().replace(" ", ""), text)
-        text = re.sub(r"(?<![\d.,/^_\\])(\d+)\s+(\d+)/(\d+)(?![\d.])", r"(\1+\2/\3)", text)  # 3 1/2
+        text = re.sub(r"(?<![\w.,/^\\}])(?<!frac )(\d+)\s+(\d+)/(\d+)(?![\d.])", r"(\1+\2/\3)", text)  # 3 1/2
+    text = text.replace("$", " ")
     if "^" in text:
         text = re.sub(r"\^\s*(?:°|\{\s*°\s*\})", "°", text)
         text = re.sub(r"\^\s*(?:\{\s*((?:'\s*)+)\}|('+))", lambda m: (m[1] or m[2]).replace(" ", ""), text)
     if "_" in text:
-        text = re.sub(r"[({]\s*(\d+)\s*[)}]\s*_", r"\1_", text)  # (52)_8 is 52_8
-    text = text.replace("**", "^").replace("<=", "≤").replace(">=", "≥").replace("!=", "≠").replace("...", "…")
+        text = re.sub(r"(?<!\^)[({]\s*(\d+)\s*[)}]\s*_", r"\1_", text)  # (52)_8 is 52_8
+    text = (
+        text.replace("per cent", "percent")
+        .replace("**", "^")
+        .replace("<=", "≤")
+        .replace(">=", "≥")
+        .replace("!=", "≠")
+        .replace("...", "…")
+    )
     if "mod" in text:
         text = re.sub(r"\(\s*(?:\\[bp]?mod|mod|\ue000\s*mod\s*\ue001)\s*([^()]*)\)", r"\\pmod{\1}", text)
-    if any(suffix in text for suffix in ("st", "nd", "rd", "th")):
-        text = ORDINAL.sub("", text)  # the 17th
+    if ORDINAL.fullmatch(re.sub("[\ue000\ue001{}^ ]", "", text)):
+        text = re.search(r"\d+", text).group()
     if ":" in text:
         text = re.sub(r"\b([ap])\.?m\b\.?", r"\1m", text, flags=re.IGNORECASE)  # 5:30 p.m.
     text = re.sub(r"\s+", " ", text).strip().rstrip(".").rstrip()
@@ -169,7 +179,7 @@ def is_words(cleaned: str) -> bool:
     """Wholly a text answer: one \\text{...} of letters or more, or plain words too long for a product of variables."""
     if "\ue000" in cleaned:
         return re.fullmatch(r"(?:[\s().,]|\ue000[A-Za-z .,'()&:;-]*\ue001)*", cleaned) is not None
-    return re.fullmatch(r"(?:[A-Za-z]{4,}|[Yy]es|[Nn]o)(?:[ ,]+[A-Za-z]+)*", cleaned) is not None
+    return re.fullmatch(r"(?:[A-Za-z]{4,}|[Yy]es|[Nn]o|[A-Z]{3})(?:[ ,]+[A-Za-z]+)*", cleaned) is not None
 
 
 # ---------------------------------------------------------------- tokens
@@ -177,7 +187,7 @@ def is_words(cleaned: str) -> bool:
 Token = tuple[str, str, int]  # kind, value, position in the cleaned text
 TOKEN = re.compile(
     r"""(?P<repeat>\d*\.\d*(?:\\(?:overline|bar|dot)\s*(?:\{\d+\}|\d)|\(\d+\)))
-      | (?P<num>(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)
+      | (?P<num>(?:\d+\.\d*|\.\d+)(?:[eE][+-]?\d+)?|\d+(?:[eE]\d+)?)
       | (?P<text>\ue000[^\ue000\ue001]*\ue001)
       | (?P<env>\\(?:begin|end)\s*\{[a-z]+\}(?:\s*\{[lcr|\s]+\})?)
       | (?P<cmd>\\(?:[A-Za-z]+|[\\{}|]))
@@ -186,11 +196,14 @@ TOKEN = re.compile(
       | (?P<space>\s+)""",
     re.VERBOSE,
 )
+SCIENTIFIC = re.compile(r"\d+[eE][-+]\d+")  # 1e-5, but 2e-1 within an expression is twice e, less one
+SCIENTIFIC_ITEM = re.compile(r"(?:^|,)\s*[-+]?\s*\d+[eE][-+]\d+\s*(?:,|$|[\ue000°%])")
 COMMA_RUN = re.compile(r"\d+(?:,\d+)+(?:\.\d+)?")
 THOUSANDS = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 GREEK = set("alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon".split())
 GREEK |= set("phi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega hbar ell odot max min".split())
 ACCENTS = {"overline", "bar", "hat", "vec", "dot", "ddot", "tilde", "widehat", "mathbb", "mathcal"}
+KNOWN_HEADS = sorted(FUNCTIONS | {"pi", "sqrt"}, key=len, reverse=True)
 SHORT_UNITS = set("am pm cm mm km kg hz ft sec min hr hrs mph kph pct deg sq inch feet".split())
 
 
@@ -199,6 +212,7 @@ def tokenize(cleaned: str, merge_thousands: bool) -> list[Token]:
     tokens: list[Token] = []
     brackets, pos, end = 0, 0, len(cleaned)
     commas = merge_thousands and "," in cleaned
+    scientific = SCIENTIFIC_ITEM.search(cleaned)
     while pos < end:
         start = pos
         if commas and not brackets and (run := COMMA_RUN.match(cleaned, pos)) and THOUSANDS.fullmatch(run.group()):
@@ -206,6 +220,10 @@ def tokenize(cleaned: str, merge_thousands: bool) -> list[Token]:
                 tokens.append(("num", run.group().replace(",", ""), start))
                 pos = run.end()
                 continue
+        if scientific and (number := SCIENTIFIC.match(cleaned, pos)):
+            tokens.append(("num", number.group(), start))
+            pos = number.end()
+            continue
         match = TOKEN.match(cleaned, pos)
         if not match:
             raise Refused(f"unknown character {cleaned[pos]!r}", pos)
@@ -213,7 +231,8 @@ def tokenize(cleaned: str, merge_thousands: bool) -> list[Token]:
         if kind == "op" or kind == "num":
             tokens.append((kind, value, start))
         elif kind == "word":
-            tokens += _word_tokens(value, tokens[-1][0] if tokens else "start", start)
+            glued = start > 0 and cleaned[start - 1] not in " ,;"
+            tokens += _word_tokens(value, tokens[-1][0] if tokens else "start", glued, start)
         elif kind == "text" and value[1:-1].strip(" ,;").lower() in ("and", "or", ""):
             tokens.append(("sep", value[1:-1].strip(" ,;").lower(), start))
         elif kind != "space":
@@ -226,7 +245,7 @@ def tokenize(cleaned: str, merge_thousands: bool) -> list[Token]:
     return tokens
 
 
-def _word_tokens(word: str, previous: str, pos: int) -> list[Token]:
+def _word_tokens(word: str, previous: str, glued: bool, pos: int) -> list[Token]:
     """A run of letters is a function, a constant, a unit after a number, words, or a product of one-letter symbols."""
     if len(word) == 1:
         return [("sym", word, pos)]
@@ -239,7 +258,13 @@ def _word_tokens(word: str, previous: str, pos: int) -> list[Token]:
         return [("sep", lowered, pos)]
     if lowered in ("inf", "infty", "infinity", "oo"):
         return [("sym", "∞", pos)]
-    if previous in ("num", "text") and lowered in SHORT_UNITS or len(word) > 3 and word[1:].islower():
+    if previous in ("num", "text") and lowered in SHORT_UNITS:
+        return [("text", word, pos)]
+    head = next((name for name in KNOWN_HEADS if word.startswith(name)), "") if glued or len(word) < 7 else ""
+    if head:  # sinx, pir
+        rest = _word_tokens(word[len(head) :], "fn", True, pos + len(head))
+        return [("fn", head, pos) if head in FUNCTIONS else ("cmd", "\\" + head, pos), *rest]
+    if len(word) > 3 and word[1:].islower() and not glued:
         return [("text", word, pos)]
     if len(word) > 6:
         raise Refused("a word that is not known here", pos)

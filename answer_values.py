@@ -24,6 +24,14 @@ class TooLong(Refused):
     """An exact number would have too many digits."""
 
 
+class OutOfRange(Refused):
+    """A number is too large for a function; at another point it may not be."""
+
+
+class NoMoreDigits(Refused):
+    """A function that we compute to the first of PRECISIONS only."""
+
+
 class Work:
     """Counts the work for one pair, so that verdicts do not depend on the machine, and keeps what decided."""
 
@@ -103,6 +111,8 @@ class Evaluator:
         """To mpmath."""
         self.work.spend(20)
         if type(value) is Fraction:
+            if max(value.numerator.bit_length(), value.denominator.bit_length()) > self.prec - GUARD:
+                self.swallowed = self.prec  # it may be nearer to a round value than mpmath can see
             return self.mp.mpf(value.numerator) / value.denominator
         return self.mp.mpf(value) if type(value) is int else value
 
@@ -133,6 +143,8 @@ class Evaluator:
         if op == "num":
             return args[0]
         if op == "sym":
+            if args[0] == "∞":
+                raise Refused("arithmetic with infinity")
             return self.point[args[0]]
         if op == "const":
             return {"pi": +self.mp.pi, "e": +self.mp.e, "i": self.mp.mpc(0, 1)}[args[0]]
@@ -169,7 +181,7 @@ class Evaluator:
         if not all(is_exact(end) and end.denominator == 1 for end in (first, last)):
             raise ZeroDivisionError("a series between ends that are no integers")
         if last - first > MAX_TERMS:
-            raise Refused("too many terms")
+            raise OutOfRange("too many terms")
         outer, terms = self.point, []
         for k in range(int(first), int(last) + 1):
             self.point = {**outer, index: k}
@@ -196,6 +208,8 @@ class Evaluator:
         lost = max(sizes) - self.mp.mag(total) if total else self.prec
         self.swallowed = max(self.swallowed, max(sizes) - min(sizes))
         if lost > self.prec - 80:
+            if self.prec == PRECISIONS[-1] and max(sizes) > self.prec // 2:
+                raise Refused("huge numbers that cancel")
             self.lost = self.prec
             return 0
         self.lost = max(self.lost, lost)
@@ -224,14 +238,19 @@ class Evaluator:
                 return exact
         if base == 0:
             raise Refused("a power of zero")
-        mp_base, mp_exponent = self.number(base), self.number(exponent)
-        if abs(mp_exponent) * (1 + abs(self.mp.mag(mp_base))) > 10**6:
-            raise Refused("power too large")
+        mp_base = self.number(base)
+        if abs(exponent) * (1 + abs(self.mp.mag(mp_base))) > 10**6:
+            raise OutOfRange("power too large")
         self.work.spend(300 + 200 * self.cost)
-        odd_root = is_exact(exponent) and exponent.denominator % 2 == 1
-        if odd_root and not isinstance(mp_base, self.mp.mpc) and mp_base < 0:  # school convention: cbrt(-8) = -2
-            return self.tidy((-1) ** (exponent.numerator % 2) * (-mp_base) ** mp_exponent)
-        return self.tidy(mp_base**mp_exponent)
+        if is_exact(exponent):
+            if exponent.denominator == 1:
+                return self.tidy(mp_base ** int(exponent))
+            if exponent.denominator == 2:
+                return self.tidy(self.mp.sqrt(mp_base) ** exponent.numerator)
+            if exponent.denominator % 2 == 1 and not isinstance(mp_base, self.mp.mpc) and mp_base < 0:
+                sign = (-1) ** (exponent.numerator % 2)  # school convention: cbrt(-8) = -2
+                return self.tidy(sign * (-mp_base) ** self.number(exponent))
+        return self.tidy(mp_base ** self.number(exponent))
 
     def exact_power(self, base: Number, exponent: Number) -> Number | None:
         """None where the power is irrational. Sizes are bounded before the power is taken."""
@@ -272,7 +291,7 @@ class Evaluator:
         self.work.spend(500 * self.cost)
         value = self.number(value)
         if abs(value) > 10**6:
-            raise Refused("argument too large")
+            raise OutOfRange("argument too large")
         short = {"arc" + n: "a" + n for n in ("sin", "cos", "tan", "sec", "csc", "cot", "sinh", "cosh", "tanh")}
         result = self.tidy(getattr(self.mp, short.get(name, name))(value))
         small = isinstance(result, self.mp.mpf) and abs(result) < self.noise < abs(value) * 2.0**-200
@@ -281,14 +300,19 @@ class Evaluator:
     def factorial(self, value: Any) -> Any:
         if is_exact(value) and value.denominator == 1:
             if not 0 <= value <= MAX_FACTORIAL:
-                raise Refused("factorial out of bounds")
+                raise OutOfRange("factorial out of bounds")
             self.work.spend(int(value) ** 2 // 500)
             return self.work.exact(math.factorial(int(value)))
         value = self.number(value)
         if abs(value) > MAX_FACTORIAL:
-            raise Refused("factorial out of bounds")
-        self.work.spend(2000 * self.cost)
-        return self.tidy(self.mp.gamma(value + 1))
+            raise OutOfRange("factorial out of bounds")
+        if self.prec > PRECISIONS[0]:
+            raise NoMoreDigits("the gamma function")  # its first call would take a second
+        self.work.spend(2000)
+        try:
+            return self.tidy(self.mp.gamma(value + 1))
+        except ValueError:
+            raise ZeroDivisionError("a pole of the gamma function") from None
 
     def binomial(self, top: Any, bottom: Any) -> Any:
         whole = all(is_exact(v) and v.denominator == 1 for v in (top, bottom))
@@ -303,7 +327,7 @@ class Evaluator:
         if isinstance(value, self.mp.mpc):
             raise ZeroDivisionError("floor of a complex number")
         if abs(value) > 2.0**64:
-            raise Refused("floor out of bounds")
+            raise OutOfRange("floor out of bounds")
         nearest = int(self.mp.nint(value))
         return nearest if abs(value - nearest) < self.noise * 2**64 else int(self.mp.floor(value))
 
@@ -313,6 +337,6 @@ def same_value(a: Any, b: Any, prec: int = PRECISIONS[0]) -> bool:
         return a == b
     if a == 0 or b == 0:
         return a == b
-    mp = mpmath_at(prec)
+    mp = mpmath_at(next(p for p in PRECISIONS if p >= prec))
     a, b = (mp.mpf(v.numerator) / v.denominator if is_exact(v) else v for v in (a, b))
     return a == b or mp.mag(a - b) <= max(mp.mag(a), mp.mag(b)) + GUARD - prec

@@ -13,6 +13,7 @@ value; a rounded value is wrong unless the gold itself is rounded (`agrees_with_
 """
 
 import itertools
+import math
 import re
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
@@ -22,6 +23,7 @@ from typing import Any, NamedTuple
 from answer_identities import proportional, same_scalar
 from answer_parser import (
     EMPTY,
+    HEDGES,
     INEQUALITIES,
     INFINITY,
     MAX_ITEMS,
@@ -31,6 +33,7 @@ from answer_parser import (
     SYMBOL,
     Node,
     Number,
+    describe,
     negative,
     num,
     parse,
@@ -67,7 +70,10 @@ def expand(items: Iterable[Node]) -> list[Node]:
         elif not item.flags & PLUS_MINUS:
             found.append(item)
         elif item.op == "seq":
-            found += [Node("seq", (*item.args[:2], c)) for c in itertools.product(*(expand([x]) for x in item.args[2]))]
+            choices = [expand([x]) for x in item.args[2]]
+            if math.prod(map(len, choices)) > MAX_ITEMS:
+                raise Refused("too many items")
+            found += [Node("seq", (*item.args[:2], chosen)) for chosen in itertools.product(*choices)]
         else:
             found += [_resolve(item, True), _resolve(item, False)]
         if len(found) > MAX_ITEMS:
@@ -76,12 +82,15 @@ def expand(items: Iterable[Node]) -> list[Node]:
 
 
 def _is_label(node: Node) -> bool:
-    """x, x_0, f(x), (x, y), Area: a name for what follows, not a formula."""
+    """x, x_0, f(x), (x, y), Area: a name for what follows, not a formula. (y, x) is none: its order says something."""
     if node.op == "seq":
-        return node.args[:2] == ("(", ")") and all(_is_label(x) for x in node.args[2])
+        names = [x.args[0] for x in node.args[2] if x.op == "sym"]
+        return node.args[:2] == ("(", ")") and len(names) == len(node.args[2]) and names == sorted(names)
     if node.op == "mul":  # ABC in \angle ABC = 30
         return all(factor.op == "sym" and factor.args[0].isupper() for factor in node.args)
-    return node.op in ("sym", "text") or node.op in ("apply", "call") and node.args[1].op in ("sym", "num", "seq")
+    if node.op == "text":
+        return len(words := node.args[0].split()) <= 3 and HEDGES.isdisjoint(words)
+    return node.op == "sym" or node.op in ("apply", "call") and node.args[1].op in ("sym", "num", "seq")
 
 
 def _unlabel(node: Node) -> tuple[Node, Node] | None:
@@ -121,16 +130,31 @@ def solutions(items: list[Node]) -> tuple[set[Node], list[Node]]:
 
 
 def match(a: list[Node], b: list[Node], work: Work) -> bool:
-    """Any order, nothing missing, nothing extra. Sameness is transitive: the first partner found is as good as any."""
+    """Any order, nothing missing, nothing extra: a perfect matching, by augmenting paths.
+
+    Sameness is not transitive (25% is 25 and 1/4), so the first partner found may have to be given up again.
+    """
     if len(a) != len(b):
+        return work.because(f"{len(a)} members against {len(b)}", False)
+    if len(a) == 1:
+        return same(a[0], b[0], work)
+    alike: dict[tuple[int, int], bool] = {}
+    partner: dict[int, int] = {}  # index in b -> index in a
+
+    def place(i: int, tried: set[int]) -> bool:
+        for j in range(len(b)):
+            if j in tried:
+                continue
+            if (i, j) not in alike:
+                alike[i, j] = same(a[i], b[j], work)
+            if alike[i, j]:
+                tried.add(j)
+                if j not in partner or place(partner[j], tried):
+                    partner[j] = i
+                    return True
         return False
-    rest = list(b)
-    for x in a:
-        partner = next((i for i, y in enumerate(rest) if same(x, y, work)), None)
-        if partner is None:
-            return False
-        del rest[partner]
-    return len(a) == 1 or work.because("the same members in any order", True)
+
+    return work.because("the same members in any order", all(place(i, set()) for i in range(len(a))))
 
 
 def _chain(items: list[Node]) -> list[Node]:
@@ -149,10 +173,9 @@ def same_items(a: Sequence[Node], b: Sequence[Node], work: Work) -> bool:
         return True
     if any(_says_real_set(item) for item in a + b) and (verdict := same_real_set(a, b, work)) is not None:
         return verdict
-    if (chain := _chain(a)) and len(b) == 1:
-        return all(same(side, b[0], work) for side in chain) and work.because("every side of the chain", True)
-    if (chain := _chain(b)) and len(a) == 1:
-        return any(same(a[0], side, work) for side in chain) and work.because("one side of the gold's chain", True)
+    for chain, other in ((_chain(a), b), (_chain(b), a)):
+        if chain and len(other) == 1 and not _chain(other):
+            return work.because("every side of the chain", all(same(side, other[0], work) for side in chain))
     (labels_a, values_a), (labels_b, values_b) = solutions(a), solutions(b)
     if not (labels_a or labels_b) or len(labels_a) > 1 or len(labels_b) > 1:
         return False
@@ -237,7 +260,7 @@ def _quantity(node: Node) -> tuple[Node, frozenset]:
         inner, units = _quantity(node.args[0])
         return inner, units | node.args[1]
     if node.op in ("percent", "deg"):
-        return node.args[0], frozenset("%" if node.op == "percent" else "°")
+        return node.args[0], frozenset([("%" if node.op == "percent" else "°", 1)])
     return node, frozenset()
 
 
@@ -250,7 +273,7 @@ def same_quantity(a: Node, b: Node, work: Work) -> bool:
         return work.because("the units differ", False)
     if same_scalar(a, b, work):
         return True
-    percent_a, percent_b = "%" in units_a, "%" in units_b
+    percent_a, percent_b = ("%", 1) in units_a, ("%", 1) in units_b
     if percent_a == percent_b:
         return False
     hundred = num(100)
@@ -258,7 +281,9 @@ def same_quantity(a: Node, b: Node, work: Work) -> bool:
 
 
 def _units_agree(a: frozenset, b: frozenset) -> bool:
-    return not a or not b or a == b or "?" in a | b
+    """One side has none, or both are the same, or one has a word that we do not know; 36° may be 36 °C."""
+    names = {name for name, _ in a | b}
+    return not a or not b or a == b or "?" in names or (("°", 1) in a | b and names <= {"°", "°C", "°F", "°K"})
 
 
 def same_relation(a: Node, b: Node, work: Work) -> bool:
@@ -295,22 +320,23 @@ def _says_real_set(node: Node) -> bool:
 class _RealSets:
     """Reads unions, differences, intersections, inequalities and finite sets as disjoint intervals, lowest first."""
 
-    def __init__(self, work: Work) -> None:
-        self.work, self.variables, self.seen = work, set(), []
+    def __init__(self, places: list[tuple[Node, Any]], work: Work) -> None:
+        self.places, self.work, self.variables = places, work, set()
 
     def number(self, node: Node) -> Any:
-        """An endpoint, in an order that Python can sort; equal endpoints become equal fractions."""
+        """An endpoint, in an order that Python can sort; equal endpoints, on both sides, become equal fractions."""
         if node == INFINITY or node == negative(INFINITY):
             return float("inf") if node == INFINITY else -float("inf")
         if not _is_scalar(node) or node.flags & SYMBOL:
             raise Refused("an end of an interval that is no number")
         evaluator = Evaluator({}, self.work, None)
-        value = evaluator.value(node)
-        place = evaluator.fraction(value)
-        for other, known in self.seen:
-            if same_value(other, value):
+        place = evaluator.fraction(evaluator.value(node))
+        for other, known in self.places:
+            if same_value(known, place) or abs(known - place) * 2**200 <= abs(place):
+                if not same_scalar(node, other, self.work):
+                    raise Refused("ends too close to order")
                 return known
-        self.seen.append((value, place))
+        self.places.append((node, place))
         return place
 
     def union(self, intervals: list) -> list:
@@ -362,10 +388,16 @@ class _RealSets:
 
 
 def same_real_set(a: list[Node], b: list[Node], work: Work) -> bool | None:
-    """Unions, differences and inequalities in one variable as sets of real numbers; None where one side is no such."""
+    """Unions, differences and inequalities in one variable as sets of real numbers; None where one side is no such.
+
+    Several items are only read where all are numbers or intervals: a comma between conditions may mean `and` or `or`.
+    """
+    places: list[tuple[Node, Any]] = []
     sets = []
     for items in (a, b):
-        reader = _RealSets(work)
+        if len(items) != 1 and any(item.op == "rel" for item in items):
+            return None
+        reader = _RealSets(places, work)
         try:
             found = reader.read(items[0] if len(items) == 1 else Node("or", tuple(items)))
         except Refused:
@@ -489,6 +521,8 @@ def equal(answer: str, gold: str, work: Work | None = None) -> bool:
 def _scalars(node: Any) -> list[Node]:
     """The largest numbers and expressions in a tree."""
     if type(node) is Node:
+        if node in (INFINITY, negative(INFINITY)):
+            return []
         return [node] if _is_scalar(node) and not node.flags & PLUS_MINUS else _scalars(node.args)
     return [found for child in node for found in _scalars(child)] if type(node) is tuple else []
 
@@ -514,16 +548,6 @@ def refusal(gold: str) -> str | None:
 
 
 # ---------------------------------------------------------------- for people who study rewards
-
-
-def describe(node: Any) -> str:
-    """A tree on one line: \\frac{1}{2} is (mul 1 (inv 2))."""
-    if type(node) is Node:
-        inside = " ".join(describe(arg) for arg in node.args)
-        return inside if node.op in ("num", "sym", "const") else f"({node.op} {inside})"
-    if isinstance(node, (tuple, frozenset)):
-        return " ".join(describe(arg) for arg in (node if type(node) is tuple else sorted(node)))
-    return str(node)
 
 
 def explain(answer: str, gold: str) -> str:

@@ -18,6 +18,7 @@ import selectors
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -178,6 +179,7 @@ class RewardPool:
         self.size, self.timeout, self.memory_mb = workers, timeout, memory_mb
         self.timeouts = 0
         self.workers: list[_Worker] = []
+        self.lock = threading.Lock()
         # A worker dies with the thread that started it (see _die_with_parent), which must not be a passing caller's.
         self.starter = concurrent.futures.ThreadPoolExecutor(max_workers=1)
 
@@ -189,42 +191,61 @@ class RewardPool:
         return self.grades([extract_answer(response) for response in responses], golds, progress)
 
     def grades(self, found: list[str | None], golds: list[str | list[str]], progress: str = "") -> list[float]:
-        """1.0 where an answer equals its gold or any one of them, in order; 0.0 for None and for what is lost."""
+        """1.0 where an answer equals its gold or any one of them, in order; 0.0 for None and for what is lost.
+
+        One call at a time; an interrupted one leaves the pool fit for use. Raises TypeError for a gold that is no text.
+        """
+        for i, gold in enumerate(golds):
+            if not isinstance(gold, str) and not (isinstance(gold, list) and all(isinstance(g, str) for g in gold)):
+                raise TypeError(f"gold {i} is {gold!r}, not a text or a list of texts")
         scores = [0.0] * len(found)
         items = {
             i: (i, answer, gold)
             for i, (answer, gold) in enumerate(zip(found, golds, strict=True))
             if answer is not None and len(answer) <= MAX_CHARS
         }
-        todo = collections.deque(items.values())
-        if todo:
-            self._replace([w for w in self.workers if w.process.poll() is not None])  # died while idle: nobody's fault
-        batch_size = max(1, min(MAX_BATCH, len(todo) // (4 * self.size)))
-        with _progress_bar(progress, len(items)) as bar:
-            while todo or any(w.owed for w in self.workers):
-                for worker in self.workers:
-                    if worker.ready and not worker.owed and todo:
-                        worker.send([todo.popleft() for _ in range(min(batch_size, len(todo)))], self.timeout)
-                self._wait()
-                for worker in list(self.workers):
-                    alive = self._collect(worker, scores)
-                    if alive and (not (worker.owed or not worker.ready) or time.monotonic() < worker.deadline):
-                        continue
-                    if not worker.ready:
-                        self.close()
-                        raise RuntimeError("a reward worker did not start")
-                    if worker.owed:
-                        worker.owed.popleft()  # the culprit scores 0
-                        self.timeouts += 1
-                        todo.extendleft(items[i] for i in reversed(worker.owed))
-                    self._replace([worker])
-                bar.update(len(items) - len(todo) - sum(len(w.owed) for w in self.workers) - bar.n)
+        with self.lock, _progress_bar(progress, len(items)) as bar:
+            try:
+                self._work_off(items, scores, bar)
+            except BaseException:  # what is under way belongs to no later call
+                self._kill([worker for worker in self.workers if worker.owed or worker.outgoing])
+                raise
         return scores
 
-    def _replace(self, dead: list[_Worker]) -> None:
-        for worker in dead:
+    def _work_off(self, items: dict[int, tuple[int, str, str | list[str]]], scores: list[float], bar: Any) -> None:
+        todo = collections.deque(items.values())
+        batch_size = max(1, min(MAX_BATCH, len(todo) // (4 * self.size)))
+        if todo:
+            self._kill([w for w in self.workers if w.process.poll() is not None])  # died while idle: nobody's fault
+            self._fill()
+        while todo or any(w.owed for w in self.workers):
+            for worker in self.workers:
+                if worker.ready and not worker.owed and todo:
+                    worker.send([todo.popleft() for _ in range(min(batch_size, len(todo)))], self.timeout)
+            self._wait()
+            for worker in list(self.workers):
+                alive = self._collect(worker, scores)
+                if alive and (not (worker.owed or not worker.ready) or time.monotonic() < worker.deadline):
+                    continue
+                if not worker.ready:
+                    self.close()
+                    raise RuntimeError(
+                        f"a reward worker did not start; are {self.memory_mb} MB too little (memory_mb)?"
+                    )
+                if worker.owed:
+                    worker.owed.popleft()  # the culprit scores 0
+                    self.timeouts += 1
+                    todo.extendleft(items[i] for i in reversed(worker.owed))
+                self._kill([worker])
+                self._fill()
+            bar.update(len(items) - len(todo) - sum(len(w.owed) for w in self.workers) - bar.n)
+
+    def _kill(self, workers: list[_Worker]) -> None:
+        for worker in workers:
             worker.kill()
             self.workers.remove(worker)
+
+    def _fill(self) -> None:
         while len(self.workers) < self.size:
             self.workers.append(self.starter.submit(_Worker, self.memory_mb).result())
 
@@ -253,9 +274,7 @@ class RewardPool:
 
     def close(self) -> None:
         """Kills the workers; the pool cannot be used again."""
-        for worker in self.workers:
-            worker.kill()
-        self.workers = []
+        self._kill(list(self.workers))
         self.starter.shutdown()
 
     def __enter__(self) -> "RewardPool":

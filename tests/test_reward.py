@@ -247,11 +247,40 @@ def test_pool_grades_answers_without_responses(capsys):
     assert "grading: 100%" in capsys.readouterr().err
 
 
-def test_interrupting_the_pool_leaves_no_worker(tmp_path):
-    """Ctrl-C in the middle of a batch: the exception passes, the context manager ends the workers."""
-    with pytest.raises(KeyboardInterrupt):
-        with RewardPool(workers=2) as pool:
-            pool.rewards([boxed("1")], ["1"])
-            processes = [worker.process for worker in pool.workers]
-            raise KeyboardInterrupt
-    assert all(process.poll() is not None for process in processes)
+def test_interrupted_call_leaks_no_score_into_the_next():
+    """Ctrl-C in the middle of a batch, thrown from inside the wait for a stopped worker."""
+
+    def interrupt(signum: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    with RewardPool(workers=1) as pool:
+        assert pool.grades(["1"], ["1"]) == [1.0]
+        os.kill(pool.workers[0].process.pid, signal.SIGSTOP)
+        before = signal.signal(signal.SIGALRM, interrupt)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            with pytest.raises(KeyboardInterrupt):
+                pool.grades(["1"] * 20, ["1"] * 20)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        assert pool.workers == []
+        assert pool.grades([None, "2", "1"], ["1"] * 3) == [0.0, 0.0, 1.0]
+        assert pool.timeouts == 0
+
+
+@pytest.mark.parametrize("gold", [None, 7, ["1", None]])
+def test_gold_that_is_no_text_is_refused_before_any_work(gold):
+    with RewardPool(workers=1) as pool, pytest.raises(TypeError, match="gold 1 is"):
+        pool.grades(["1", "1"], ["1", gold])
+
+
+def test_worker_that_cannot_start_is_reported():
+    with RewardPool(workers=1, memory_mb=20) as pool, pytest.raises(RuntimeError, match="memory_mb"):
+        pool.grades(["1"], ["1"])
+
+
+def test_calls_from_threads_take_turns():
+    with RewardPool(workers=2) as pool:
+        runs = [run_guarded(lambda k=k: pool.grades([str(k)] * 50, ["1"] * 50)) for k in range(4)]
+        assert [finish(*run) for run in runs] == [[float(k == 1)] * 50 for k in range(4)]
