@@ -125,7 +125,7 @@ def _group_end(text: str) -> int:
 
 def clean(text: str) -> str:
     """Rewrites notation that carries no meaning, so that parsing sees one spelling and equal strings are equal."""
-    text = text.strip()
+    text = " ".join(text.split())  # from here on, no pattern meets a run of spaces
     if text.startswith("**") and text.endswith("**"):  # bold in Markdown
         text = text.strip("* ")
     if not text.isascii():
@@ -155,7 +155,7 @@ def clean(text: str) -> str:
     )
     if "mod" in text:
         text = re.sub(r"\(\s*(?:\\[bp]?mod|mod|\ue000\s*mod\s*\ue001)\s*([^()]*)\)", r"\\pmod{\1}", text)
-    if ORDINAL.fullmatch(re.sub("[\ue000\ue001{}^ ]", "", text)):
+    if ORDINAL.fullmatch(re.sub("[\ue000\ue001{}^ ]", "", text).rstrip(".")):
         text = re.search(r"\d+", text).group()
     if ":" in text:
         text = re.sub(r"\b([ap])\.?m\b\.?", r"\1m", text, flags=re.IGNORECASE)  # 5:30 p.m.

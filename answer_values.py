@@ -180,6 +180,8 @@ class Evaluator:
         first, last = self.value(low), self.value(high)
         if not all(is_exact(end) and end.denominator == 1 for end in (first, last)):
             raise ZeroDivisionError("a series between ends that are no integers")
+        if last < first - 1:
+            raise ZeroDivisionError("a series from above to below")
         if last - first > MAX_TERMS:
             raise OutOfRange("too many terms")
         outer, terms = self.point, []

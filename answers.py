@@ -455,12 +455,12 @@ def agrees_with_rounded(answer: Sequence[Node], gold: Sequence[Node], value: Num
 
 # ---------------------------------------------------------------- the whole comparison
 
-PLAIN_NUMBER = re.compile(r"\s*\$?\s*([+-]?)\s*(\d{1,3}(?:,\d{3})+|\d+)?(\.\d*)?\s*\$?\s*")
+PLAIN_NUMBER = re.compile(r"\$?([+-]?) ?(\d{1,3}(?:,\d{3})+|\d+)?(\.\d*)? ?\$?")
 
 
 def plain_number(text: str) -> Number | None:
     """The value of 12, -1,008.50 or $36: what most answers are, read without the parser."""
-    match = PLAIN_NUMBER.fullmatch(text)
+    match = PLAIN_NUMBER.fullmatch(text.strip())
     if not match or not (match[2] or match[3] and len(match[3]) > 1):
         return None
     whole, point = (match[2] or "0").replace(",", ""), match[3] or "."
