@@ -5,8 +5,9 @@ Three ways, under one work budget:
   formal   `Formal`: polynomial identity testing. Rational functions, powers, exponentials and trigonometric functions
            are computed modulo a 127-bit prime with random residues for the variables (Schwartz and Zippel: different
            expressions agree by accident with probability about degree / 2^127). No number is too large for it.
-  numeric  at 400 bits for everything else, at fixed pseudo-random rational points where there are variables; at 2,400
-           bits where digits cancelled. Equal radicals are then proved equal by a separation bound.
+  numeric  everything else: numbers at 400 bits, and at 2,400 where those agree without a proof (a separation bound
+           proves radicals and sines of rational multiples of pi equal); functions at 400 bits at fixed pseudo-random
+           points of both signs, at integers where they step, and on both sides of the numbers written in them.
 """
 
 import itertools
@@ -33,7 +34,7 @@ class NotFormal(Exception):
 
 # ---------------------------------------------------------------- formal
 
-DEGREE = 720720  # a multiple of 1..16 but 16 itself divides it too; of 180, so that whole degrees are roots of unity
+DEGREE = 720720  # the least common multiple of 1..16, and a multiple of 180 (degrees)
 PRIME = 170141183460469231731687303715888429921  # 1 modulo 2 * DEGREE, just above 2^127
 ROOT = 20918818750926320630274112437840495023  # of order 2 * DEGREE modulo PRIME: stands for e^(i pi / DEGREE)
 PI = (("pi", 1),)

@@ -53,14 +53,13 @@ SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789
 SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 FUNCTIONS = {"sin", "cos", "tan", "sec", "csc", "cot", "sinh", "cosh", "tanh", "coth", "exp", "ln", "log"}
 FUNCTIONS |= {"arcsin", "arccos", "arctan", "arccot", "arcsec", "arccsc", "arcsinh", "arccosh", "arctanh"}
+PLAIN_TEXT = {"per cent": "percent", "**": "^", "<=": "≤", ">=": "≥", "!=": "≠", "...": "…"}
 TEXT_COMMAND = re.compile(
     r"\\(text(?:bf|rm|it|sf|tt|normal|up)?|[mh]box|math(?:rm|bf|it|sf|tt|normal)|operatorname\*?|boldsymbol|bm|emph)"
     r"(?![A-Za-z])\s*(?:\{([^{}]*)\})?"
 )
 COMMAND = re.compile(r"\\([A-Za-z]+)")
-ORDINAL = re.compile(  # 17th, 17^{th}, 17^\\text{th}
-    r"(\d*(?:1[123]th|(?<!1)1st|(?<!1)2nd|(?<!1)3rd|[04-9]th))"
-)
+ORDINAL = re.compile(r"\d*(?:1[123]th|(?<!1)1st|(?<!1)2nd|(?<!1)3rd|[04-9]th)")
 
 
 def _text_token(match: re.Match) -> str:
@@ -72,11 +71,8 @@ def _text_token(match: re.Match) -> str:
     if words in FUNCTIONS:
         return f"\\{words} "
     is_words = re.search("[A-Za-z]", words) and not re.search(r"[\\\ue000{}=<>]|^[-+.]?\d", words)
-    if (
-        not is_words
-        or words in ("e", "i", "d")
-        or (len(words) == 1 and match.group(1) not in ("text", "mathrm", "textrm", "mbox", "hbox"))
-    ):
+    upright = match.group(1) in ("text", "mathrm", "textrm", "mbox", "hbox")
+    if not is_words or words in ("e", "i", "d") or (len(words) == 1 and not upright):
         return f" {content} "
     return f"\ue000{words}\ue001"
 
@@ -145,14 +141,8 @@ def clean(text: str) -> str:
         text = re.sub(r"\^\s*(?:\{\s*((?:'\s*)+)\}|('+))", lambda m: (m[1] or m[2]).replace(" ", ""), text)
     if "_" in text:
         text = re.sub(r"(?<!\^)[({]\s*(\d+)\s*[)}]\s*_", r"\1_", text)  # (52)_8 is 52_8
-    text = (
-        text.replace("per cent", "percent")
-        .replace("**", "^")
-        .replace("<=", "≤")
-        .replace(">=", "≥")
-        .replace("!=", "≠")
-        .replace("...", "…")
-    )
+    for written, meant in PLAIN_TEXT.items():
+        text = text.replace(written, meant)
     if "mod" in text:
         text = re.sub(r"\(\s*(?:\\[bp]?mod|mod|\ue000\s*mod\s*\ue001)\s*([^()]*)\)", r"\\pmod{\1}", text)
     if ORDINAL.fullmatch(re.sub("[\ue000\ue001{}^ ]", "", text).rstrip(".")):
