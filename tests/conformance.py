@@ -1,7 +1,7 @@
 """Our grader beside math-verify on labelled answer pairs: right, wrong, hostile, fast.  Prints the README's table.
 
-  python tests/conformance.py                       # the pairs of tests/grader_cases.txt, both directions, and HOSTILE
-  python tests/conformance.py --data=FILE.jsonl     # rows {"gold", "answer", "equal", "category"} of your own
+  python tests/conformance.py                       # the tables beside this file, both directions, and HOSTILE
+  python tests/conformance.py --data FILE.jsonl     # rows {"gold", "answer", "equal", "category"} of your own
   python tests/conformance.py --golds FILE ...      # which golds of .json or .jsonl files are not gradable, and why
 
 Each grader runs in one process of its own, one pair at a time; a pair over TIME_LIMIT seconds is a hang and costs the
@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-CASES = Path(__file__).with_name("grader_cases.txt")
+CASES = Path(__file__).with_name("grader_cases.txt")  # written with the grader
+BLIND_CASES = Path(__file__).with_name("grader_cases_blind.txt")  # written by someone who had not seen it
 TIME_LIMIT = 10.0
 GRADERS = ("nanoscaler", "math-verify")
 HOSTILE = [  # answers that must be wrong against any gold, soon, and without running anything
@@ -43,17 +44,18 @@ def load_cases(path: Path = CASES) -> list[tuple[bool, str, str, str]]:
     return [(sign == "=", kind, a, b) for sign, kind, a, b in rows]
 
 
-def load_rows(data: str | None) -> list[dict[str, Any]]:
-    """Rows {"answer", "gold", "equal", "hostile"}."""
-    if data:
-        rows = [json.loads(line) for line in Path(data).read_text(encoding="utf-8").splitlines()]
+def load_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows {"answer", "gold", "equal", "hostile"} of a .jsonl file, or of one of our tables, both ways round."""
+    if path.suffix == ".jsonl":
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         rows = [r for r in rows if r.get("kind", "answer") == "answer" and r["category"] != "ambiguous"]
         return [{**r, "hostile": r["category"].startswith("hostile")} for r in rows]
     rows = []
-    for equal, _, a, b in load_cases():
+    for equal, _, a, b in load_cases(path):
         rows += [{"answer": x, "gold": y, "equal": equal, "hostile": False} for x, y in ((a, b), (b, a))]
     golds = ("6", "\\frac{x+1}{2}", "(2,1)")
-    return rows + [{"answer": h, "gold": g, "equal": False, "hostile": True} for h in HOSTILE for g in golds]
+    hostile = [{"answer": h, "gold": g, "equal": False, "hostile": True} for h in HOSTILE for g in golds]
+    return rows + hostile if path == CASES else rows
 
 
 def worker(name: str) -> None:
@@ -190,7 +192,7 @@ def list_golds(paths: list[str]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data")
+    parser.add_argument("--data", nargs="+", type=Path, default=[CASES, BLIND_CASES])
     parser.add_argument("--golds", nargs="+")
     parser.add_argument("--worker", choices=GRADERS, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -199,8 +201,9 @@ def main() -> None:
     elif args.golds:
         list_golds(args.golds)
     else:
-        rows = load_rows(args.data)
-        print(table({name: measure(name, rows) for name in GRADERS}))
+        for path in args.data:
+            rows = load_rows(path)
+            print(f"\n{path.name}\n\n{table({name: measure(name, rows) for name in GRADERS})}", flush=True)
 
 
 if __name__ == "__main__":

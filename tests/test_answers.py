@@ -19,14 +19,14 @@ from answer_identities import DEGREE, PRIME, ROOT, Formal, same_scalar, separati
 from answer_parser import Node, negative, num, parse
 from answer_text import Refused, clean
 from answer_values import Evaluator, TooLong, Work, warm_up
-from conformance import HOSTILE, load_cases, load_golds, load_rows, measure, table
+from conformance import BLIND_CASES, HOSTILE, load_cases, load_golds, load_rows, measure, table
 from reward import grade, reward
 
 ROOT_FOLDER = Path(__file__).parents[1]
 SHARED = Path(__file__).parents[2] / "shared"
 DEV_SET = SHARED / "reward" / "dev.jsonl"
 RAW = SHARED / "data" / "raw" / "deepscaler"
-CASES = load_cases()
+CASES = load_cases() + load_cases(BLIND_CASES)
 GUARD = 60  # seconds: far beyond anything that works
 
 
@@ -567,7 +567,7 @@ def test_conformance_reads_rows_of_ones_own(tmp_path):
     path = tmp_path / "rows.jsonl"
     rows = [{"answer": "1", "gold": "1", "equal": True, "category": c} for c in ("number", "ambiguous", "hostile_code")]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert [row["hostile"] for row in load_rows(str(path))] == [False, True]
+    assert [row["hostile"] for row in load_rows(path)] == [False, True]
 
 
 def test_conformance_lists_golds_that_cannot_be_graded(tmp_path):
