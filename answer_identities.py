@@ -18,7 +18,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from answer_parser import IMAGINARY, INFINITY, LOG, NATURAL, STEP, SYMBOL, Node, Number, negative, symbols
+from answer_parser import FACTORIAL, IMAGINARY, INFINITY, LOG, NATURAL, STEP, SYMBOL, Node, Number, negative, symbols
 from answer_text import Refused
 from answer_values import GUARD, PRECISIONS, Evaluator, NoMoreDigits, OutOfRange, TooLong, Work, is_exact, same_value
 
@@ -131,9 +131,13 @@ class Formal:
             terms = self.laurent(exponent)
             if base.op == "sym":
                 return self.symbolic_power(base.args[0], _residue(base.args[0], self.trial), terms)
-            if base.op == "num" and type(base.args[0]) is int and 1 < base.args[0] < 10**6:
-                factors = _factors(base.args[0])
-                return self.product([self.symbolic_power(str(q), q, terms) for q in factors])
+            value = None if base.flags & SYMBOL else Evaluator({}, self.work, None).value(base)
+            if is_exact(value) and 0 < value.numerator < 10**6 and value.denominator < 10**6:
+                above, below = (
+                    self.product([self.symbolic_power(str(q), q, terms) for q in _factors(part)])
+                    for part in (value.numerator, value.denominator)
+                )
+                return above * self.inverse(below) % PRIME
             raise NotFormal("power")
         if (n := self.integer(exponent)) is None:
             raise NotFormal("root")
@@ -319,7 +323,7 @@ def separation_bits(node: Node, work: Work) -> float:
 # ---------------------------------------------------------------- the comparison
 
 INTEGER_NAMES = set("jklmnN")  # what authors call integers; it matters where a step function is around
-REAL_POINTS, WHOLE_POINTS, STEP_POINTS = 10, 16, 48
+REAL_POINTS, WHOLE_POINTS, STEP_POINTS = 10, 16, 32
 
 
 @lru_cache(maxsize=4096)
@@ -335,9 +339,9 @@ def _whole(name: str, k: int, j: int) -> int:
     return 2 * random.Random(f"{name}:{k}").randint(1, 100 if k % 8 == 7 else 20) - (k >> j & 1)
 
 
-def _real_points(names: list[str], steps: bool) -> Iterator[dict[str, Number]]:
+def _real_points(names: list[str], steps: bool, few: bool = False) -> Iterator[dict[str, Number]]:
     """Three positive points, then every name with both signs and every two names with equal and with opposite ones."""
-    for k in range(REAL_POINTS):
+    for k in range(2, 5) if few else range(REAL_POINTS):
         yield {
             name: _whole(name, k, j) if steps and name in INTEGER_NAMES
             else _size(name, k) * (-1 if k >= 3 and (k - 3 == 0 or k >> j % 3 & 1) else 1)
@@ -399,11 +403,11 @@ def values_at_points(nodes: list[Node], work: Work, log_base: int | None) -> Ite
                 found += 1
                 yield *row, max(2 * GUARD, evaluator.prec - evaluator.lost)
 
-    steps = bool(flags & STEP)
-    yield from rows(_real_points(names, steps), not flags & IMAGINARY)
-    if not flags & IMAGINARY:
+    steps, factorials = bool(flags & STEP), bool(flags & FACTORIAL)
+    yield from rows(_real_points(names, steps, few=factorials), not flags & IMAGINARY)
+    if not (factorials or flags & IMAGINARY):
         yield from rows(_break_points(names, nodes, steps), True)
-    if steps or found < 2:  # (-1)^n, and n! where it is the gamma function, then at integers
+    if steps or factorials or found < 2:  # (-1)^n is real at integers only, n! is fast there
         yield from rows(_whole_points(names, STEP_POINTS if steps else WHOLE_POINTS), True)
     if found < 2:
         yield from rows(_real_points(names, False), False)

@@ -16,7 +16,7 @@ MAX_MARKS = 4  # ! ° % ^ after one operand
 MAX_ITEMS = 100
 
 FLAGS = {"sym": 1, "pm": 2, "mp": 2, "log": 4, "floor": 8, "ceil": 8, "series": 8, "i": 16, "ln": 32, "e": 32}
-SYMBOL, PLUS_MINUS, LOG, STEP, IMAGINARY, NATURAL = 1, 2, 4, 8, 16, 32
+SYMBOL, PLUS_MINUS, LOG, STEP, IMAGINARY, NATURAL, FACTORIAL = 1, 2, 4, 8, 16, 32, 64
 
 
 @dataclass(slots=True, unsafe_hash=True)
@@ -34,7 +34,16 @@ class Node:
             self._flags = (FLAGS.get(self.op, 0) if self.op != "log" else 0) | _flags_of(self.args)
             if self.op == "series" and not symbols(self):
                 self._flags &= ~SYMBOL  # its index is bound
+            if self.op in ("fact", "binom") and self._flags & SYMBOL:
+                self._flags |= FACTORIAL
+            if self.op == "pow" and self.args[1].flags & SYMBOL and _says_negative(self.args[0]):
+                self._flags |= STEP  # (-2)^n: real at integers only
         return self._flags
+
+
+def _says_negative(node: Node) -> bool:
+    first = node.args[0] if node.op == "mul" else node
+    return first.op == "num" and first.args[0] < 0
 
 
 def _flags_of(args: tuple) -> int:
