@@ -94,7 +94,7 @@ def finish(thread, result):
 def test_pool_equals_reward_in_order():
     responses = [boxed(str(i % 7)) for i in range(200)] + [
         "no box",
-        boxed("x" * 5000),
+        boxed("3" * 5000),
         "<think>\ud800</think>\\boxed{3}",
     ]
     golds = ["3"] * 100 + [["2", "3"]] * 103
@@ -241,7 +241,13 @@ def test_an_item_that_kills_its_worker_scores_zero_and_is_counted(tmp_path, how)
 
 def test_pool_grades_answers_without_responses(capsys):
     with RewardPool(workers=2) as pool:
-        assert pool.grades(["0.5", None, "2", "x" * 5000], ["\\frac12", "1", ["1", "2"], "x"]) == [1.0, 0.0, 1.0, 0.0]
+        assert pool.grades(["0.5", None, "2", "x" * 5000], ["\\frac12", "1", ["1", "2"], "x" * 5000]) == [
+            1.0,
+            0.0,
+            1.0,
+            0.0,
+        ]
+        assert reward(boxed("x" * 5000), "x" * 5000) == 0.0  # too long to read, there and here
         assert capsys.readouterr().err == ""
         pool.grades(["1"] * 200, ["1"] * 200, progress="grading")
     assert "grading: 100%" in capsys.readouterr().err
