@@ -77,6 +77,16 @@ UNIT_NAMES = table(  # two answers whose units are known and differ are differen
 )
 SI_UNIT = re.compile("[pnμmcdkMGT]?(?:m|g|s|A|K|mol|Hz|N|Pa|J|W|C|V|F|T|H|L|eV|rad|cal)")  # upper and lower case matter
 COMPOUNDS = {"mph": ["miles", "/", "hour"], "kph": ["km", "/", "hour"], "sq": ["square"], "cu": ["cubic"]}
+BASE_WORDS = {
+    "two": "2",
+    "three": "3",
+    "four": "4",
+    "five": "5",
+    "six": "6",
+    "eight": "8",
+    "ten": "10",
+    "sixteen": "16",
+}
 DIMENSIONS = {"square": 2, "squared": 2, "cubic": 3, "cubed": 3}
 SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 HEDGES = set(  # words after a number that change what is claimed; any other word there counts as its unit
@@ -457,6 +467,7 @@ class Parser:
     def based(self, digits: str) -> Node:
         """1_6 and 1_7 differ: the base is part of the answer."""
         base = self.braced_text()
+        base = BASE_WORDS.get(base, base)
         if not (base.isdigit() and len(base) < 3 and 2 <= int(base) <= 36 and digits.isdigit()):
             raise self.refuse("not a base")
         if any(int(d) >= int(base) for d in digits):

@@ -248,7 +248,7 @@ def _word_tokens(word: str, previous: str, glued: bool, pos: int) -> list[Token]
         return [("sep", lowered, pos)]
     if lowered in ("inf", "infty", "infinity", "oo"):
         return [("sym", "∞", pos)]
-    if previous in ("num", "text") and lowered in SHORT_UNITS:
+    if previous in ("num", "text") and lowered in SHORT_UNITS or previous == "text" and not glued:
         return [("text", word, pos)]
     head = next((name for name in KNOWN_HEADS if word.startswith(name)), "") if glued or len(word) < 7 else ""
     if head:  # sinx, pir
