@@ -340,11 +340,14 @@ def _whole(name: str, k: int, j: int) -> int:
 
 
 def _real_points(names: list[str], steps: bool, few: bool = False) -> Iterator[dict[str, Number]]:
-    """Three positive points, then every name with both signs and every two names with equal and with opposite ones."""
+    """Three positive points, an all negative one, then each name's number in binary as its signs.
+
+    So every name takes both signs, and every two names equal and opposite ones.
+    """
     for k in range(2, 5) if few else range(REAL_POINTS):
         yield {
             name: _whole(name, k, j) if steps and name in INTEGER_NAMES
-            else _size(name, k) * (-1 if k >= 3 and (k - 3 == 0 or k >> j % 3 & 1) else 1)
+            else _size(name, k) * (-1 if k == 3 or k > 3 and j + 1 >> k - 4 & 1 else 1)
             for j, name in enumerate(names)
         }  # fmt: skip
 

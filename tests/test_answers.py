@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import re
 import string
 import subprocess
 import sys
@@ -257,6 +258,13 @@ def test_two_integers_take_every_pattern_of_parity_and_sign(a, b):
     assert grade(f"|{a}{b}|", f"|{a}|\\cdot|{b}|")
 
 
+@pytest.mark.parametrize("pair", ["ab", "ac", "ad", "af", "bd", "cf", "dg", "fg"])
+def test_among_many_variables_every_two_take_opposite_signs(pair):
+    x, y = pair
+    assert not grade(f"\\sqrt{{{x}^2{y}^2}}+a+b+c+d+f+g", f"{x}{y}+a+b+c+d+f+g")
+    assert not grade(f"\\sqrt{{{x}^2{y}^2}}+a+b+c+d+f+g", f"-{x}{y}+a+b+c+d+f+g")
+
+
 # ---------------------------------------------------------------- properties
 
 GOLD_FILES = ["test_aime", "test_amc", "test_math", "test_minerva", "test_olympiad_bench", "train_aime", "train_math"]
@@ -319,7 +327,7 @@ def test_a_decimal_with_a_changed_or_added_digit_is_never_equal(value, place, di
 REWRITES = [
     lambda s: s.replace("\\frac", "\\dfrac"),
     lambda s: s.replace("\\frac", "\\tfrac"),
-    lambda s: s.replace("(", "\\left(").replace(")", "\\right)"),
+    lambda s: re.sub(r"(?<!\\)\)", r"\\right)", re.sub(r"(?<!\\)\(", r"\\left(", s)),  # not those of \\( \\)
     lambda s: f"${s}$",
     lambda s: f"\\boxed{{{s}}}",
     lambda s: f"\\({s}\\)",
