@@ -150,6 +150,8 @@ def clean(text: str) -> str:
     if ":" in text:
         text = re.sub(r"\b([ap])\.?m\b\.?", r"\1m", text, flags=re.IGNORECASE)  # 5:30 p.m.
     text = re.sub(r"\s+", " ", text).strip().rstrip(".").rstrip()
+    if text.endswith("}"):
+        text = re.sub(r"\.\s*\}$", "}", text)  # \displaystyle \boxed{(1,2).}
     while text[:1] == "{" and not re.search(r"\\(?:over|choose)|,", text) and _group_end(text) == len(text) - 1:
         text = text[1:-1].strip()
     return text
