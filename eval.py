@@ -10,11 +10,12 @@ import torch.distributed as dist
 from configs import Config
 from prompts import ChatTokenizer, Prompt
 from reward import RewardPool, extract_answer
-from rollout import Rollout, TorchSampler, response_text, sample_seed
+from rollout import Rollout, TorchSampler, VLLMSampler, response_text, sample_seed
 
 
-def evaluate(sampler: TorchSampler, tokenizer: ChatTokenizer, pool: RewardPool, benchmarks: dict[str, list[Prompt]],
-             cfg: Config, max_tokens: int) -> dict[str, dict[str, float]]:  # fmt: skip
+def evaluate(sampler: TorchSampler | VLLMSampler, tokenizer: ChatTokenizer, pool: RewardPool,
+             benchmarks: dict[str, list[Prompt]], cfg: Config,
+             max_tokens: int) -> dict[str, dict[str, float]]:  # fmt: skip
     """Mean of `cfg.eval_k` samples a problem, at most `max_tokens` each, for each benchmark and for "all" problems.
 
     Returns {accuracy, stderr, response_len_mean, response_clip_ratio, num_problems}; `stderr` is the standard error of

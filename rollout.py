@@ -1,15 +1,20 @@
-"""Prompts in, sampled responses out: the embedded sampling engine.
+"""Prompts in, sampled responses out: the two sampling engines, one interface.
 
-`TorchSampler` holds its own copy of the weights, a KV cache and a fixed number of slots; whenever a sequence ends, the
-next one takes its slot (continuous batching). The random numbers of a sequence depend on its seed and the position
-only, so it comes out the same alone or in any batch. Reads model folders; writes nothing.
+`TorchSampler` is embedded: its own copy of the weights, a KV cache and a fixed number of slots; whenever a sequence
+ends, the next one takes its slot (continuous batching). `VLLMSampler` is vLLM in this process, one engine a rank. The
+random numbers of a sequence depend on its seed and the position only. Reads model folders; writes nothing.
 
 Dimensions: N live sequences, L cache positions, V vocabulary; H, K, E as in model.py.
 """
 
 import hashlib
+import importlib.util
+import os
+import random
 import struct
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +25,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from configs import UserError
+from configs import Config, UserError
 from model import (
+    DTYPES,
     ModelConfig,
+    Qwen2,
     apply_rotary,
     attention,
     attention_backend,
@@ -119,6 +126,15 @@ def sample_tokens(logits: Tensor, uniform: Tensor, temperature: float, top_p: fl
     return tokens, logprobs.gather(-1, tokens[:, None]).squeeze(-1)
 
 
+def check_lengths(prompts: list[list[int]], max_tokens: int, limit: int) -> None:
+    longest = max(len(p) for p in prompts)
+    if min(len(p) for p in prompts) == 0 or max_tokens < 1:
+        raise UserError("generate: a prompt without tokens, or max_tokens under 1")
+    if longest + max_tokens > limit:
+        raise UserError(f"generate: {longest} prompt + {max_tokens} response tokens exceed the engine's {limit} "
+                        f"positions")  # fmt: skip
+
+
 class TorchSampler:
     """The embedded engine: plain PyTorch, continuous batching over `slots` sequences, one device.
 
@@ -138,14 +154,17 @@ class TorchSampler:
         tokenizer = ChatTokenizer(path)
         self.eos_ids = torch.tensor(tokenizer.eos_ids, device=self.device)
         self.vocab_size = min(tokenizer.size, self.config.vocab_size)
+        self.name = f"torch, attention {self.backend}"
         self.weights: dict[str, Tensor] = {}
         self.load_weights(stream_weights(path))
 
-    def load_weights(self, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
-        """Take new weights under their Hugging Face names; q, k, v and gate, up are joined into one product each."""
+    def load_weights(self, named_tensors: Iterable[tuple[str, Tensor]]) -> int:
+        """Take new weights under their Hugging Face names; q, k, v and gate, up are joined into one product each.
+        Returns their bytes."""
         new = {}
         for name, tensor in named_tensors:
             new[name] = tensor.to(self.device, self.dtype, copy=True)
+        size = sum(t.nbytes for t in new.values())
         for i in range(self.config.num_hidden_layers):
             p = f"model.layers.{i}."
             for kind in ("weight", "bias"):
@@ -157,12 +176,16 @@ class TorchSampler:
         if shapes and {k: v.shape for k, v in new.items()} != shapes:
             raise ValueError("load_weights: names or shapes differ from the weights in use")
         self.weights = new
+        return size
 
     def sleep(self) -> None:
         """Nothing to give back: the cache lives only while `generate` runs."""
 
     def wake(self) -> None:
         """Nothing to take back."""
+
+    def close(self) -> None:
+        """Nothing to end."""
 
     def _forward(self, ids: Tensor, position_ids: Tensor, attend) -> Tensor:
         """Hidden states after the final norm (N, D) of tokens (N,); `attend(layer, q, k, v)` sees the cache."""
@@ -216,12 +239,7 @@ class TorchSampler:
         """
         if not prompts:
             return []
-        longest = max(len(p) for p in prompts)
-        if min(len(p) for p in prompts) == 0 or max_tokens < 1:
-            raise UserError("generate: a prompt without tokens, or max_tokens under 1")
-        if longest + max_tokens > self.config.max_position_embeddings:
-            raise UserError(f"generate: {longest} prompt + {max_tokens} response tokens exceed the model's "
-                            f"max_position_embeddings={self.config.max_position_embeddings}")  # fmt: skip
+        check_lengths(prompts, max_tokens, self.config.max_position_embeddings)
         ids, logprobs, counts = self._decode(prompts, seeds, max_tokens, temperature, top_p)
         counts, stop = counts.tolist(), set(self.eos_ids.tolist())
         rollouts, row = [], 0
@@ -307,3 +325,192 @@ class TorchSampler:
             return out.flatten(1, 2)
 
         return self._forward(tokens, position_ids, attend)
+
+
+# ---------------------------------------------------------------------------------------------------------------- vLLM
+
+
+@contextmanager
+def globals_kept() -> Iterator[None]:
+    """vLLM reseeds and consumes every random generator, disables torch.set_num_threads and edits the environment that
+    torchrun and child processes read; all of it is put back."""
+    names = ("LOCAL_WORLD_SIZE", "LD_PRELOAD", "RANK", "LOCAL_RANK")
+    environment = {name: os.environ.get(name) for name in names}
+    threads, set_num_threads = torch.get_num_threads(), torch.set_num_threads
+    generators = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
+    try:
+        yield
+    finally:
+        torch.set_num_threads = set_num_threads
+        torch.set_num_threads(threads)
+        random.setstate(generators[0])
+        np.random.set_state(generators[1])
+        torch.set_rng_state(generators[2])
+        if cuda is not None:
+            torch.cuda.set_rng_state(cuda)
+        for name, value in environment.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+class VLLMSampler:
+    """vLLM beside the trainer: one engine a rank, tensor parallel 1, in this process, asleep while the trainer works.
+
+    The process group must exist. On CUDA the order is `wake` (weights), `load_weights` (which then brings the KV cache
+    back), `generate`, `sleep`. Written for vLLM 0.32; the CPU build neither sleeps nor captures graphs.
+    """
+
+    def __init__(self, path: str | Path, dtype: torch.dtype, device: torch.device | str, slots: int,
+                 max_model_len: int, memory_share: float = 0.6, sleep_level: int = 1) -> None:  # fmt: skip
+        if importlib.util.find_spec("vllm") is None:
+            raise UserError("sampler: vllm is not installed: pip install -r requirements-gpu.txt, or --sampler=torch")
+        self.cuda, self.sleep_level = torch.device(device).type == "cuda", sleep_level
+        self.max_model_len = max_model_len
+        config, tokenizer = ModelConfig.from_folder(path), ChatTokenizer(path)
+        with torch.device("meta"):
+            self.shapes = {name: tuple(p.shape) for name, p in Qwen2(config).named_parameters()}
+        self.tied, self.eos_ids = config.tie_word_embeddings, tokenizer.eos_ids
+        # rows that pad the checkpoint's vocabulary have no token: e^-100 is never sampled, and costs nobody anything
+        self.logit_bias = dict.fromkeys(range(tokenizer.size, config.vocab_size), -100.0) or None
+        options: dict[str, Any] = dict(gpu_memory_utilization=memory_share, enable_sleep_mode=True)
+        if not self.cuda:
+            # A chunked prefill of a seeded request dies on the CPU ("CPU Generator does not use offset").
+            cache = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * dtype.itemsize
+            cache *= slots * -(-max_model_len // 128) * 128  # bytes if all slots are full, in blocks of 128 tokens
+            memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+            options = dict(kv_cache_memory_bytes=int(min(cache, memory_share * memory)), enforce_eager=True,
+                           enable_chunked_prefill=False, max_num_batched_tokens=max(8192, max_model_len))  # fmt: skip
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine lives in this process, with its process group
+        os.environ["VLLM_NO_USAGE_STATS"] = "1"  # it would report to its makers
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        with globals_kept():
+            os.environ.setdefault("RANK", "0")  # it reads these where torchrun did not set them
+            os.environ.setdefault("LOCAL_RANK", "0")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)
+                import vllm
+
+            self.llm = vllm.LLM(
+                str(path), tensor_parallel_size=1, distributed_executor_backend="external_launcher",
+                dtype=str(dtype).removeprefix("torch."), seed=dist.get_rank(), max_model_len=max_model_len,
+                max_num_seqs=slots, logprobs_mode="processed_logprobs", generation_config="vllm",
+                skip_tokenizer_init=True, use_tqdm_on_load=False, **options,
+            )  # fmt: skip
+        runner = self.llm.llm_engine.model_executor.driver_worker.worker.model_runner
+        self.name = f"vllm {vllm.__version__}, {type(runner).__module__}.{type(runner).__name__}"
+        if self.cuda and type(runner).__module__ != "vllm.v1.worker.gpu.model_runner":
+            raise UserError(f"sampler: {self.name} draws seeded requests in a Python loop a token, model runner V2 "
+                            f"does not: install triton, and unset VLLM_USE_V2_MODEL_RUNNER")  # fmt: skip
+        theirs = engine_shapes(runner.get_model())
+        if theirs != self.shapes:
+            names = sorted(n for n in {*theirs, *self.shapes} if theirs.get(n) != self.shapes.get(n))
+            raise UserError(f"{path}: vLLM reads this model differently: {names[0]} is {theirs.get(names[0])} there, "
+                            f"{self.shapes.get(names[0])} here")  # fmt: skip
+        self.cache_awake = True
+
+    def generate(self, prompts: list[list[int]], seeds: list[list[int]], max_tokens: int, temperature: float,
+                 top_p: float) -> list[list[Rollout]]:  # fmt: skip
+        """As TorchSampler.generate. All requests are submitted at once, each sample its own with its own seed: vLLM
+        would seed child i of an n > 1 request with seed + i. Samples of a prompt share its cached blocks."""
+        if not prompts:
+            return []
+        check_lengths(prompts, max_tokens, self.max_model_len)
+        from vllm import SamplingParams
+
+        self._wake_cache()
+        params = [SamplingParams(temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed, logprobs=0,
+                                 flat_logprobs=True, detokenize=False, stop_token_ids=self.eos_ids,
+                                 logit_bias=self.logit_bias) for group in seeds for seed in group]  # fmt: skip
+        requests = [{"prompt_token_ids": p} for p, group in zip(prompts, seeds, strict=True) for _ in group]
+        with globals_kept():
+            outputs = self.llm.generate(requests, params, use_tqdm=False)
+        self.prompt_tokens, self.cached_tokens = sum(map(len, prompts)), sum(o.num_cached_tokens for o in outputs)
+        rollouts, row = [], 0
+        for p, prompt in enumerate(prompts):
+            rollouts.append([])
+            for s in range(len(seeds[p])):
+                out = outputs[row].outputs[0]
+                rollouts[-1].append(Rollout(p, s, prompt, list(out.token_ids), list(out.logprobs.logprobs),
+                                            out.finish_reason))  # fmt: skip
+                row += 1
+        return rollouts
+
+    def load_weights(self, named_tensors: Iterable[tuple[str, Tensor]]) -> int:
+        """Stream new weights into the engine's own storage, one tensor at a time; returns their bytes.
+
+        Every name and shape is checked against the engine's before vLLM sees the tensor (it keeps a missing weight and
+        accepts an oversized one without a word). A tied head is given too: the engine packs a copy of its own. The
+        prefix cache is emptied: its keys and values are the old weights'. Raises ValueError.
+        """
+        missing, size = dict(self.shapes), 0
+
+        def checked() -> Iterator[tuple[str, Tensor]]:
+            nonlocal size
+            for name, tensor in named_tensors:
+                if missing.pop(name, None) != tuple(tensor.shape):
+                    raise ValueError(f"load_weights: {name} {tuple(tensor.shape)} is not among the engine's weights "
+                                     f"({self.shapes.get(name)}), or came twice")  # fmt: skip
+                size += tensor.nbytes
+                yield name, tensor
+                if self.tied and name == "model.embed_tokens.weight":
+                    yield "lm_head.weight", tensor
+
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": checked()})
+        if missing:
+            raise ValueError(f"load_weights: {len(missing)} tensors are missing, the first is {min(missing)}")
+        self._wake_cache()
+        if not self.llm.reset_prefix_cache():
+            raise RuntimeError("vLLM did not reset its prefix cache: it would answer from the old weights")
+        return size
+
+    def sleep(self) -> None:
+        """Give the GPU's memory to the trainer: the KV cache is dropped, the weights wait in RAM (level 1) or are
+        dropped too (level 2)."""
+        if self.cuda and self.cache_awake:
+            self.llm.sleep(level=self.sleep_level)
+            self.cache_awake = False
+
+    def wake(self) -> None:
+        """Take the weights' memory back; `load_weights` or `generate` brings the KV cache back."""
+        if self.cuda and not self.cache_awake:
+            torch.cuda.empty_cache()  # what torch keeps for later, vLLM cannot have
+            self.llm.wake_up(tags=["weights"])
+
+    def _wake_cache(self) -> None:
+        if self.cuda and not self.cache_awake:
+            self.llm.wake_up(tags=["kv_cache"])
+            self.cache_awake = True
+
+    def close(self) -> None:
+        """End the engine, before the process group ends."""
+        self.llm.llm_engine.engine_core.shutdown()
+
+
+def engine_shapes(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    """Hugging Face name -> shape of every tensor vLLM's model takes; its fused products are split again. Read from the
+    layers, since the CPU build packs weights away and leaves empty parameters."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, p in model.named_parameters():
+        path, _, kind = name.rpartition(".")
+        layer, (parent, _, leaf) = model.get_submodule(path), path.rpartition(".")
+        if hasattr(layer, "org_vocab_size"):
+            shapes[name] = (layer.org_vocab_size, layer.embedding_dim)
+        elif hasattr(layer, "input_size"):
+            parts = model.packed_modules_mapping.get(leaf, [leaf])
+            for part, size in zip(parts, getattr(layer, "output_sizes", [layer.output_size]), strict=True):
+                shapes[f"{parent}.{part}.{kind}"] = (size, layer.input_size) if kind == "weight" else (size,)
+        else:
+            shapes[name] = tuple(p.shape)
+    return shapes
+
+
+def make_sampler(cfg: Config, path: Path, device: torch.device, longest: int) -> TorchSampler | VLLMSampler:
+    """The engine that `cfg.sampler` names, asleep; `longest` = prompt and response tokens of the longest sequence."""
+    if cfg.sampler == "torch":
+        return TorchSampler(path, DTYPES[cfg.dtype], device, cfg.sampler_slots)
+    sampler = VLLMSampler(path, DTYPES[cfg.dtype], device, cfg.sampler_slots, longest, cfg.sampler_memory_share,
+                          cfg.sampler_sleep_level)  # fmt: skip
+    sampler.sleep()
+    return sampler

@@ -15,6 +15,7 @@ import os
 import time
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,15 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
 import checkpoint
+import watch
 from configs import Config, UserError, load_config, run
 from eval import dump_rollouts, evaluate, write_summary
 from losses import aggregate, clipped, group_advantages, kl_penalty, policy_loss, rollout_weights
 from metrics import Timer, json_row, progress_line, rollout_metrics, start_wandb
 from model import DTYPES, ModelConfig, Qwen2, full_tensors, peak_flops, resolve_model, token_logprobs
-from prompts import ChatTokenizer, encode_problems, load_problems, load_prompts
+from prompts import ChatTokenizer, Prompt, encode_problems, load_problems, load_prompts
 from reward import RewardPool
-from rollout import Rollout, TorchSampler, gather_rollouts, response_text, sample_seed
+from rollout import Rollout, TorchSampler, VLLMSampler, gather_rollouts, make_sampler, response_text, sample_seed
 from schedule import stage_at
 
 
@@ -196,16 +198,10 @@ def fixed_logprobs(model: Qwen2, batches: list[Batch], cfg: Config) -> list[Tens
     return logprobs
 
 
-def mismatch(logprobs: Tensor, b: Batch) -> Tensor:
-    """(sum of k3, tokens) between sampler and trainer: k3 estimates KL(sampler || trainer)."""
-    d = (logprobs - b.rollout_logprobs) * b.response_mask
-    return torch.stack([(d.exp() - 1 - d).sum(), b.response_mask.sum(), d.abs().max()]).double()
-
-
 def backward(model: Qwen2, batches: list[Batch], counts: Counts, cfg: Config) -> tuple[Tensor, Tensor]:
     """Add the gradient of one minibatch. Returns sums over this rank's tokens of (loss as aggregated, policy loss, KL,
     entropy, clipped, tokens), and its sampler mismatch where it was on-policy."""
-    sums, watch = torch.zeros(6, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    sums, seen = torch.zeros(6, dtype=torch.float64), watch.nothing(batches[0].targets.device)
     # FSDP averages gradients over ranks and we want their sum; the released DeepScaleR code kept the average.
     scale = 1 if cfg.loss_agg == "deepscaler" else dist.get_world_size()
     for b in batches:
@@ -231,25 +227,8 @@ def backward(model: Qwen2, batches: list[Batch], counts: Counts, cfg: Config) ->
             per_token = torch.stack([pg, kl, entropy, clips, torch.ones_like(pg)]) @ b.response_mask
             sums = sums.to(loss.device) + torch.cat([loss[None], per_token]).double()
             if b.old_logprobs is None:
-                watch = merge_watch(watch.to(loss.device), mismatch(logprobs, b))
-    return sums, watch
-
-
-def merge_watch(a: Tensor, b: Tensor) -> Tensor:
-    return torch.stack([a[0] + b[0], a[1] + b[1], torch.maximum(a[2], b[2])])
-
-
-def check_sampler(watch: Tensor, cfg: Config, step: int) -> tuple[float, float]:
-    """Mean k3 and largest difference over all ranks. Stops the run when sampler and trainer are not one policy."""
-    k3, tokens = all_sum(watch[:2])
-    largest = watch[2:].cpu()
-    dist.all_reduce(largest, dist.ReduceOp.MAX)
-    mean = k3 / max(1, tokens)
-    if not mean <= cfg.mismatch_limit:
-        raise SystemExit(f"step {step}: sampler and trainer disagree: mean k3 {mean:.3g} is beyond mismatch_limit="
-                         f"{cfg.mismatch_limit}; the optimizer did not move. Stale weights, another temperature and "
-                         f"top_p under 1 do this")  # fmt: skip
-    return mean, largest.item()
+                seen = watch.merge(seen, watch.mismatch(logprobs, b))
+    return sums, seen
 
 
 def optimizer_step(model: Qwen2, optimizer: torch.optim.Optimizer, loss: float, cfg: Config) -> float | None:
@@ -261,6 +240,25 @@ def optimizer_step(model: Qwen2, optimizer: torch.optim.Optimizer, loss: float, 
         optimizer.step()
     optimizer.zero_grad()
     return norm if finite else None
+
+
+def probe(sampler: TorchSampler | VLLMSampler, model: Qwen2, prompts: list[Prompt], cfg: Config,
+          step: int) -> dict[str, float]:  # fmt: skip
+    """The watch right after a sync: a few short samples, scored by the trainer; see watch.check.
+
+    They answer the longest prompts, the same ones every time: a prefix cache of the old weights would show.
+    """
+    rank, world = dist.get_rank(), dist.get_world_size()
+    longest = sorted(prompts, key=lambda p: len(p.ids), reverse=True)[: 2 * world]
+    mine = [longest[i % len(longest)].ids for i in (rank, rank + world)]
+    seeds = [[sample_seed(cfg.seed, "probe", step, rank, i, s) for s in range(2)] for i in range(2)]
+    groups = sampler.generate(mine, seeds, min(32, cfg.max_response_len[0]), cfg.temperature, cfg.top_p)
+    device = next(model.parameters()).device
+    batches = [pack([r], False, device) for group in groups for r in group]  # one each: as many on every rank
+    seen = watch.nothing(device)
+    for b, logprobs in zip(batches, fixed_logprobs(model, batches, cfg), strict=True):
+        seen = watch.merge(seen, watch.mismatch(logprobs, b))
+    return watch.check(seen, f"after the sync of step {step}", partial(fixed_logprobs, model), batches, cfg)
 
 
 def load_model(cfg: Config, path: Path, device: torch.device, dtype: torch.dtype) -> Qwen2:
@@ -293,10 +291,10 @@ def main(argv: list[str]) -> None:
     rank, world = dist.get_rank(), dist.get_world_size()
 
     # models: the policy in float32 shards, the frozen reference only if the loss asks for it, the sampler's own copy
+    sampler = make_sampler(cfg, path, device, longest)  # first: vLLM counts its share of a GPU's free memory
     model = load_model(cfg, path, device, torch.float32)
     model.set_activation_checkpointing(cfg.activation_checkpointing)
     reference = load_model(cfg, path, device, DTYPES[cfg.dtype]).requires_grad_(False) if cfg.kl_coef else None
-    sampler = TorchSampler(path, DTYPES[cfg.dtype], device, cfg.sampler_slots)
     optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, betas=(cfg.adam_beta1, cfg.adam_beta2),
                                   eps=cfg.adam_eps, weight_decay=cfg.weight_decay)  # fmt: skip
     peak = peak_flops(device, DTYPES[cfg.dtype])
@@ -315,8 +313,15 @@ def main(argv: list[str]) -> None:
         checkpoint.rewind(cfg.run_dir, state["step"])
         limit = f"max_prompt_len={cfg.max_prompt_len}"
         print(f"{len(prompts)} prompts from {cfg.train_data}, {too_long} longer than {limit} left out")
-        print(f"{world} x {device.type}, attention: {model.backend}, sampler: {cfg.sampler}")
-    sampler.load_weights(full_tensors(model, DTYPES[cfg.dtype]))
+        print(f"{world} x {device.type}, attention: {model.backend}, sampler: {sampler.name}")
+
+    def sync(step: int) -> tuple[int, dict[str, float]]:
+        """Give the sampler the trainer's weights and check that it has them. Returns bytes and figures of the watch."""
+        sampler.wake()
+        size = sampler.load_weights(full_tensors(model, DTYPES[cfg.dtype]))
+        return size, probe(sampler, model, prompts, cfg, step)
+
+    sync(state["step"])
     rewards_since_save: list[float] = []
     begun_at, step_seconds, not_finite_in_a_row = state["step"], [], 0
     before, evaluated = dict(state), {}  # evaluated: results of this step's weights by context
@@ -351,6 +356,9 @@ def main(argv: list[str]) -> None:
                 seeds = [[sample_seed(cfg.seed, stage, step, 0, p, s) for s in range(group_size)] for p in mine]
                 sampled = sampler.generate([prompts[p].ids for p in mine], seeds, max_len, cfg.temperature, cfg.top_p)
                 rollouts = [replace(r, prompt_id=mine[r.prompt_id]) for group in sampled for r in group]
+                sampler.sleep()
+            with timer("tail"):
+                all_sum([0.0])  # wait for the rank whose answers are the longest
 
             # 2. grade, and tell everyone
             with timer("reward"):
@@ -361,7 +369,7 @@ def main(argv: list[str]) -> None:
             # 3. compare within the group, choose what to learn from, distribute it
             groups = with_advantages(rollouts, cfg)
             row = {"step": step, "stage": stage, "max_response_len": max_len, **rollout_metrics(groups), "lr": cfg.lr,
-                   "mismatch_k3": None, "mismatch_max": None}  # fmt: skip
+                   "mismatch_k3": None, "mismatch_max": None, "mismatch_ess": None}  # fmt: skip
             mixed = [g for g in groups if len({r.reward for r in g}) > 1]
             trained = mixed if cfg.drop_uniform_groups or not mixed else groups
             plan = plan_minibatches(trained, cfg, world)
@@ -370,12 +378,12 @@ def main(argv: list[str]) -> None:
                 print0(f"step {step}: every group is uniform (all right or all wrong): no update")
 
             # 4. log-probabilities before anything moves; the first minibatch is on-policy and its forward gives them
-            watch = torch.zeros(3, dtype=torch.float64, device=device)
+            seen = watch.nothing(device)
             with timer("logprobs"):
                 for batches in minibatches[1:]:
                     for b, old_logprobs in zip(batches, fixed_logprobs(model, batches, cfg), strict=True):
                         b.old_logprobs = old_logprobs
-                        watch = merge_watch(watch, mismatch(old_logprobs, b))
+                        seen = watch.merge(seen, watch.mismatch(old_logprobs, b))
                 for batches in minibatches if reference else ():
                     for b, ref_logprobs in zip(batches, fixed_logprobs(reference, batches, cfg), strict=True):
                         b.ref_logprobs = ref_logprobs
@@ -388,8 +396,9 @@ def main(argv: list[str]) -> None:
                     losses.append(all_sum(parts[:1])[0] / (world if cfg.loss_agg == "deepscaler" else 1))
                     sums = sums + parts
                     if i == 0:
-                        watch = merge_watch(watch, on_policy.to(device))
-                        row["mismatch_k3"], row["mismatch_max"] = check_sampler(watch, cfg, step)
+                        figures = watch.check(watch.merge(seen, on_policy), f"step {step}",
+                                              partial(fixed_logprobs, model), batches[:1], cfg)  # fmt: skip
+                        row |= {f"mismatch_{name}": figures[name] for name in ("k3", "max", "ess")}
                     norm = optimizer_step(model, optimizer, losses[-1], cfg)
                     norms += [norm] if norm is not None else []
                     not_finite_in_a_row = 0 if norm is not None else not_finite_in_a_row + 1
@@ -402,8 +411,8 @@ def main(argv: list[str]) -> None:
 
             # 6. the sampler gets the new weights
             with timer("sync"):
-                if plan:
-                    sampler.load_weights(full_tensors(model, DTYPES[cfg.dtype]))
+                row["sync_bytes"], after_sync = sync(step)
+                row["mismatch_sync_k3"] = after_sync["k3"]
 
             # 7. say what happened
             _, pg_loss, kl, entropy, clips, tokens = all_sum(sums)
@@ -428,7 +437,9 @@ def main(argv: list[str]) -> None:
             step_seconds = [*step_seconds[-19:], seconds]
             flops = 3 * model.flops(length(r) for g in trained for r in g) if plan else 0.0
             row |= {f"time_{phase}": timer.seconds.get(phase, 0.0)
-                    for phase in ("rollout", "reward", "logprobs", "train", "sync", "eval")}  # fmt: skip
+                    for phase in ("reward", "logprobs", "train", "sync", "eval")}  # fmt: skip
+            rollout_seconds, tail_seconds = all_sum([timer.seconds["rollout"], timer.seconds["tail"]])
+            row |= {"time_rollout": rollout_seconds / world, "time_tail": tail_seconds / world}
             row |= {"time_step": seconds, "tokens_per_second": row["tokens_generated"] / (seconds - row["time_eval"])}
             row |= {"flops_trained": flops, "mfu": flops / (row["time_train"] * peak * world) if plan else None}
             row["gpu_hours"] = state["gpu_seconds"] / 3600
@@ -451,7 +462,9 @@ def main(argv: list[str]) -> None:
             final = {"first": evaluate_at(first_len), "last": evaluate_at(last_len)}
             write_summary(cfg, state, final, before["seconds"] + time.perf_counter() - started)
     dist.barrier()  # without it gloo ranks were seen to abort at exit; why is not known
-    dist.destroy_process_group()
+    sampler.close()
+    if dist.is_initialized():  # vLLM ends the process group with its engine
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

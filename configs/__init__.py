@@ -37,8 +37,10 @@ class Config:
     eval_data: tuple[str, ...] = ("data/aime24.jsonl",)  # each is reported as eval_<file stem>
     prompt_suffix: str = " Let's think step by step and output the final answer within \\boxed{}."
     # rollouts
-    sampler: Literal["torch"] = "torch"
-    sampler_slots: int = 64  # sequences generated at once on a rank; each holds a cache of prompt + response length
+    sampler: Literal["torch", "vllm"] = "torch"
+    sampler_slots: int = 64  # sequences generated at once on a rank; torch: each holds a cache of its full length
+    sampler_memory_share: float = 0.6  # vllm: of a GPU's memory while it is awake, weights and KV cache
+    sampler_sleep_level: int = 1  # vllm: 1 = its weights wait in RAM while the trainer works, 2 = they are dropped
     prompts_per_step: int = 128
     group_size: tuple[int, ...] = (8,)  # samples a prompt, one entry a stage
     temperature: float = 0.6
@@ -143,7 +145,9 @@ class Config:
         for name in ("temperature", "max_grad_norm", "adam_eps", "reward_timeout", "mismatch_limit"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name}: {getattr(self, name)} must be greater than 0")
-        for name in ("top_p", "eval_top_p"):
+        if self.sampler_sleep_level not in (1, 2):
+            raise UserError(f"sampler_sleep_level: {self.sampler_sleep_level} is neither 1 nor 2")
+        for name in ("top_p", "eval_top_p", "sampler_memory_share"):
             if not 0 < getattr(self, name) <= 1:
                 raise UserError(f"{name}: {getattr(self, name)} must be in (0, 1]")
         if self.process_group_timeout > 10**9:
