@@ -3,14 +3,12 @@
 Sampler and trainer compute the same log-probabilities with different code, and often another precision. A difference
 is harmless as rounding and ruinous as a bug: weights that did not arrive, another temperature, a truncated
 distribution, a stale prefix cache. `mismatch` measures it, `check` stops the run before the optimizer moves, `explain`
-says what it looks like. Everything is called by all ranks together.
+says what it looks like. All ranks call everything together.
 
 Dimensions: T packed tokens of a batch; d = trainer's log-probability - sampler's, of each response token.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,26 +16,27 @@ import torch.distributed as dist
 from torch import Tensor
 
 from configs import Config
+from model import Qwen2, token_logprobs
 
 if TYPE_CHECKING:
     from train_grpo import Batch
 
-Score = Callable[["list[Batch]", Config], list[Tensor]]  # the trainer's log-probabilities, (T,) of each batch
+TEMPERATURES = [tenths / 10 for tenths in range(1, 21)]  # what `explain` tries
+TOP_PS = [0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.98, 0.99]
 
 
 def mismatch(logprobs: Tensor, b: "Batch") -> Tensor:
-    """Sums over a batch's response tokens of: k3 = e^d - 1 - d, tokens, w = e^d, w^2, d, |d|, d^2; last, the largest
+    """Sums over a batch's response tokens of k3 = e^d - 1 - d, k3^2, w = e^d, w^2, d, d^2 and 1; last, the largest
     |d|. (8,) float64"""
     mask = b.response_mask > 0
     d = torch.where(mask, logprobs - b.rollout_logprobs, 0.0).double()
-    w = torch.where(mask, d.exp(), 0.0)
-    k3 = torch.expm1(d) - d
-    return torch.stack([k3.sum(), mask.sum(), w.sum(), w.square().sum(), d.sum(), d.abs().sum(), d.square().sum(),
-                        d.abs().max()])  # fmt: skip
+    k3, w = torch.expm1(d) - d, torch.where(mask, d.exp(), 0.0)
+    sums = torch.stack([k3, k3.square(), w, w.square(), d, d.square(), mask.double()]).sum(1)
+    return torch.cat([sums, d.abs().max()[None]])
 
 
 def nothing(device: torch.device) -> Tensor:
-    """The sums of no tokens."""
+    """The sums over no tokens."""
     return torch.zeros(8, dtype=torch.float64, device=device)
 
 
@@ -46,64 +45,88 @@ def merge(a: Tensor, b: Tensor) -> Tensor:
 
 
 def over_ranks(sums: Tensor) -> dict[str, float]:
-    """The figures of all ranks' tokens: k3 and k1 (two estimates of KL(sampler || trainer)), k1's standard error, the
-    largest |d|, the effective sample size's share of the tokens ((sum w)^2 / (n sum w^2), Kish 1965), and `one_sided`
-    = sum d / sum |d|, which is -1 where the trainer finds every token less likely."""
+    """The figures of all ranks' tokens: k3 and k1 = -mean d, two estimates of KL(sampler || trainer), with their
+    standard errors; the largest |d|; `ess`, the effective sample size (sum w)^2 / sum w^2 as a share of the tokens."""
     total, largest = sums[:7].cpu(), sums[7:].cpu()
     dist.all_reduce(total)
     dist.all_reduce(largest, dist.ReduceOp.MAX)
-    k3, n, w, w2, d, absolute, d2 = total.tolist()
+    k3, k3_squared, w, w_squared, d, d_squared, n = total.tolist()
     n = max(1.0, n)
-    return {"k3": k3 / n, "k1": -d / n, "k1_error": math.sqrt(max(0.0, d2 / n - (d / n) ** 2) / n) if d2 < math.inf
-            else math.inf, "max": largest.item(), "ess": w * w / (n * w2) if w2 else 1.0,
-            "one_sided": d / absolute if absolute else 0.0}  # fmt: skip
+
+    def error(mean: float, squared: float) -> float:
+        variance = squared / n - mean * mean
+        return math.sqrt(max(0.0, variance) / n) if math.isfinite(variance) else math.inf
+
+    return {"k3": k3 / n, "k3_error": error(k3 / n, k3_squared), "k1": -d / n, "k1_error": error(d / n, d_squared),
+            "max": largest.item(), "ess": w * w / (n * w_squared) if w_squared else 1.0}  # fmt: skip
 
 
-def check(sums: Tensor, where: str, score: Score, batches: "list[Batch]", cfg: Config) -> dict[str, float]:
-    """The figures of `over_ranks`; stops the run where they say that sampler and trainer are not one policy.
+def divergence(figures: dict[str, float], sure: float = 0.0) -> float:
+    """The larger estimate of KL(sampler || trainer): k3, `sure` standard errors down, or k1, five down.
 
-    That is where k3 is beyond `mismatch_limit`; or k1 is, by more than five standard errors. Where both distributions
-    cover all tokens the two estimate the same number and k3 has the smaller variance; but a truncated sampler (top_p)
-    has E[w] < 1, k3 hides what it dropped, and only k1 is the divergence. `batches` are scored again to explain it.
+    Where both distributions cover all tokens, k3 and k1 estimate the same number and k3 varies less. But of a truncated
+    sampler (top_p) k3 sees only the square of the dropped mass, since E[w] < 1, and k1 is the divergence.
     """
+    return max(figures["k3"] - sure * figures["k3_error"], figures["k1"] - 5 * figures["k1_error"])
+
+
+def check(sums: Tensor, where: str, model: Qwen2, batches: "list[Batch]", cfg: Config,
+          sure: float = 0.0) -> dict[str, float]:  # fmt: skip
+    """The figures of `over_ranks`. Ends the run if their `divergence` is beyond `cfg.mismatch_limit` or no number;
+    `batches`, as many on every rank, are then scored again to explain it."""
     figures = over_ranks(sums)
     k3, k1 = figures["k3"], figures["k1"]
-    if k3 <= cfg.mismatch_limit and k1 - 5 * figures["k1_error"] <= cfg.mismatch_limit:  # nan is neither
+    if math.isfinite(k3 + k1) and divergence(figures, sure) <= cfg.mismatch_limit:
         return figures
-    raise SystemExit(f"{where}: sampler and trainer disagree: KL estimates k3 {k3:.3g} and k1 {k1:.3g}, mismatch_limit="
-                     f"{cfg.mismatch_limit}; the optimizer did not move. It looks like "
-                     f"{explain(score, batches, figures, cfg)}")  # fmt: skip
+    raise SystemExit(f"{where}: sampler and trainer disagree: two estimates of their KL divergence are {k3:.3g} (k3) "
+                     f"and {k1:.3g} (k1), beyond mismatch_limit={cfg.mismatch_limit}; the optimizer did not move. It "
+                     f"looks like {explain(model, batches, figures, cfg)}")  # fmt: skip
 
 
-def explain(score: Score, batches: "list[Batch]", figures: dict[str, float], cfg: Config) -> str:
-    """What the disagreement looks like, from scoring the same tokens again in other ways."""
-
-    def measured(logprobs: list[Tensor]) -> dict[str, float]:
-        sums = nothing(logprobs[0].device)
-        for x, b in zip(logprobs, batches, strict=True):
-            sums = merge(sums, mismatch(x, b))
-        return over_ranks(sums)
-
+@torch.no_grad()
+def explain(model: Qwen2, batches: "list[Batch]", figures: dict[str, float], cfg: Config) -> str:
+    """What a disagreement looks like: the same tokens are scored under each suspicion, and the one that fits is it."""
     if not math.isfinite(figures["k3"] + figures["k1"]):
         return "weights or log-probabilities that are not finite"
-    plain = score(batches, cfg)
-    here = measured(plain)
-    # Attention sees only distances between positions: shifted by one, all that changes is the rounding.
-    shifted = score([replace(b, position_ids=b.position_ids + 1) for b in batches], cfg)
-    own = [mismatch(x, replace(b, rollout_logprobs=y)) for x, y, b in zip(shifted, plain, batches, strict=True)]
-    rounding = over_ranks(sum(own[1:], own[0]))["k3"]
-    if here["k3"] <= 10 * rounding:
-        return (f"low precision only: the trainer's own rounding gives k3 {rounding:.2g} on the same tokens; raise "
-                f"mismatch_limit, and see rollout_correction")  # fmt: skip
-    best, best_k3 = cfg.temperature, here["k3"]
-    for tenths in range(1, 21):
-        k3 = measured(score(batches, replace(cfg, temperature=tenths / 10)))["k3"]
-        if k3 < best_k3:
-            best, best_k3 = tenths / 10, k3
-    if best_k3 < here["k3"] / 4:
-        return (f"a wrong temperature: the sampler's log-probabilities fit {best:.1f} (k3 {best_k3:.2g}), the "
-                f"trainer's is {cfg.temperature}")  # fmt: skip
-    if figures["one_sided"] < -0.7:
-        return (f"a truncated distribution (top_p, top_k, min_p): the trainer finds nearly every token less likely "
-                f"than the sampler did, by {1 - math.exp(-figures['k1']):.1%} on average")  # fmt: skip
+
+    def measure(scores: list[Tensor], reference: list[Tensor] | None = None) -> dict[str, float]:
+        sums = nothing(scores[0].device)
+        for i, b in enumerate(batches):
+            # against other scores than the sampler's: the same difference, written as the sampler's minus theirs
+            other = 0.0 if reference is None else b.rollout_logprobs - reference[i]
+            sums = merge(sums, mismatch(scores[i] + other, b))
+        return over_ranks(sums)
+
+    def score(hidden: list[Tensor], temperature: float) -> list[Tensor]:
+        head = model.lm_head.weight
+        return [token_logprobs(h, head, b.targets, temperature, cfg.logprob_chunk)[0]
+                for h, b in zip(hidden, batches, strict=True)]  # fmt: skip
+
+    # Attention sees only the distances between positions: shifted by one, nothing changes but the rounding.
+    shifted = [model(b.input_ids, b.position_ids + 1, b.cu_seqlens) for b in batches]
+    hidden = [model(b.input_ids, b.position_ids, b.cu_seqlens) for b in batches]
+    plain = score(hidden, cfg.temperature)
+    rounding, here = measure(score(shifted, cfg.temperature), plain)["k3"], divergence(measure(plain))
+    if here <= 10 * rounding:
+        return (f"low precision and nothing else: the trainer's own rounding makes a k3 of {rounding:.2g} on these "
+                f"tokens; raise mismatch_limit, and see rollout_correction")  # fmt: skip
+    fits = {divergence(measure(score(hidden, t))): f"a wrong temperature: the sampler's log-probabilities fit {t}, the "
+            f"trainer's is {cfg.temperature}" for t in TEMPERATURES}  # fmt: skip
+    masses = [kept_mass(h, model.lm_head.weight, cfg) for h in hidden]  # (T, len(TOP_PS)) each
+    for i, top_p in enumerate(TOP_PS):
+        cut = [x - mass[:, i].log() for x, mass in zip(plain, masses, strict=True)]
+        fits[divergence(measure(cut))] = f"a truncated distribution: the log-probabilities fit top_p={top_p}"
+    best = min(fits)
+    if best <= max(here / 20, 3 * rounding):
+        return fits[best]
     return "stale weights: a sync that did not arrive or not in full, or cached prefixes of older weights"
+
+
+def kept_mass(hidden: Tensor, lm_head_weight: Tensor, cfg: Config) -> Tensor:
+    """The probability that each of TOP_PS keeps, at each position: hidden (T, D) -> (T, len(TOP_PS))."""
+    masses = []
+    for h in hidden.split(min(cfg.logprob_chunk, 256)):  # sorting takes several times the logits' memory
+        probs = (h @ lm_head_weight.T).float().div_(cfg.temperature).softmax(-1).sort(-1, descending=True).values
+        before = probs.cumsum(-1) - probs
+        masses.append(torch.stack([torch.where(before < p, probs, 0.0).sum(-1) for p in TOP_PS], dim=-1))
+    return torch.cat(masses)

@@ -73,7 +73,7 @@ class Config:
     rollout_correction: Literal["none", "truncate", "mask", "sequence_mask"] = "none"
     rollout_correction_low: float = 0.5  # weight bounds, see losses.rollout_weights
     rollout_correction_high: float = 2.0
-    mismatch_limit: float = 0.02  # mean k3 between sampler and trainer beyond which the run stops
+    mismatch_limit: float = 0.003  # KL(sampler || trainer) a token, mean of k3 (or k1), beyond which the run stops
     # the machine
     device: Literal["auto", "cpu"] = "auto"  # auto = the GPUs where there are any
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # compute type; parameters, gradients and Adam are float32
