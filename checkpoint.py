@@ -27,20 +27,21 @@ from model import DTYPES, Qwen2
 
 # What a resumed run may change: it alters speed, memory, length and bookkeeping of the run, not the algorithm.
 MAY_CHANGE = {"resume", "out_dir", "max_steps", "save_every", "keep_checkpoints", "save_rollouts_every", "wandb",
-              "sampler_slots", "token_budget", "logprob_chunk", "activation_checkpointing", "reward_workers",
-              "reward_timeout", "mismatch_limit", "process_group_timeout", "world_size"}  # fmt: skip
+              "sampler_slots", "sampler_memory_share", "sampler_sleep_level", "token_budget", "logprob_chunk",
+              "activation_checkpointing", "reward_workers", "reward_timeout", "mismatch_limit", "smoke",
+              "process_group_timeout", "world_size"}  # fmt: skip
 
 
-def _tensors(model: Qwen2, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def tensors(model: Qwen2, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Everything that training changes, by name; the optimizer's moments are created where there are none yet."""
-    tensors = {}
+    found = {}
     for name, p in model.named_parameters():
         state = optimizer.state[p]
         if not state:
             state.update(step=torch.tensor(0.0), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
-        tensors[name] = p.detach()
-        tensors.update({f"optimizer.{key}.{name}": value for key, value in state.items()})
-    return tensors
+        found[name] = p.detach()
+        found.update({f"optimizer.{key}.{name}": value for key, value in state.items()})
+    return found
 
 
 def _hash_file(path: Path) -> str:
@@ -59,7 +60,7 @@ def save(folder: Path, model: Qwen2, optimizer: torch.optim.Optimizer, state: di
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
     dist.barrier()
-    dcp.save(_tensors(model, optimizer), checkpoint_id=aside)
+    dcp.save(tensors(model, optimizer), checkpoint_id=aside)
     if rank == 0:
         (aside / "state.json").write_text(json.dumps(state), encoding="utf-8")
     dist.barrier()
@@ -118,7 +119,7 @@ def find(run_dir: Path) -> Path | None:
 def load(folder: Path, model: Qwen2, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Fill model and optimizer in place from a checkpoint of any world size; returns its state. Raises UserError."""
     try:
-        dcp.load(_tensors(model, optimizer), checkpoint_id=folder)  # in place
+        dcp.load(tensors(model, optimizer), checkpoint_id=folder)  # in place
     except CheckpointException as e:  # no Exception; it wraps whatever each rank met
         reason = str(next(iter(e.failures.values()))[0]).strip().splitlines()[0]
         raise UserError(f"{folder}: does not fit this model: {reason}") from None

@@ -1,4 +1,4 @@
-"""What a step reports: seconds by phase, figures of its rollouts, the progress line, and wandb if asked for."""
+"""What a step reports: seconds and memory by phase, figures of its rollouts, the progress line, and wandb if asked."""
 
 import dataclasses
 import math
@@ -8,23 +8,55 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from configs import Config, UserError
 from rollout import Rollout
 
 
+def memory_in_use(device: torch.device) -> float:
+    """GiB. A GPU: all that is taken of it, by whomever, with what torch's allocator keeps of its peak. The CPU: the
+    most this process had resident since the last call, where Linux says so; else nan."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return (total - free) / 2**30
+    try:
+        with open("/proc/self/status", encoding="ascii") as f:
+            peak = next(int(line.split()[1]) for line in f if line.startswith("VmHWM")) / 2**20
+        with open("/proc/self/clear_refs", "w", encoding="ascii") as f:
+            f.write("5")  # begin a new peak
+        return peak
+    except OSError:  # not Linux, or a container that forbids it
+        return float("nan")
+
+
 class Timer:
-    """Seconds by phase: `with timer("rollout"): ...`; waits for the device at both ends."""
+    """Seconds and peak memory by phase: `with timer("rollout"): ...`; waits for the device at both ends."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.seconds: dict[str, float] = {}
+        self.memory: dict[str, float] = {}  # GiB
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
+        """Ends the run with one line where the GPU's memory does not suffice."""
+        memory_in_use(self.device)
         start = self._now()
-        yield
+        try:
+            yield
+        except torch.OutOfMemoryError as e:
+            reason = str(e).splitlines()[0]
+            raise SystemExit(f"out of memory in phase {phase!r}: {reason} Lower token_budget or logprob_chunk (the "
+                             f"trainer), sampler_memory_share (vLLM), or use more GPUs") from e  # fmt: skip
         self.seconds[phase] = self.seconds.get(phase, 0.0) + self._now() - start
+        self.memory[phase] = max(self.memory.get(phase, 0.0), memory_in_use(self.device))
+
+    def over_ranks(self, phases: tuple[str, ...]) -> dict[str, float]:
+        """The most memory that any rank took, by phase (0 for a phase that did not happen)."""
+        memory = torch.tensor([self.memory.get(p, 0.0) for p in phases])
+        dist.all_reduce(memory, dist.ReduceOp.MAX)
+        return dict(zip(phases, memory.tolist(), strict=True))
 
     def _now(self) -> float:
         if self.device.type == "cuda":

@@ -5,7 +5,7 @@
 Reads a config, a model folder and problem files; writes the run folder `out/<run_name>/` (config.json, metrics.jsonl,
 rollouts/, ckpt/, hf/, summary.json). A process group and FSDP2 always exist, with one process as with thirty-two.
 
-Dimensions: T packed tokens, S sequences of a batch.
+Dimensions: T packed tokens of a batch.
 """
 
 import importlib.util
@@ -13,53 +13,29 @@ import json
 import math
 import os
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
 import checkpoint
+import smoke
 import watch
 from configs import Config, UserError, load_config, run
 from eval import dump_rollouts, evaluate, write_summary
 from losses import aggregate, clipped, group_advantages, kl_penalty, policy_loss, rollout_weights
 from metrics import Timer, json_row, progress_line, rollout_metrics, start_wandb
 from model import DTYPES, ModelConfig, Qwen2, full_tensors, peak_flops, resolve_model, token_logprobs
+from packing import Batch, Counts, count, length, pack, plan_minibatches
 from prompts import ChatTokenizer, Prompt, encode_problems, load_problems, load_prompts
 from reward import RewardPool
 from rollout import Rollout, TorchSampler, VLLMSampler, gather_rollouts, make_sampler, response_text, sample_seed
 from schedule import stage_at
-
-
-@dataclass
-class Batch:
-    """S whole sequences end to end, no padding; everything is aligned with `targets`."""
-
-    input_ids: Tensor  # (T,)
-    targets: Tensor  # (T,)
-    position_ids: Tensor  # (T,) restarting at 0
-    cu_seqlens: Tensor  # (S+1,) int32
-    response_mask: Tensor  # (T,) 1 where the target is a response token that counts
-    advantages: Tensor  # (T,)
-    rollout_logprobs: Tensor  # (T,)
-    old_logprobs: Tensor | None = None  # (T,); None = on-policy: the training forward's own
-    ref_logprobs: Tensor | None = None  # (T,); None without a KL penalty
-
-
-@dataclass(frozen=True)
-class Counts:
-    """The denominators of a minibatch: over all ranks, after filtering, at least 1."""
-
-    num_tokens: int
-    num_sequences: int
-    max_len: int
-
 
 # ------------------------------------------------------------------------------------------------- the process group
 
@@ -90,7 +66,7 @@ def all_sum(values: list[float] | Tensor) -> list[float]:
     return total.tolist()
 
 
-# ----------------------------------------------------------------------------------------------------- data and packs
+# --------------------------------------------------------------------------------------------------- data and groups
 
 
 def step_prompts(step: int, num_prompts: int, cfg: Config) -> list[int]:
@@ -111,73 +87,6 @@ def with_advantages(rollouts: list[Rollout], cfg: Config) -> list[list[Rollout]]
     advantages = group_advantages(rewards, cfg.normalize_advantage_std).tolist()
     return [[replace(r, advantage=a) for r, a in zip(g, row, strict=True)]
             for g, row in zip(groups.values(), advantages, strict=True)]  # fmt: skip
-
-
-def length(r: Rollout) -> int:
-    """Tokens it takes in a pack: one less than it has, since the last one is only a target."""
-    return len(r.prompt_ids) + len(r.response_ids) - 1
-
-
-def plan_minibatches(groups: list[list[Rollout]], cfg: Config, world: int) -> list[list[list[list[Rollout]]]]:
-    """plan[minibatch][rank] = micro-batches: the same on every rank, a function of the rollouts alone.
-
-    Groups are cut into `cfg.minibatches` near-equal parts in prompt order; the sequences of a part go to the ranks by
-    cost, longest first to the least loaded, and there into packs of at most `token_budget` tokens. Every rank gets the
-    same number of packs (empty ones at the end), because FSDP hangs otherwise.
-    """
-    plan = []
-    for part in np.array_split(np.arange(len(groups)), cfg.minibatches):
-        sequences = sorted((r for g in part for r in groups[g]), key=length, reverse=True)
-        if not sequences:
-            continue  # fewer groups than minibatches, after filtering
-        load, ranks = [0.0] * world, [[] for _ in range(world)]
-        for r in sequences:
-            rank = load.index(min(load))
-            load[rank] += length(r) * (1 + length(r) / 50_000)  # attention is half of the work at some 50K tokens
-            packs = ranks[rank]
-            fits = (p for p in packs if sum(map(length, p)) + length(r) <= cfg.token_budget)
-            pack = next(fits, None)
-            if pack is None:
-                packs.append(pack := [])
-            pack.append(r)
-        most = max(map(len, ranks))
-        plan.append([packs + [[] for _ in range(most - len(packs))] for packs in ranks])
-    return plan
-
-
-def pack(rollouts: list[Rollout], mask_truncated: bool, device: torch.device) -> Batch:
-    """One micro-batch. This shifts targets against inputs, and nobody else ever does. No rollouts: a masked dummy."""
-    live = bool(rollouts)
-    rollouts = rollouts or [Rollout(0, 0, [0], [0], [0.0], "length")]
-    ids = [r.prompt_ids + r.response_ids for r in rollouts]
-
-    def per_token(values: list[list[float]]) -> Tensor:  # response values, behind zeros for the prompt
-        parts = [x for r, v in zip(rollouts, values, strict=True) for x in (np.zeros(len(r.prompt_ids) - 1), v)]
-        return torch.from_numpy(np.concatenate(parts)).to(device, torch.float32)
-
-    def joined(parts: list) -> Tensor:
-        return torch.from_numpy(np.concatenate([np.asarray(p, np.int64) for p in parts])).to(device)
-
-    counted = [float(live and counts_in_loss(r, mask_truncated)) for r in rollouts]
-    return Batch(
-        input_ids=joined([i[:-1] for i in ids]),
-        targets=joined([i[1:] for i in ids]),
-        position_ids=joined([range(len(i) - 1) for i in ids]),
-        cu_seqlens=torch.tensor([0, *np.cumsum([len(i) - 1 for i in ids])], dtype=torch.int32, device=device),
-        response_mask=per_token([[c] * len(r.response_ids) for c, r in zip(counted, rollouts, strict=True)]),
-        advantages=per_token([[r.advantage] * len(r.response_ids) for r in rollouts]),
-        rollout_logprobs=per_token([r.logprobs for r in rollouts]),
-    )
-
-
-def counts_in_loss(r: Rollout, mask_truncated: bool) -> bool:
-    return not (mask_truncated and r.finish_reason == "length")
-
-
-def count(ranks: list[list[list[Rollout]]], cfg: Config, max_len: int) -> Counts:
-    """The denominators of one minibatch of the plan."""
-    kept = [r for packs in ranks for p in packs for r in p if counts_in_loss(r, cfg.mask_truncated)]
-    return Counts(max(1, sum(len(r.response_ids) for r in kept)), max(1, len(kept)), max_len)
 
 
 # ----------------------------------------------------------------------------------------------------------- the step
@@ -261,6 +170,27 @@ def probe(sampler: TorchSampler | VLLMSampler, model: Qwen2, prompts: list[Promp
     return watch.check(seen, f"after the sync of step {step}", model, batches, cfg, sure=3.0)
 
 
+def worst_case(model: Qwen2, reference: Qwen2 | None, optimizer: torch.optim.Optimizer, cfg: Config) -> Timer:
+    """A step on the fullest pack, as long as nothing is generated yet; with lr 0, so that nothing moves. Returns its
+    seconds and memory."""
+    device = next(model.parameters()).device
+    b, timer = smoke.worst_pack(cfg, model.config, device), Timer(device)
+    counts = Counts(int(b.response_mask.sum()), b.cu_seqlens.numel() - 1, cfg.max_response_len[-1])
+    with timer("worst pack"):
+        (b.old_logprobs,) = fixed_logprobs(model, [b], cfg)
+        if reference:
+            (b.ref_logprobs,) = fixed_logprobs(reference, [b], cfg)
+        for group in optimizer.param_groups:
+            group["lr"] = 0.0
+        backward(model, [b], counts, cfg)
+        if optimizer_step(model, optimizer, 0.0, cfg) is None:
+            raise SystemExit("the gradient of the worst pack is not finite")
+    for group in optimizer.param_groups:
+        group["lr"] = cfg.lr
+    optimizer.state.clear()
+    return timer
+
+
 def load_model(cfg: Config, path: Path, device: torch.device, dtype: torch.dtype) -> Qwen2:
     """The model sharded over all ranks, parameters in `dtype`."""
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
@@ -271,11 +201,19 @@ def load_model(cfg: Config, path: Path, device: torch.device, dtype: torch.dtype
 
 
 def main(argv: list[str]) -> None:
-    started = time.perf_counter()
     cfg = load_config(argv)
+    if cfg.smoke:
+        with smoke.verdict():
+            train(smoke.settings(cfg))
+    else:
+        checkpoint.open_run(cfg)
+        train(cfg)
+
+
+def train(cfg: Config) -> None:
+    started = time.perf_counter()
     if cfg.wandb and importlib.util.find_spec("wandb") is None:
         raise UserError("wandb: not installed; pip install wandb, or leave --wandb=false")
-    checkpoint.open_run(cfg)
     path = resolve_model(cfg.model)
     tokenizer = ChatTokenizer(path)
     prompts, too_long = load_prompts(cfg, tokenizer)
@@ -289,6 +227,9 @@ def main(argv: list[str]) -> None:
     found = [checkpoint.find(cfg.run_dir) if cfg.resume and os.environ.get("RANK", "0") == "0" else None]
     device = init_distributed(cfg)
     rank, world = dist.get_rank(), dist.get_world_size()
+    if cfg.smoke:
+        smoke.remove_folder(cfg)
+        checkpoint.open_run(cfg)
 
     # models: the policy in float32 shards, the frozen reference only if the loss asks for it, the sampler's own copy
     sampler = make_sampler(cfg, path, device, longest)  # first: vLLM counts its share of a GPU's free memory
@@ -298,6 +239,7 @@ def main(argv: list[str]) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, betas=(cfg.adam_beta1, cfg.adam_beta2),
                                   eps=cfg.adam_eps, weight_decay=cfg.weight_decay)  # fmt: skip
     peak = peak_flops(device, DTYPES[cfg.dtype])
+    worst = worst_case(model, reference, optimizer, cfg) if cfg.smoke else None
 
     # where to begin
     state: dict[str, Any] = {"step": 0, "tokens": 0, "seconds": 0.0, "gpu_seconds": 0.0, "skipped": 0, "timeouts": 0,
@@ -315,13 +257,9 @@ def main(argv: list[str]) -> None:
         print(f"{len(prompts)} prompts from {cfg.train_data}, {too_long} longer than {limit} left out")
         print(f"{world} x {device.type}, attention: {model.backend}, sampler: {sampler.name}")
 
-    def sync(step: int) -> tuple[int, dict[str, float]]:
-        """Give the sampler the trainer's weights and check that it has them. Returns bytes and figures of the watch."""
-        sampler.wake()
-        size = sampler.load_weights(full_tensors(model, DTYPES[cfg.dtype]))
-        return size, probe(sampler, model, prompts, cfg, step)
-
-    sync(state["step"])
+    sampler.wake()
+    sampler.load_weights(full_tensors(model, DTYPES[cfg.dtype]))
+    probe(sampler, model, prompts, cfg, state["step"])
     rewards_since_save: list[float] = []
     begun_at, step_seconds, not_finite_in_a_row = state["step"], [], 0
     before, evaluated = dict(state), {}  # evaluated: results of this step's weights by context
@@ -410,8 +348,10 @@ def main(argv: list[str]) -> None:
 
             # 6. the sampler gets the new weights
             with timer("sync"):
-                row["sync_bytes"], after_sync = sync(step)
-                row["mismatch_sync_k3"] = after_sync["k3"]
+                sampler.wake()
+                row["sync_bytes"] = sampler.load_weights(full_tensors(model, DTYPES[cfg.dtype]))
+            with timer("probe"):
+                row["mismatch_sync_k3"] = probe(sampler, model, prompts, cfg, step)["k3"]
 
             # 7. say what happened
             _, pg_loss, kl, entropy, clips, tokens = all_sum(sums)
@@ -436,12 +376,14 @@ def main(argv: list[str]) -> None:
             step_seconds = [*step_seconds[-19:], seconds]
             flops = 3 * model.flops(length(r) for g in trained for r in g) if plan else 0.0
             row |= {f"time_{phase}": timer.seconds.get(phase, 0.0)
-                    for phase in ("reward", "logprobs", "train", "sync", "eval")}  # fmt: skip
+                    for phase in ("reward", "logprobs", "train", "sync", "probe", "eval")}  # fmt: skip
             rollout_seconds, tail_seconds = all_sum([timer.seconds["rollout"], timer.seconds["tail"]])
             row |= {"time_rollout": rollout_seconds / world, "time_tail": tail_seconds / world}
             row |= {"time_step": seconds, "tokens_per_second": row["tokens_generated"] / (seconds - row["time_eval"])}
             row |= {"flops_trained": flops, "mfu": flops / (row["time_train"] * peak * world) if plan else None}
             row["gpu_hours"] = state["gpu_seconds"] / 3600
+            memory = timer.over_ranks(("rollout", "logprobs", "train", "sync"))
+            row |= {f"memory_{phase}": gib for phase, gib in memory.items()}
             if rank == 0:
                 with open(cfg.run_dir / "metrics.jsonl", "a", encoding="utf-8") as f:
                     f.write(json.dumps(json_row(row), allow_nan=False) + "\n")
@@ -453,6 +395,8 @@ def main(argv: list[str]) -> None:
                 state["score"] = sum(rewards_since_save) / len(rewards_since_save)
                 rewards_since_save = []
                 checkpoint.save_all(cfg, model, optimizer, step, state)
+                if cfg.smoke:
+                    smoke.wipe_and_resume(cfg, model, optimizer)
 
         if begun_at >= cfg.total_steps and (cfg.run_dir / "summary.json").is_file():
             print0(f"{cfg.run_dir} was finished already")
@@ -460,6 +404,9 @@ def main(argv: list[str]) -> None:
             print0("evaluating the final model at the first and at the last context")
             final = {"first": evaluate_at(first_len), "last": evaluate_at(last_len)}
             write_summary(cfg, state, final, before["seconds"] + time.perf_counter() - started)
+        if worst:
+            smoke.report(cfg, worst, row, device)
+            smoke.remove_folder(cfg)
     dist.barrier()  # without it gloo ranks were seen to abort at exit; why is not known
     sampler.close()
     if dist.is_initialized():  # vLLM ends the process group with its engine

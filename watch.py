@@ -9,7 +9,6 @@ Dimensions: T packed tokens of a batch; d = trainer's log-probability - sampler'
 """
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -17,15 +16,13 @@ from torch import Tensor
 
 from configs import Config
 from model import Qwen2, token_logprobs
-
-if TYPE_CHECKING:
-    from train_grpo import Batch
+from packing import Batch
 
 TEMPERATURES = [tenths / 10 for tenths in range(1, 21)]  # what `explain` tries
 TOP_PS = [0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.98, 0.99]
 
 
-def mismatch(logprobs: Tensor, b: "Batch") -> Tensor:
+def mismatch(logprobs: Tensor, b: Batch) -> Tensor:
     """Sums over a batch's response tokens of k3 = e^d - 1 - d, k3^2, w = e^d, w^2, d, d^2 and 1; last, the largest
     |d|. (8,) float64"""
     mask = b.response_mask > 0
@@ -70,7 +67,7 @@ def divergence(figures: dict[str, float], sure: float = 0.0) -> float:
     return max(figures["k3"] - sure * figures["k3_error"], figures["k1"] - 5 * figures["k1_error"])
 
 
-def check(sums: Tensor, where: str, model: Qwen2, batches: "list[Batch]", cfg: Config,
+def check(sums: Tensor, where: str, model: Qwen2, batches: list[Batch], cfg: Config,
           sure: float = 0.0) -> dict[str, float]:  # fmt: skip
     """The figures of `over_ranks`. Ends the run if their `divergence` is beyond `cfg.mismatch_limit` or no number;
     `batches`, as many on every rank, are then scored again to explain it."""
@@ -79,12 +76,12 @@ def check(sums: Tensor, where: str, model: Qwen2, batches: "list[Batch]", cfg: C
     if math.isfinite(k3 + k1) and divergence(figures, sure) <= cfg.mismatch_limit:
         return figures
     raise SystemExit(f"{where}: sampler and trainer disagree: two estimates of their KL divergence are {k3:.3g} (k3) "
-                     f"and {k1:.3g} (k1), beyond mismatch_limit={cfg.mismatch_limit}; the optimizer did not move. It "
+                     f"and {k1:.3g} (k1), beyond mismatch_limit={cfg.mismatch_limit}; nothing was learned from it. It "
                      f"looks like {explain(model, batches, figures, cfg)}")  # fmt: skip
 
 
 @torch.no_grad()
-def explain(model: Qwen2, batches: "list[Batch]", figures: dict[str, float], cfg: Config) -> str:
+def explain(model: Qwen2, batches: list[Batch], figures: dict[str, float], cfg: Config) -> str:
     """What a disagreement looks like: the same tokens are scored under each suspicion, and the one that fits is it."""
     if not math.isfinite(figures["k3"] + figures["k1"]):
         return "weights or log-probabilities that are not finite"

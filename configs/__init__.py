@@ -26,6 +26,7 @@ class Config:
     out_dir: str = "out"
     seed: int = 0  # every random number of the run is a function of this
     resume: bool = False  # go on from the newest whole checkpoint, or from the start where there is none
+    smoke: bool = False  # try everything once on the worst case and two steps, then say whether it works; see smoke.py
     save_every: int = 20  # steps between checkpoints and exports, the last step included; 0 = never
     keep_checkpoints: int = 3  # newest ones kept; the best one is kept besides
     export_dtype: Literal["float32", "bfloat16"] = "float32"  # of hf/step_*: float32 where a later stage loads it
@@ -243,7 +244,7 @@ def load_config(argv: list[str]) -> Config:
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """Call `main(argv)`; bad input prints its one line and ends with status 2, Ctrl-C with 130."""
+    """Call `main(argv)`; bad input prints its one line and ends with status 2, Ctrl-C with 130, a lost rank with 1."""
     rank = os.environ.get("RANK", "0")
     where = "" if os.environ.get("WORLD_SIZE", "1") == "1" else f"[rank {rank}] "
     try:
@@ -254,3 +255,10 @@ def run(main: Callable[[list[str]], None]) -> None:
     except KeyboardInterrupt:
         print(f"{where}interrupted", file=sys.stderr, flush=True)
         sys.exit(130)
+    except RuntimeError as e:
+        # what torch raises in the other ranks when one is gone or silent: gloo a bare RuntimeError, NCCL a Dist...Error
+        if "/gloo/" not in str(e) and not type(e).__name__.startswith("Dist"):
+            raise
+        print(f"{where}error: lost contact with another rank; its own last words say why. Start again with "
+              f"--resume=true. ({str(e).splitlines()[0][:300]})", file=sys.stderr, flush=True)  # fmt: skip
+        sys.exit(1)

@@ -9,6 +9,7 @@ import sys
 import torch
 import torch.distributed as dist
 
+import packing
 import train_grpo
 from configs import load_config
 from rollout import Rollout
@@ -43,8 +44,8 @@ def main(model_dir: str, out: str, *options: str) -> None:
     if "mean_of_means=1" in options:
         train_grpo.aggregate = lambda losses, mask, *rest: (losses * mask).sum() / mask.sum().clamp(min=1) / len(packs)
         packs = []
-    (plan,) = train_grpo.plan_minibatches(rollouts(11), cfg, dist.get_world_size())
-    batches = [train_grpo.pack(p, cfg.mask_truncated, device) for p in plan[dist.get_rank()]]
+    (plan,) = packing.plan_minibatches(rollouts(11), cfg, dist.get_world_size())
+    batches = [packing.pack(p, cfg.mask_truncated, device) for p in plan[dist.get_rank()]]
     if "mean_of_means=1" in options:
         packs += batches * dist.get_world_size()
     for b, ref_logprobs in zip(batches, train_grpo.fixed_logprobs(reference, batches, cfg), strict=True):
@@ -52,7 +53,7 @@ def main(model_dir: str, out: str, *options: str) -> None:
         b.old_logprobs = ref_logprobs + 0.3 * b.response_mask * torch.sin(
             b.targets.float()
         )  # ratios off 1, some clipped
-    train_grpo.backward(model, batches, train_grpo.count(plan, cfg, 100), cfg)
+    train_grpo.backward(model, batches, packing.count(plan, cfg, 100), cfg)
     gradients = {name: p.grad.full_tensor() for name, p in model.named_parameters()}
     if dist.get_rank() == 0:
         torch.save(

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 import checkpoint
+import packing
 import train_grpo
 from configs import UserError, load_config, run
 from rollout import Rollout
@@ -128,7 +129,7 @@ def test_plan_keeps_every_sequence_once_within_the_budget(world, tmp_path):
     cfg = load_config(flags(world, tmp_path, token_budget=64))
     groups = make_groups([[5, 30, 1, 9], [2, 2, 2, 2], [32, 31, 7, 8], [20, 21, 22, 23], [1, 1, 1, 1]])
     for ranks in (1, 2, 3, 4, 7):
-        plan = train_grpo.plan_minibatches(groups, cfg, ranks)
+        plan = packing.plan_minibatches(groups, cfg, ranks)
         assert [sorted({r.prompt_id for packs in part for p in packs for r in p}) for part in plan] == [
             [0, 1, 2],
             [3, 4],
@@ -137,13 +138,13 @@ def test_plan_keeps_every_sequence_once_within_the_budget(world, tmp_path):
         assert seen == sorted((r.prompt_id, r.sample_id) for g in groups for r in g)
         for part in plan:
             assert len(part) == ranks and len({len(packs) for packs in part}) == 1
-            assert all(sum(map(train_grpo.length, p)) <= 64 for packs in part for p in packs)
+            assert all(sum(map(packing.length, p)) <= 64 for packs in part for p in packs)
 
 
 def test_pack_shifts_once_and_aligns_everything_with_targets():
     a = Rollout(0, 0, [10, 11, 12], [13, 14], [-0.1, -0.2], "stop", advantage=2.0)
     b = Rollout(1, 0, [20], [21, 22, 23], [-0.3, -0.4, -0.5], "length", advantage=-1.0)
-    batch = train_grpo.pack([a, b], False, torch.device("cpu"))
+    batch = packing.pack([a, b], False, torch.device("cpu"))
     assert batch.input_ids.tolist() == [10, 11, 12, 13, 20, 21, 22]
     assert batch.targets.tolist() == [11, 12, 13, 14, 21, 22, 23]
     assert batch.position_ids.tolist() == [0, 1, 2, 3, 0, 1, 2]
@@ -151,8 +152,8 @@ def test_pack_shifts_once_and_aligns_everything_with_targets():
     assert batch.response_mask.tolist() == [0, 0, 1, 1, 1, 1, 1]
     assert batch.advantages.tolist() == [0, 0, 2, 2, -1, -1, -1]
     assert batch.rollout_logprobs.tolist() == pytest.approx([0, 0, -0.1, -0.2, -0.3, -0.4, -0.5])
-    assert train_grpo.pack([a, b], True, torch.device("cpu")).response_mask.tolist() == [0, 0, 1, 1, 0, 0, 0]
-    assert train_grpo.pack([], False, torch.device("cpu")).response_mask.tolist() == [0]
+    assert packing.pack([a, b], True, torch.device("cpu")).response_mask.tolist() == [0, 0, 1, 1, 0, 0, 0]
+    assert packing.pack([], False, torch.device("cpu")).response_mask.tolist() == [0]
 
 
 def test_an_epoch_gives_every_prompt_at_most_once_in_an_order_of_its_own(world, tmp_path):
@@ -177,8 +178,8 @@ def one_minibatch(cfg, device):
     for r in (r for g in groups for r in g):
         r.response_ids = [(7 * i + r.sample_id) % 40 for i in range(len(r.response_ids))]
         r.advantage = 1.0 - 0.7 * r.sample_id
-    plan = train_grpo.plan_minibatches(groups, cfg, 1)
-    return [([train_grpo.pack(p, False, device) for p in ranks[0]], train_grpo.count(ranks, cfg, 32)) for ranks in plan]
+    plan = packing.plan_minibatches(groups, cfg, 1)
+    return [([packing.pack(p, False, device) for p in ranks[0]], packing.count(ranks, cfg, 32)) for ranks in plan]
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
