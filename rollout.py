@@ -385,12 +385,11 @@ class VLLMSampler:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine lives in this process, with its process group
         os.environ["VLLM_NO_USAGE_STATS"] = "1"  # it would report to its makers
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        with globals_kept():
+        with globals_kept(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
             os.environ.setdefault("RANK", "0")  # it reads these where torchrun did not set them
             os.environ.setdefault("LOCAL_RANK", "0")
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)
-                import vllm
+            import vllm
 
             self.llm = vllm.LLM(
                 str(path), tensor_parallel_size=1, distributed_executor_backend="external_launcher",

@@ -1,0 +1,191 @@
+"""The watch: its figures against their formulas, and what it makes of each way to be another policy."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+import train_grpo
+import watch
+from configs import load_config, run
+from metrics import Timer
+from packing import Batch, pack
+from rollout import TorchSampler
+
+PROMPT = [0, 2, 7, 16, 7, 17, 18, 3, 4, 5, 6]  # "1+1=?" in the tiny chat template
+
+
+@pytest.fixture
+def one_rank():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield torch.device("cpu")
+    dist.destroy_process_group()
+
+
+def config(model_dir, **changes):
+    flags = dict(model=model_dir, max_response_len=40, group_size=4, stage_steps=1, token_budget=4096) | changes
+    return load_config(["configs/tiny.py", *(f"--{k}={v}" for k, v in flags.items())])
+
+
+def sampled(model_dir, temperature=1.0, top_p=1.0, dtype=torch.float32, model=None):
+    """A batch that TorchSampler sampled, from the folder's weights or from `model`'s."""
+    sampler = TorchSampler(model_dir, dtype, "cpu", 64)
+    if model is not None:
+        sampler.load_weights((n, p.full_tensor().detach()) for n, p in model.named_parameters())
+    groups = sampler.generate([[*PROMPT, 7 + i] for i in range(8)], [[8 * i + s for s in range(8)] for i in range(8)],
+                              40, temperature, top_p)  # fmt: skip
+    return pack([r for g in groups for r in g], False, torch.device("cpu"))
+
+
+def seen(model, b, cfg):
+    return watch.mismatch(train_grpo.fixed_logprobs(model, [b], cfg)[0], b)
+
+
+def batch(d, mask):
+    """A batch whose sampler said 0 where the trainer says d."""
+    n = len(d)
+    zeros = torch.zeros(n)
+    return Batch(zeros.long(), zeros.long(), torch.arange(n), torch.tensor([0, n]), torch.tensor(mask), zeros, zeros)
+
+
+def test_figures_equal_their_float64_formulas(one_rank):
+    rng = np.random.default_rng(0)
+    d = rng.normal(0.02, 0.3, 1000).astype(np.float32)
+    mask = (rng.random(1000) < 0.7).astype(np.float32)
+    b = batch(d, mask)
+    half = watch.merge(watch.mismatch(torch.tensor(d), b), watch.nothing(one_rank))
+    other = rng.normal(0, 0.1, 50).astype(np.float32)
+    figures = watch.over_ranks(watch.merge(half, watch.mismatch(torch.tensor(other), batch(other, np.ones(50, "f")))))
+    x = np.concatenate([d[mask > 0], other]).astype(np.float64)
+    k3, w = np.exp(x) - 1 - x, np.exp(x)
+    assert figures["k3"] == pytest.approx(k3.mean(), rel=1e-12)
+    assert figures["k1"] == pytest.approx(-x.mean(), rel=1e-12)
+    assert figures["k3_error"] == pytest.approx(k3.std() / math.sqrt(len(x)), rel=1e-9)
+    assert figures["k1_error"] == pytest.approx(x.std() / math.sqrt(len(x)), rel=1e-9)
+    assert figures["ess"] == pytest.approx(w.sum() ** 2 / (len(x) * (w**2).sum()), rel=1e-12)
+    assert figures["max"] == np.abs(x).max()
+
+
+def test_masked_tokens_do_not_count_whatever_they_hold(one_rank):
+    d = torch.tensor([0.1, math.inf, math.nan, -0.2])
+    figures = watch.over_ranks(watch.mismatch(d, batch(d, [1.0, 0.0, 0.0, 1.0])))
+    assert figures["max"] == pytest.approx(0.2) and figures["k1"] == pytest.approx(0.05)
+
+
+def test_k3_hides_what_a_truncated_sampler_drops_and_k1_shows_it():
+    figures = {"k3": 0.0, "k3_error": 0.0, "k1": -math.log(0.99), "k1_error": 0.0}
+    assert watch.divergence(figures) == pytest.approx(0.01005, abs=1e-5)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_is_not_finite_stops_the_run(tiny_model_dir, one_rank, bad):
+    cfg = config(tiny_model_dir)
+    model = train_grpo.load_model(cfg, tiny_model_dir, one_rank, torch.float32)
+    sums = watch.nothing(one_rank)
+    sums[0], sums[6] = bad, 10
+    with pytest.raises(SystemExit, match="step 3: sampler and trainer disagree.*not finite"):
+        watch.check(sums, "step 3", model, [], cfg)
+
+
+def test_one_policy_passes(tiny_model_dir, one_rank):
+    cfg = config(tiny_model_dir)
+    model = train_grpo.load_model(cfg, tiny_model_dir, one_rank, torch.float32)
+    b = sampled(tiny_model_dir)
+    figures = watch.check(seen(model, b, cfg), "step 1", model, [b], cfg)
+    assert figures["k3"] < 1e-10 and figures["ess"] > 0.9999
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("broken, expected", [
+    (dict(temperature=0.6), "a wrong temperature: the sampler's log-probabilities fit 0.6, the trainer's is 1.0"),
+    (dict(temperature=1.5), "a wrong temperature: the sampler's log-probabilities fit 1.5"),
+    (dict(top_p=0.9), "a truncated distribution: the log-probabilities fit top_p=0.9"),
+])  # fmt: skip
+def test_each_suspicion_is_named(world, one_rank, dtype, broken, expected):
+    cfg = config(world / "base", dtype=dtype)
+    model = train_grpo.load_model(cfg, world / "base", one_rank, torch.float32)
+    b = sampled(world / "base", dtype=getattr(torch, dtype), **broken)
+    with pytest.raises(SystemExit) as stop:
+        watch.check(seen(model, b, cfg), "step 1", model, [b], cfg)
+    assert expected in str(stop.value)
+
+
+def test_old_weights_are_called_stale(world, one_rank):
+    cfg = config(world / "base")
+    model = train_grpo.load_model(cfg, world / "base", one_rank, torch.float32)
+    b = sampled(world / "base", model=model)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.02 * torch.randn_like(p))
+    with pytest.raises(SystemExit, match="looks like stale weights"):
+        watch.check(seen(model, b, cfg), "step 2", model, [b], cfg)
+
+
+def test_rounding_is_called_rounding(world, one_rank):
+    """bfloat16 against bfloat16, at a limit that even this is beyond."""
+    cfg = config(world / "base", dtype="bfloat16", mismatch_limit=1e-7)
+    model = train_grpo.load_model(cfg, world / "base", one_rank, torch.float32)
+    b = sampled(world / "base", dtype=torch.bfloat16)
+    with pytest.raises(SystemExit, match="looks like low precision and nothing else"):
+        watch.check(seen(model, b, cfg), "step 1", model, [b], cfg)
+
+
+def test_the_probe_needs_more_than_one_odd_token(one_rank):
+    d = torch.zeros(128)
+    d[5] = 1.5  # its k3 is 1.98: a mean of 0.015 over 128 tokens
+    figures = watch.over_ranks(watch.mismatch(d, batch(d, [1.0] * 128)))
+    assert watch.divergence(figures) > 0.003 > watch.divergence(figures, sure=3.0)
+    everywhere = torch.linspace(-1, 1, 128)
+    figures = watch.over_ranks(watch.mismatch(everywhere, batch(everywhere, [1.0] * 128)))
+    assert watch.divergence(figures, sure=3.0) > 0.003
+
+
+def test_kept_mass_equals_the_masses_of_sample_tokens(tiny_model_dir):
+    torch.manual_seed(0)
+    hidden, head = torch.randn(300, 16), torch.randn(40, 16)
+    cfg = config(tiny_model_dir, logprob_chunk=7, temperature=0.8)
+    masses = watch.kept_mass(hidden, head, cfg)
+    probs = (hidden @ head.T / 0.8).softmax(-1).numpy().astype(np.float64)
+    for row, mass in zip(probs, masses, strict=True):
+        for top_p, got in zip(watch.TOP_PS, mass.tolist(), strict=True):
+            ordered = np.sort(row)[::-1]
+            kept = ordered[: np.searchsorted(np.cumsum(ordered), top_p - 1e-9) + 1].sum()
+            assert got == pytest.approx(kept, abs=1e-5)
+
+
+# -------------------------------------------------------------------------------------------- what else ends a run well
+
+
+def test_a_lost_rank_is_one_line_and_other_errors_keep_their_traceback(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["x"])
+    for text in ("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Connection reset\nmore",):
+        with pytest.raises(SystemExit) as stop:
+            run(lambda argv, text=text: (_ for _ in ()).throw(RuntimeError(text)))
+        assert stop.value.code == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and said.startswith("error: lost contact with another rank")
+    with pytest.raises(RuntimeError, match="shapes"):
+        run(lambda argv: (_ for _ in ()).throw(RuntimeError("shapes differ")))
+
+
+def test_out_of_memory_names_the_phase_and_the_settings_to_lower():
+    timer = Timer(torch.device("cpu"))
+    with pytest.raises(SystemExit, match=r"(?s)phase 'train': CUDA out of memory.*token_budget.*sampler_memory_share"):
+        with timer("train"):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
+
+
+def test_the_timer_takes_each_phases_own_peak(one_rank):
+    timer = Timer(one_rank)
+    with timer("small"):
+        pass
+    with timer("large"):
+        torch.ones(64 << 20).sum()  # 256 MiB
+    with timer("after"):
+        pass
+    peaks = timer.over_ranks(("small", "large", "after", "never"))
+    if math.isnan(peaks["small"]):
+        pytest.skip("this system does not tell a process its peak memory")
+    assert peaks["large"] > peaks["small"] + 0.2 and peaks["large"] > peaks["after"] + 0.2 and peaks["never"] == 0
