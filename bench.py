@@ -20,7 +20,7 @@ from configs import Config, UserError, load_config, run
 from model import DTYPES, matmul_flops
 
 STEPS = 4  # the first one is not counted
-PHASES = ("rollout", "reward", "logprobs", "train", "sync")
+PHASES = ("rollout", "tail", "reward", "logprobs", "train", "sync", "probe")
 
 
 def peak_memory(device: torch.device) -> str:

@@ -25,18 +25,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from attention import apply_rotary, attention, attention_backend, attention_layout, rotary_angles
 from configs import Config, UserError
-from model import (
-    DTYPES,
-    ModelConfig,
-    Qwen2,
-    apply_rotary,
-    attention,
-    attention_backend,
-    attention_layout,
-    rotary_angles,
-    stream_weights,
-)
+from model import DTYPES, ModelConfig, Qwen2, stream_weights
 from prompts import ChatTokenizer, Prompt
 
 
@@ -135,6 +126,13 @@ def check_lengths(prompts: list[list[int]], max_tokens: int, limit: int) -> None
                         f"positions")  # fmt: skip
 
 
+def in_groups(prompts: list[list[int]], seeds: list[list[int]],
+              samples: Iterable[tuple[list[int], list[float], str]]) -> list[list[Rollout]]:  # fmt: skip
+    """Rollouts from (response_ids, logprobs, finish_reason) of every sample, in order."""
+    samples = iter(samples)
+    return [[Rollout(p, s, prompt, *next(samples)) for s in range(len(seeds[p]))] for p, prompt in enumerate(prompts)]
+
+
 class TorchSampler:
     """The embedded engine: plain PyTorch, continuous batching over `slots` sequences, one device.
 
@@ -144,12 +142,8 @@ class TorchSampler:
 
     def __init__(self, path: str | Path, dtype: torch.dtype, device: torch.device | str = "cpu",
                  slots: int = 256) -> None:  # fmt: skip
-        self.config, self.dtype, self.device, self.slots = (
-            ModelConfig.from_folder(path),
-            dtype,
-            torch.device(device),
-            slots,
-        )
+        self.config, self.dtype, self.slots = ModelConfig.from_folder(path), dtype, slots
+        self.device = torch.device(device)
         self.backend = attention_backend(self.device)
         tokenizer = ChatTokenizer(path)
         self.eos_ids = torch.tensor(tokenizer.eos_ids, device=self.device)
@@ -196,9 +190,8 @@ class TorchSampler:
         for i in range(c.num_hidden_layers):
             p = f"model.layers.{i}."
             y = F.rms_norm(x, x.shape[-1:], w[p + "input_layernorm.weight"], c.rms_norm_eps)
-            qkv = F.linear(y, w[p + "self_attn.qkv.weight"], w[p + "self_attn.qkv.bias"]).unflatten(
-                -1, (-1, c.head_dim)
-            )
+            qkv = F.linear(y, w[p + "self_attn.qkv.weight"], w[p + "self_attn.qkv.bias"])
+            qkv = qkv.unflatten(-1, (-1, c.head_dim))
             qk, v = apply_rotary(qkv[:, :rotated], cos, sin), qkv[:, rotated:]
             out = attend(i, qk[:, : c.num_attention_heads], qk[:, c.num_attention_heads :], v)  # (N, H, E)
             x = x + F.linear(out.flatten(1), w[p + "self_attn.o_proj.weight"])
@@ -241,16 +234,10 @@ class TorchSampler:
             return []
         check_lengths(prompts, max_tokens, self.config.max_position_embeddings)
         ids, logprobs, counts = self._decode(prompts, seeds, max_tokens, temperature, top_p)
-        counts, stop = counts.tolist(), set(self.eos_ids.tolist())
-        rollouts, row = [], 0
-        for p, prompt in enumerate(prompts):
-            rollouts.append([])
-            for s in range(len(seeds[p])):
-                response = ids[row, : counts[row]].tolist()
-                rollouts[-1].append(Rollout(p, s, prompt, response, logprobs[row, : counts[row]].tolist(),
-                                            "stop" if response[-1] in stop else "length"))  # fmt: skip
-                row += 1
-        return rollouts
+        responses = [row[:n].tolist() for row, n in zip(ids, counts.tolist(), strict=True)]
+        stop = set(self.eos_ids.tolist())
+        return in_groups(prompts, seeds, ((r, row[: len(r)].tolist(), "stop" if r[-1] in stop else "length")
+                                          for r, row in zip(responses, logprobs, strict=True)))  # fmt: skip
 
     def _decode(self, prompts: list[list[int]], seeds: list[list[int]], max_tokens: int, temperature: float,
                 top_p: float) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
@@ -318,9 +305,7 @@ class TorchSampler:
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             cache[layer, 0, rows, position_ids], cache[layer, 1, rows, position_ids] = k, v
             keys, values = (cache[layer, i, :n, :length].transpose(1, 2) for i in (0, 1))  # (N, K, L, E)
-            q = q.unflatten(
-                1, (c.num_key_value_heads, -1)
-            )  # (N, K, H/K, E): a group's heads share one read of the keys
+            q = q.unflatten(1, (c.num_key_value_heads, -1))  # (N, K, H/K, E): heads that share keys read them once
             out = F.scaled_dot_product_attention(q, keys, values, attn_mask=bias)
             return out.flatten(1, 2)
 
@@ -426,15 +411,9 @@ class VLLMSampler:
         with globals_kept():
             outputs = self.llm.generate(requests, params, use_tqdm=False)
         self.prompt_tokens, self.cached_tokens = sum(map(len, prompts)), sum(o.num_cached_tokens for o in outputs)
-        rollouts, row = [], 0
-        for p, prompt in enumerate(prompts):
-            rollouts.append([])
-            for s in range(len(seeds[p])):
-                out = outputs[row].outputs[0]
-                rollouts[-1].append(Rollout(p, s, prompt, list(out.token_ids), list(out.logprobs.logprobs),
-                                            out.finish_reason))  # fmt: skip
-                row += 1
-        return rollouts
+        samples = (output.outputs[0] for output in outputs)
+        return in_groups(prompts, seeds, ((list(s.token_ids), list(s.logprobs.logprobs), s.finish_reason)
+                                          for s in samples))  # fmt: skip
 
     def load_weights(self, named_tensors: Iterable[tuple[str, Tensor]]) -> int:
         """Stream new weights into the engine's own storage, one tensor at a time; returns their bytes.

@@ -6,9 +6,10 @@ Config(
     run_name="24k",
     model="out/16k/hf/step_000480",
     max_response_len=(24576,),
+    sampler="vllm",
+    sampler_slots=256,
     group_size=(16,),
     stage_steps=(200,),
-    sampler_slots=32,
     save_every=10,
     eval_every=10,
 )

@@ -9,6 +9,8 @@ Config(
     run_name="8k",
     model="deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B",
     max_response_len=(8192,),
+    sampler="vllm",
+    sampler_slots=256,
     group_size=(8,),
     stage_steps=(1040,),
     save_every=20,
