@@ -117,13 +117,13 @@ def sample_tokens(logits: Tensor, uniform: Tensor, temperature: float, top_p: fl
     return tokens, logprobs.gather(-1, tokens[:, None]).squeeze(-1)
 
 
-def check_lengths(prompts: list[list[int]], max_tokens: int, limit: int) -> None:
+def check_lengths(prompts: list[list[int]], max_tokens: int, **limit: int) -> None:
+    ((name, most),) = limit.items()
     longest = max(len(p) for p in prompts)
     if min(len(p) for p in prompts) == 0 or max_tokens < 1:
         raise UserError("generate: a prompt without tokens, or max_tokens under 1")
-    if longest + max_tokens > limit:
-        raise UserError(f"generate: {longest} prompt + {max_tokens} response tokens exceed the engine's {limit} "
-                        f"positions")  # fmt: skip
+    if longest + max_tokens > most:
+        raise UserError(f"generate: {longest} prompt + {max_tokens} response tokens exceed {name}={most}")
 
 
 def in_groups(prompts: list[list[int]], seeds: list[list[int]],
@@ -232,7 +232,7 @@ class TorchSampler:
         """
         if not prompts:
             return []
-        check_lengths(prompts, max_tokens, self.config.max_position_embeddings)
+        check_lengths(prompts, max_tokens, max_position_embeddings=self.config.max_position_embeddings)
         ids, logprobs, counts = self._decode(prompts, seeds, max_tokens, temperature, top_p)
         responses = [row[:n].tolist() for row, n in zip(ids, counts.tolist(), strict=True)]
         stop = set(self.eos_ids.tolist())
@@ -400,7 +400,7 @@ class VLLMSampler:
         would seed child i of an n > 1 request with seed + i. Samples of a prompt share its cached blocks."""
         if not prompts:
             return []
-        check_lengths(prompts, max_tokens, self.max_model_len)
+        check_lengths(prompts, max_tokens, max_model_len=self.max_model_len)
         from vllm import SamplingParams
 
         self._wake_cache()

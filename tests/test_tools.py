@@ -135,7 +135,7 @@ def test_the_bench_prints_every_phase(world, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     report = done.stdout[done.stdout.index("3 steps of 8 prompts x 4 samples") :]
     shares = {m[0]: float(m[1]) for m in re.findall(r"^(\w+) +[\d.]+ +([\d.]+)%", report, re.MULTILINE)}
-    assert list(shares) == ["rollout", "reward", "logprobs", "train", "sync", "rest", "step"]
+    assert list(shares) == ["rollout", "tail", "reward", "logprobs", "train", "sync", "probe", "rest", "step"]
     assert (
         sum(shares.values()) == pytest.approx(200, abs=0.5) and "GFLOP/s a rank" in report and "GiB resident" in report
     )
