@@ -56,7 +56,7 @@ def table(rows: list[dict], cfg: Config, world: int, peak: float) -> str:
 def main(argv: list[str]) -> None:
     cfg = load_config(argv)
     folder = Path(tempfile.gettempdir()) / f"nanoscaler-bench-{os.getppid()}"  # the same for all ranks of a node
-    overrides = dict(out_dir=folder, run_name="bench", max_steps=STEPS, resume="false")
+    overrides = dict(out_dir=folder, run_name="bench", max_steps=STEPS, resume="false", smoke="false")
     overrides |= dict.fromkeys(("eval_every", "save_every", "save_rollouts_every"), 0)
     try:
         train_grpo.main([*argv, *(f"--{key}={value}" for key, value in overrides.items())])

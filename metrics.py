@@ -22,7 +22,7 @@ def memory_in_use(device: torch.device) -> float:
         return (total - free) / 2**30
     try:
         with open("/proc/self/status", encoding="ascii") as f:
-            peak = next(int(line.split()[1]) for line in f if line.startswith("VmHWM")) / 2**20
+            peak = next((int(line.split()[1]) / 2**20 for line in f if line.startswith("VmHWM")), float("nan"))
         with open("/proc/self/clear_refs", "w", encoding="ascii") as f:
             f.write("5")  # begin a new peak
         return peak
@@ -45,15 +45,18 @@ class Timer:
         start = self._now()
         try:
             yield
-        except torch.OutOfMemoryError as e:
+        except RuntimeError as e:
+            if "out of memory" not in str(e):  # torch's allocator and vLLM's say it in errors of their own
+                raise
             reason = str(e).splitlines()[0]
             raise SystemExit(f"out of memory in phase {phase!r}: {reason} Lower token_budget or logprob_chunk (the "
                              f"trainer), sampler_memory_share (vLLM), or use more GPUs") from e  # fmt: skip
         self.seconds[phase] = self.seconds.get(phase, 0.0) + self._now() - start
-        self.memory[phase] = max(self.memory.get(phase, 0.0), memory_in_use(self.device))
+        memory = memory_in_use(self.device)
+        self.memory[phase] = max(self.memory.get(phase, memory), memory)
 
     def over_ranks(self, phases: tuple[str, ...]) -> dict[str, float]:
-        """The most memory that any rank took, by phase (0 for a phase that did not happen)."""
+        """The most memory that any rank took, by phase, GiB (0 for a phase that did not happen)."""
         memory = torch.tensor([self.memory.get(p, 0.0) for p in phases])
         dist.all_reduce(memory, dist.ReduceOp.MAX)
         return dict(zip(phases, memory.tolist(), strict=True))

@@ -148,7 +148,7 @@ class TorchSampler:
         tokenizer = ChatTokenizer(path)
         self.eos_ids = torch.tensor(tokenizer.eos_ids, device=self.device)
         self.vocab_size = min(tokenizer.size, self.config.vocab_size)
-        self.name = f"torch, attention {self.backend}"
+        self.name, self.cached_tokens = f"torch, attention {self.backend}", 0  # cached: prompt tokens not recomputed
         self.weights: dict[str, Tensor] = {}
         self.load_weights(stream_weights(path))
 
@@ -234,6 +234,7 @@ class TorchSampler:
             return []
         check_lengths(prompts, max_tokens, max_position_embeddings=self.config.max_position_embeddings)
         ids, logprobs, counts = self._decode(prompts, seeds, max_tokens, temperature, top_p)
+        self.cached_tokens = sum(len(p) * (len(s) - 1) for p, s in zip(prompts, seeds, strict=True))
         responses = [row[:n].tolist() for row, n in zip(ids, counts.tolist(), strict=True)]
         stop = set(self.eos_ids.tolist())
         return in_groups(prompts, seeds, ((r, row[: len(r)].tolist(), "stop" if r[-1] in stop else "length")
@@ -343,8 +344,8 @@ def globals_kept() -> Iterator[None]:
 class VLLMSampler:
     """vLLM beside the trainer: one engine a rank, tensor parallel 1, in this process, asleep while the trainer works.
 
-    The process group must exist. On CUDA the order is `wake` (weights), `load_weights` (which then brings the KV cache
-    back), `generate`, `sleep`. Written for vLLM 0.32; the CPU build neither sleeps nor captures graphs.
+    The process group must exist. On CUDA the order is `wake`, `load_weights`, `generate`, `sleep`. Written for vLLM
+    0.32; its CPU build neither sleeps nor captures graphs.
     """
 
     def __init__(self, path: str | Path, dtype: torch.dtype, device: torch.device | str, slots: int,
@@ -357,7 +358,8 @@ class VLLMSampler:
         with torch.device("meta"):
             self.shapes = {name: tuple(p.shape) for name, p in Qwen2(config).named_parameters()}
         self.tied, self.eos_ids = config.tie_word_embeddings, tokenizer.eos_ids
-        # rows that pad the checkpoint's vocabulary have no token: e^-100 is never sampled, and costs nobody anything
+        self.cached_tokens = 0  # prompt tokens the last `generate` took from the prefix cache: the engine's own counter
+        # rows that pad the checkpoint's vocabulary have no token: e^-100 is never sampled
         self.logit_bias = dict.fromkeys(range(tokenizer.size, config.vocab_size), -100.0) or None
         options: dict[str, Any] = dict(gpu_memory_utilization=memory_share, enable_sleep_mode=True)
         if not self.cuda:
@@ -376,12 +378,17 @@ class VLLMSampler:
             os.environ.setdefault("LOCAL_RANK", "0")
             import vllm
 
-            self.llm = vllm.LLM(
-                str(path), tensor_parallel_size=1, distributed_executor_backend="external_launcher",
-                dtype=str(dtype).removeprefix("torch."), seed=dist.get_rank(), max_model_len=max_model_len,
-                max_num_seqs=slots, logprobs_mode="processed_logprobs", generation_config="vllm",
-                skip_tokenizer_init=True, use_tqdm_on_load=False, **options,
-            )  # fmt: skip
+            try:
+                self.llm = vllm.LLM(
+                    str(path), tensor_parallel_size=1, distributed_executor_backend="external_launcher",
+                    dtype=str(dtype).removeprefix("torch."), seed=dist.get_rank(), max_model_len=max_model_len,
+                    max_num_seqs=slots, logprobs_mode="processed_logprobs", generation_config="vllm",
+                    skip_tokenizer_init=True, use_tqdm_on_load=False, **options,
+                )  # fmt: skip
+                self.cache_awake = True
+                self.generate([[0]], [[0]], 1, 1.0, 1.0)  # some refusals come only here, as a head size on the CPU
+            except (ValueError, RuntimeError) as e:
+                raise UserError(f"sampler: vLLM cannot run {path} here: {str(e).strip().splitlines()[0]}") from e
         runner = self.llm.llm_engine.model_executor.driver_worker.worker.model_runner
         self.name = f"vllm {vllm.__version__}, {type(runner).__module__}.{type(runner).__name__}"
         if self.cuda and type(runner).__module__ != "vllm.v1.worker.gpu.model_runner":
@@ -392,17 +399,16 @@ class VLLMSampler:
             names = sorted(n for n in {*theirs, *self.shapes} if theirs.get(n) != self.shapes.get(n))
             raise UserError(f"{path}: vLLM reads this model differently: {names[0]} is {theirs.get(names[0])} there, "
                             f"{self.shapes.get(names[0])} here")  # fmt: skip
-        self.cache_awake = True
 
     def generate(self, prompts: list[list[int]], seeds: list[list[int]], max_tokens: int, temperature: float,
                  top_p: float) -> list[list[Rollout]]:  # fmt: skip
         """As TorchSampler.generate. All requests are submitted at once, each sample its own with its own seed: vLLM
         would seed child i of an n > 1 request with seed + i. Samples of a prompt share its cached blocks."""
+        from vllm import SamplingParams
+
         if not prompts:
             return []
         check_lengths(prompts, max_tokens, max_model_len=self.max_model_len)
-        from vllm import SamplingParams
-
         self._wake_cache()
         params = [SamplingParams(temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed, logprobs=0,
                                  flat_logprobs=True, detokenize=False, stop_token_ids=self.eos_ids,
@@ -410,8 +416,9 @@ class VLLMSampler:
         requests = [{"prompt_token_ids": p} for p, group in zip(prompts, seeds, strict=True) for _ in group]
         with globals_kept():
             outputs = self.llm.generate(requests, params, use_tqdm=False)
-        self.prompt_tokens, self.cached_tokens = sum(map(len, prompts)), sum(o.num_cached_tokens for o in outputs)
-        samples = (output.outputs[0] for output in outputs)
+        self.cached_tokens = sum(output.num_cached_tokens for output in outputs)
+        samples = [output.outputs[0] for output in outputs]
+        assert all(len(s.token_ids) == len(s.logprobs.logprobs) > 0 for s in samples)
         return in_groups(prompts, seeds, ((list(s.token_ids), list(s.logprobs.logprobs), s.finish_reason)
                                           for s in samples))  # fmt: skip
 
@@ -451,7 +458,7 @@ class VLLMSampler:
             self.cache_awake = False
 
     def wake(self) -> None:
-        """Take the weights' memory back; `load_weights` or `generate` brings the KV cache back."""
+        """Take the weights' memory back; the KV cache's comes back with `load_weights` or `generate`."""
         if self.cuda and not self.cache_awake:
             torch.cuda.empty_cache()  # what torch keeps for later, vLLM cannot have
             self.llm.wake_up(tags=["weights"])

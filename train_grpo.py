@@ -15,6 +15,7 @@ import os
 import time
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -150,9 +151,9 @@ def optimizer_step(model: Qwen2, optimizer: torch.optim.Optimizer, loss: float, 
     return norm if finite else None
 
 
-def probe(sampler: TorchSampler | VLLMSampler, model: Qwen2, prompts: list[Prompt], cfg: Config,
-          step: int) -> dict[str, float]:  # fmt: skip
-    """The watch right after a sync: a few short samples, scored by the trainer; see watch.check.
+def probe(sampler: TorchSampler | VLLMSampler, model: Qwen2, prompts: list[Prompt], cfg: Config, step: int,
+          check: bool = True) -> dict[str, float]:  # fmt: skip
+    """The watch right after a sync: a few short samples, scored by the trainer; see watch.check. Returns its figures.
 
     They answer the longest prompts, the same ones every time: a prefix cache of the old weights would show.
     """
@@ -166,6 +167,8 @@ def probe(sampler: TorchSampler | VLLMSampler, model: Qwen2, prompts: list[Promp
     seen = watch.nothing(device)
     for b, logprobs in zip(batches, fixed_logprobs(model, batches, cfg), strict=True):
         seen = watch.merge(seen, watch.mismatch(logprobs, b))
+    if not check:
+        return watch.over_ranks(seen)
     # of so few tokens one odd one makes the mean: it must be sure
     return watch.check(seen, f"after the sync of step {step}", model, batches, cfg, sure=3.0)
 
@@ -202,6 +205,8 @@ def load_model(cfg: Config, path: Path, device: torch.device, dtype: torch.dtype
 
 def main(argv: list[str]) -> None:
     cfg = load_config(argv)
+    if cfg.wandb and importlib.util.find_spec("wandb") is None:
+        raise UserError("wandb: not installed; pip install wandb, or leave --wandb=false")
     if cfg.smoke:
         with smoke.verdict():
             train(smoke.settings(cfg))
@@ -212,8 +217,6 @@ def main(argv: list[str]) -> None:
 
 def train(cfg: Config) -> None:
     started = time.perf_counter()
-    if cfg.wandb and importlib.util.find_spec("wandb") is None:
-        raise UserError("wandb: not installed; pip install wandb, or leave --wandb=false")
     path = resolve_model(cfg.model)
     tokenizer = ChatTokenizer(path)
     prompts, too_long = load_prompts(cfg, tokenizer)
@@ -230,6 +233,7 @@ def train(cfg: Config) -> None:
     if cfg.smoke:
         smoke.remove_folder(cfg)
         checkpoint.open_run(cfg)
+        benchmarks = {}  # they could be read and fit the model; the smoke run does not answer them
 
     # models: the policy in float32 shards, the frozen reference only if the loss asks for it, the sampler's own copy
     sampler = make_sampler(cfg, path, device, longest)  # first: vLLM counts its share of a GPU's free memory
@@ -257,11 +261,15 @@ def train(cfg: Config) -> None:
         print(f"{len(prompts)} prompts from {cfg.train_data}, {too_long} longer than {limit} left out")
         print(f"{world} x {device.type}, attention: {model.backend}, sampler: {sampler.name}")
 
-    sampler.wake()
-    sampler.load_weights(full_tensors(model, DTYPES[cfg.dtype]))
-    probe(sampler, model, prompts, cfg, state["step"])
+    def sync() -> int:
+        sampler.wake()
+        return sampler.load_weights(full_tensors(model, DTYPES[cfg.dtype]))
+
+    with Timer(device)("sync"):
+        sync()
+        probe(sampler, model, prompts, cfg, state["step"])
     rewards_since_save: list[float] = []
-    begun_at, step_seconds, not_finite_in_a_row = state["step"], [], 0
+    begun_at, step_seconds, not_finite_in_a_row, smoke_rows = state["step"], [], 0, []
     before, evaluated = dict(state), {}  # evaluated: results of this step's weights by context
 
     with RewardPool(cfg.reward_workers, cfg.reward_timeout) as pool:
@@ -294,9 +302,11 @@ def train(cfg: Config) -> None:
                 seeds = [[sample_seed(cfg.seed, stage, step, 0, p, s) for s in range(group_size)] for p in mine]
                 sampled = sampler.generate([prompts[p].ids for p in mine], seeds, max_len, cfg.temperature, cfg.top_p)
                 rollouts = [replace(r, prompt_id=mine[r.prompt_id]) for group in sampled for r in group]
-                sampler.sleep()
+                cached_tokens = sampler.cached_tokens
             with timer("tail"):
                 all_sum([0.0])  # wait for the rank whose answers are the longest
+            with timer("sync"):
+                sampler.sleep()
 
             # 2. grade, and tell everyone
             with timer("reward"):
@@ -334,7 +344,8 @@ def train(cfg: Config) -> None:
                     losses.append(all_sum(parts[:1])[0] / (world if cfg.loss_agg == "deepscaler" else 1))
                     sums = sums + parts
                     if i == 0:
-                        figures = watch.check(watch.merge(seen, on_policy), f"step {step}", model, batches[:1], cfg)
+                        all_batches = [b for part in minibatches for b in part]
+                        figures = watch.check(watch.merge(seen, on_policy), f"step {step}", model, all_batches, cfg)
                         row |= {f"mismatch_{name}": figures[name] for name in ("k3", "max", "ess")}
                     norm = optimizer_step(model, optimizer, losses[-1], cfg)
                     norms += [norm] if norm is not None else []
@@ -348,8 +359,7 @@ def train(cfg: Config) -> None:
 
             # 6. the sampler gets the new weights
             with timer("sync"):
-                sampler.wake()
-                row["sync_bytes"] = sampler.load_weights(full_tensors(model, DTYPES[cfg.dtype]))
+                row["sync_bytes"] = sync()
             with timer("probe"):
                 row["mismatch_sync_k3"] = probe(sampler, model, prompts, cfg, step)["k3"]
 
@@ -360,7 +370,8 @@ def train(cfg: Config) -> None:
             for name, total in (("pg_loss", pg_loss), ("kl", kl), ("entropy", entropy), ("pg_clip_frac", clips)):
                 row[name] = total / per_token if plan else None
             row["grad_norm"] = sum(norms) / len(norms) if norms else None
-            state["timeouts"] = before["timeouts"] + int(all_sum([pool.timeouts])[0])
+            timeouts, row["prompt_tokens_cached"] = map(int, all_sum([pool.timeouts, cached_tokens]))
+            state["timeouts"] = before["timeouts"] + timeouts
             row["updates_skipped"], row["reward_timeouts"] = state["skipped"], state["timeouts"]
             if benchmarks and (step % cfg.eval_every == 0 or step == cfg.total_steps):
                 with timer("eval"):
@@ -382,7 +393,7 @@ def train(cfg: Config) -> None:
             row |= {"time_step": seconds, "tokens_per_second": row["tokens_generated"] / (seconds - row["time_eval"])}
             row |= {"flops_trained": flops, "mfu": flops / (row["time_train"] * peak * world) if plan else None}
             row["gpu_hours"] = state["gpu_seconds"] / 3600
-            memory = timer.over_ranks(("rollout", "logprobs", "train", "sync"))
+            memory = timer.over_ranks(("rollout", "logprobs", "train", "sync", "probe"))
             row |= {f"memory_{phase}": gib for phase, gib in memory.items()}
             if rank == 0:
                 with open(cfg.run_dir / "metrics.jsonl", "a", encoding="utf-8") as f:
@@ -396,7 +407,9 @@ def train(cfg: Config) -> None:
                 rewards_since_save = []
                 checkpoint.save_all(cfg, model, optimizer, step, state)
                 if cfg.smoke:
-                    smoke.wipe_and_resume(cfg, model, optimizer)
+                    smoke_rows.append(row)
+                    look = partial(probe, sampler, model, prompts, cfg, step)
+                    smoke.wipe_and_resume(cfg, model, optimizer, sync, look)
 
         if begun_at >= cfg.total_steps and (cfg.run_dir / "summary.json").is_file():
             print0(f"{cfg.run_dir} was finished already")
@@ -405,9 +418,11 @@ def train(cfg: Config) -> None:
             final = {"first": evaluate_at(first_len), "last": evaluate_at(last_len)}
             write_summary(cfg, state, final, before["seconds"] + time.perf_counter() - started)
         if worst:
-            smoke.report(cfg, worst, row, device)
+            smoke.report(cfg, worst, smoke_rows, device)
             smoke.remove_folder(cfg)
-    dist.barrier()  # without it gloo ranks were seen to abort at exit; why is not known
+    if wandb:
+        wandb.finish()
+    dist.barrier()  # no rank leaves while another may still need it
     sampler.close()
     if dist.is_initialized():  # vLLM ends the process group with its engine
         dist.destroy_process_group()

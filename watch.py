@@ -104,7 +104,7 @@ def explain(model: Qwen2, batches: list[Batch], figures: dict[str, float], cfg: 
     hidden = [model(b.input_ids, b.position_ids, b.cu_seqlens) for b in batches]
     plain = score(hidden, cfg.temperature)
     rounding, here = measure(score(shifted, cfg.temperature), plain)["k3"], divergence(measure(plain))
-    if here <= 10 * rounding:
+    if here <= 2 * rounding:
         return (f"low precision and nothing else: the trainer's own rounding makes a k3 of {rounding:.2g} on these "
                 f"tokens; raise mismatch_limit, and see rollout_correction")  # fmt: skip
     fits = {divergence(measure(score(hidden, t))): f"a wrong temperature: the sampler's log-probabilities fit {t}, the "
@@ -116,6 +116,9 @@ def explain(model: Qwen2, batches: list[Batch], figures: dict[str, float], cfg: 
     best = min(fits)
     if best <= max(here / 20, 3 * rounding):
         return fits[best]
+    if here <= 10 * rounding:
+        return (f"low precision, or weights that are a little stale: the trainer's own rounding makes a k3 of "
+                f"{rounding:.2g} on these tokens")  # fmt: skip
     return "stale weights: a sync that did not arrive or not in full, or cached prefixes of older weights"
 
 

@@ -4,14 +4,13 @@ Arguments: model folder, output file, then key=value: `mean_of_means=1` replaces
 """
 
 import random
-import sys
 
 import torch
 import torch.distributed as dist
 
 import packing
 import train_grpo
-from configs import load_config
+from configs import load_config, run
 from rollout import Rollout
 
 
@@ -64,4 +63,4 @@ def main(model_dir: str, out: str, *options: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run(lambda argv: main(*argv))

@@ -1,6 +1,8 @@
 """The smoke run's parts: the fullest pack, a resume that must give everything back, and its own folder."""
 
 import json
+import subprocess
+from functools import partial
 
 import pytest
 import torch
@@ -10,7 +12,9 @@ import checkpoint
 import smoke
 import train_grpo
 from configs import UserError, load_config
-from model import ModelConfig
+from model import ModelConfig, full_tensors
+from prompts import ChatTokenizer, load_prompts
+from rollout import TorchSampler
 from test_train import flags, start_ranks
 
 
@@ -49,11 +53,27 @@ def test_the_worst_case_moves_nothing(world, tmp_path, one_rank):
     assert not optimizer.state and optimizer.param_groups[0]["lr"] == cfg.lr and timer.seconds["worst pack"] > 0
 
 
-def test_a_resume_that_gives_back_something_else_fails(world, tmp_path, one_rank, monkeypatch):
-    cfg, model, optimizer = parts(world, tmp_path, one_rank)
+def trained(world, folder, device):
+    """What the smoke run has after its first step: trainer, checkpoint, a sampler that agrees, its two callables."""
+    cfg, model, optimizer = parts(world, folder, device)
+    sampler = TorchSampler(world / "base", torch.float32, "cpu", 16)
     checkpoint.save(cfg.run_dir / "ckpt" / "step_000001", model, optimizer, {"step": 1})
-    smoke.wipe_and_resume(cfg, model, optimizer)
-    assert all(p.full_tensor().any() for n, p in model.named_parameters() if "bias" not in n)
+    prompts, _ = load_prompts(cfg, ChatTokenizer(world / "base"))
+
+    def sync():
+        return sampler.load_weights(full_tensors(model, torch.float32))
+
+    return cfg, model, optimizer, sync, partial(train_grpo.probe, sampler, model, prompts, cfg, 1)
+
+
+def test_a_wiped_run_comes_back_with_its_sampler(world, tmp_path, one_rank):
+    cfg, model, optimizer, sync, look = trained(world, tmp_path, one_rank)
+    before = smoke.fingerprint(model, optimizer)
+    smoke.wipe_and_resume(cfg, model, optimizer, sync, look)
+    assert smoke.fingerprint(model, optimizer) == before and look()["k3"] < 1e-10
+
+
+def test_a_resume_that_gives_back_something_else_fails(world, tmp_path, one_rank, monkeypatch):
     load = checkpoint.load
 
     def forgetful(folder, model, optimizer):
@@ -64,7 +84,16 @@ def test_a_resume_that_gives_back_something_else_fails(world, tmp_path, one_rank
 
     monkeypatch.setattr(checkpoint, "load", forgetful)
     with pytest.raises(SystemExit, match="gave back other weights"):
-        smoke.wipe_and_resume(cfg, model, optimizer)
+        smoke.wipe_and_resume(*trained(world, tmp_path, one_rank))
+
+
+@pytest.mark.parametrize("working", [0, 1])
+def test_a_sync_that_moves_nothing_fails(world, tmp_path, one_rank, working):
+    """Neither the first sync, of disturbed weights, nor the second, of resumed ones, can be skipped unseen."""
+    cfg, model, optimizer, sync, look = trained(world, tmp_path, one_rank)
+    calls = iter([sync] * working)
+    with pytest.raises(SystemExit, match="after the sync of step 1: sampler and trainer disagree"):
+        smoke.wipe_and_resume(cfg, model, optimizer, lambda: next(calls, lambda: 0)(), look)
 
 
 def test_only_an_earlier_smoke_run_is_removed(world, tmp_path, one_rank):
@@ -78,6 +107,24 @@ def test_only_an_earlier_smoke_run_is_removed(world, tmp_path, one_rank):
     (cfg.run_dir / "config.json").write_text(json.dumps(info))
     smoke.remove_folder(cfg)
     assert not cfg.run_dir.exists()
+
+
+@pytest.mark.slow
+def test_a_smoke_run_refuses_what_the_real_run_would(world, tmp_path):
+    argv = [*flags(world, tmp_path, eval_every=3, eval_data=tmp_path / "none.jsonl"), "--smoke=true"]
+    (process,) = start_ranks(1, ["train_grpo.py", *argv], stderr=subprocess.STDOUT)
+    said = process.stdout.read()
+    assert process.wait() == 2 and "none.jsonl: cannot" in said and "smoke: FAILED" in said
+
+
+@pytest.mark.slow
+def test_a_smoke_run_with_nothing_to_learn_says_so(world, tmp_path):
+    rows = [json.loads(line) | {"answer": "10^{99}"} for line in (world / "train.jsonl").read_text().splitlines()]
+    (tmp_path / "hard.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    argv = [*flags(world, tmp_path, train_data=tmp_path / "hard.jsonl"), "--smoke=true"]
+    (process,) = start_ranks(1, ["train_grpo.py", *argv])
+    said = process.stdout.read()
+    assert process.wait() == 0 and "smoke: PASSED" in said and "2 steps (0 with an update" in said
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """The watch: its figures against their formulas, and what it makes of each way to be another policy."""
 
+import builtins
+import io
 import math
 
 import numpy as np
@@ -118,8 +120,35 @@ def test_old_weights_are_called_stale(world, one_rank):
     b = sampled(world / "base", model=model)
     with torch.no_grad():
         for p in model.parameters():
-            p.add_(0.02 * torch.randn_like(p))
+            local = p._local_tensor
+            local.add_(0.02 * torch.randn(local.shape, generator=torch.Generator().manual_seed(0)))
     with pytest.raises(SystemExit, match="looks like stale weights"):
+        watch.check(seen(model, b, cfg), "step 2", model, [b], cfg)
+
+
+def test_a_fault_in_a_few_sequences_is_not_called_rounding(world, one_rank):
+    """A few sequences of many, in a pack that is not the first."""
+    cfg = config(world / "base")
+    model = train_grpo.load_model(cfg, world / "base", one_rank, torch.float32)
+    first, second = sampled(world / "base"), sampled(world / "base")
+    second.rollout_logprobs[:100] -= 1.5 * second.response_mask[:100]
+    sums = watch.merge(seen(model, first, cfg), seen(model, second, cfg))
+    with pytest.raises(SystemExit, match="looks like stale weights"):
+        watch.check(sums, "step 2", model, [first, second], cfg)
+
+
+def test_weights_a_little_stale_in_bfloat16_are_not_called_rounding_alone(world, one_rank):
+    cfg = config(world / "base", dtype="bfloat16", mismatch_limit=1e-7)
+    model = train_grpo.load_model(cfg, world / "base", one_rank, torch.float32)
+    b = sampled(world / "base", dtype=torch.bfloat16, model=model)
+    with torch.no_grad():
+        for p in model.parameters():
+            p._local_tensor.mul_(
+                1 + 0.006 * torch.randn(p._local_tensor.shape, generator=torch.Generator().manual_seed(0))
+            )
+    with pytest.raises(
+        SystemExit, match="looks like (low precision, or weights that are a little stale|stale weights)"
+    ):
         watch.check(seen(model, b, cfg), "step 2", model, [b], cfg)
 
 
@@ -158,16 +187,27 @@ def test_kept_mass_equals_the_masses_of_sample_tokens(tiny_model_dir):
 # -------------------------------------------------------------------------------------------- what else ends a run well
 
 
+GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] "
+
+
 def test_a_lost_rank_is_one_line_and_other_errors_keep_their_traceback(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["x"])
-    for text in ("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Connection reset\nmore",):
-        with pytest.raises(SystemExit) as stop:
-            run(lambda argv, text=text: (_ for _ in ()).throw(RuntimeError(text)))
-        assert stop.value.code == 1
+
+    def failing(text):
+        def main(argv):
+            raise RuntimeError(text)
+
+        return main
+
+    with pytest.raises(SystemExit) as stop:
+        run(failing(GLOO + "Read error [127.0.0.1]:46210: Connection reset by peer\nmore"))
+    assert stop.value.code == 1
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and said.startswith("error: lost contact with another rank")
-    with pytest.raises(RuntimeError, match="shapes"):
-        run(lambda argv: (_ for _ in ()).throw(RuntimeError("shapes differ")))
+    for other in ("shapes differ", GLOO.replace("pair", "device") + "Unable to find address for: nope0"):
+        with pytest.raises(RuntimeError):
+            run(failing(other))
+    assert not capsys.readouterr().err
 
 
 def test_out_of_memory_names_the_phase_and_the_settings_to_lower():
@@ -175,6 +215,23 @@ def test_out_of_memory_names_the_phase_and_the_settings_to_lower():
     with pytest.raises(SystemExit, match=r"(?s)phase 'train': CUDA out of memory.*token_budget.*sampler_memory_share"):
         with timer("train"):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
+
+
+def test_other_errors_pass_through_the_timer():
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        with Timer(torch.device("cpu"))("train"):
+            raise RuntimeError("shapes differ")
+
+
+def test_a_system_that_hides_peak_memory_stops_nothing(monkeypatch):
+    def hidden(path, *args, real=builtins.open, **kwargs):
+        return io.StringIO("Name: x\n") if str(path).startswith("/proc/self") else real(path, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "open", hidden)
+    timer = Timer(torch.device("cpu"))
+    with timer("train"):
+        pass
+    assert math.isnan(timer.memory["train"]) and timer.seconds["train"] >= 0
 
 
 def test_the_timer_takes_each_phases_own_peak(one_rank):

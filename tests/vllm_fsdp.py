@@ -4,7 +4,6 @@ Arguments: train_grpo's own. Rank 0 prints one JSON object of findings.
 """
 
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -12,7 +11,7 @@ import torch.distributed as dist
 
 import train_grpo
 import watch
-from configs import load_config
+from configs import load_config, run
 from model import DTYPES, full_tensors
 from packing import count, pack, plan_minibatches
 from rollout import TorchSampler, make_sampler, sample_seed
@@ -47,7 +46,7 @@ def main(argv):
         if step < 3:
             train_grpo.backward(model, batches, count([[rollouts]], cfg, cfg.max_response_len[-1]), cfg)
             assert train_grpo.optimizer_step(model, optimizer, 0.0, cfg) is not None
-    moved = max(float((p.full_tensor() - before[n]).abs().max()) for n, p in model.named_parameters())
+    moved = max(float((p.detach().full_tensor() - before[n]).abs().max()) for n, p in model.named_parameters())
     ours = TorchSampler(path, DTYPES[cfg.dtype], device, 16)
     ours.load_weights(full_tensors(model, DTYPES[cfg.dtype]))
     greedy = [
@@ -63,4 +62,4 @@ def main(argv):
     sampler.close()
 
 
-main(sys.argv[1:])
+run(main)
