@@ -451,8 +451,7 @@ class VLLMSampler:
         return size
 
     def sleep(self) -> None:
-        """Give the GPU's memory to the trainer: the KV cache is dropped, the weights wait in RAM (level 1) or are
-        dropped too (level 2)."""
+        """Give the GPU's memory away: KV cache dropped, weights waiting in RAM (level 1) or dropped too (level 2)."""
         if self.cuda and self.cache_awake:
             self.llm.sleep(level=self.sleep_level)
             self.cache_awake = False

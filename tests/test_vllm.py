@@ -60,6 +60,16 @@ def padded_dir(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def head_dir(tmp_path_factory):
+    """A model with heads of 16, which vLLM's attention on CPUs does not know."""
+    path = tmp_path_factory.mktemp("head")
+    size = tiny.make_tokenizer(path).get_vocab_size()
+    shape = {"vocab_size": size, "hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
+    Qwen2(ModelConfig.from_dict({**tiny.MODEL, **shape})).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
 def long_problems(tmp_path_factory):
     """Eight prompts of more than a cache block of 128 tokens, the same at every step."""
     path = tmp_path_factory.mktemp("long") / "train.jsonl"
@@ -69,7 +79,7 @@ def long_problems(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def jobs(pool, world, tiny_model_dir, padded_dir, long_problems, tmp_path_factory):
+def jobs(pool, world, tiny_model_dir, padded_dir, head_dir, long_problems, tmp_path_factory):
     """All runs that need nothing but the engine, two at a time."""
     out = tmp_path_factory.mktemp("vllm")
     common = dict(sampler="vllm", prompts_per_step=32, group_size=8, max_response_len=24, stage_steps=6, save_every=0,
@@ -85,6 +95,8 @@ def jobs(pool, world, tiny_model_dir, padded_dir, long_problems, tmp_path_factor
         argv = flags(world, out, run_name=what, **(common | extra.get(what, {})))
         jobs[what] = start(pool, 1, "vllm_sabotage", what, *argv)
     clean = common | dict(dtype="bfloat16", stage_steps=20, prompts_per_step=16)
+    head = common | dict(model=head_dir)
+    jobs["head"] = start(pool, 1, "../train_grpo", *flags(world, out / "head", **head))
     jobs["bf16"] = start(pool, 1, "vllm_sabotage", "none", *flags(world, out, run_name="bf16", **clean))
     return jobs | {"out": out, "base": world / "base"}
 
@@ -129,6 +141,13 @@ def test_padding_rows_of_the_checkpoint_are_never_sampled(jobs):
 
 def test_a_prompt_beyond_the_positions_is_refused(jobs):
     assert findings(jobs["engine"])["too_long"].startswith("UserError: generate: 200 prompt + 57 response tokens")
+
+
+def test_a_model_that_the_engine_cannot_run_is_refused_in_one_line_and_nothing_is_begun(jobs):
+    done = jobs["head"].result()
+    assert done.returncode == 2 and not list((jobs["out"] / "head" / "run").iterdir())
+    said = next(line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert "error: sampler: vLLM cannot run" in said and "head_dim=16" in said
 
 
 # ---------------------------------------------------------------------------------------------------------------- sync
