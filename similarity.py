@@ -1,0 +1,157 @@
+"""Which problems are the same: a normal form for exact copies, sentence embeddings for rephrased ones.
+
+`Embedder` runs all-MiniLM-L6-v2 (Reimers and Gurevych, arXiv 1908.10084: mean over tokens, unit length) on windows of a
+text and keeps every vector on disk under a hash of its window. `close_pairs` finds the pairs of vectors above a cosine
+by blocked matrix products: no pair in Python that is not close, one tile in memory at a time.
+
+Dimensions: N texts, W windows (one or more a text), E embedding size, B windows a forward pass, L tokens.
+"""
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+from configs import UserError
+from model import resolve_model
+
+WINDOW, OVERLAP = 254, 64  # tokens; the model reads 256, two of which are its own
+BATCH = 16  # windows a forward pass
+TILE = 4096  # vectors a side of one matrix product
+
+_FIGURE = re.compile(r"\[asy\].*?(\[/asy\]|$)", re.DOTALL | re.IGNORECASE)
+_DROPPED = re.compile(
+    r"\\(left|right|displaystyle|textstyle|limits|bigg?[lr]?|quad|qquad|noindent)(?![a-z])|\\[,;:!> ]|~|&nbsp;"
+)
+_STYLES = re.compile(
+    r"\\(text|textbf|textit|textrm|mathrm|mathbf|mathit|emph|mbox|operatorname|boldsymbol|underline)\b\*?"
+)
+_THOUSANDS = re.compile(r"(?<=\d)(?:,|\{,\}|\\,|\\!)+(?=\d{3}(?!\d))")
+_PUNCTUATION = re.compile(r"(?<!\d)\.|\.(?!\d)|[?!;:$\"'`]|,(?=\s|$)|\\[\[\]()]")
+_WORDS = {w: str(i) for i, w in enumerate(
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen twenty".split())}  # fmt: skip
+_WORDS |= {w: str(30 + 10 * i) for i, w in enumerate("thirty forty fifty sixty seventy eighty ninety hundred".split())}
+_WORDS |= {"thousand": "1000", "million": "1000000"}
+
+
+def normal_form(text: str) -> str:
+    """What is left of a problem without typesetting: equal for two copies that differ in spacing, LaTeX style, dollar
+    signs, punctuation or case. Digits, letters, operators and their order stay."""
+    text = unicodedata.normalize("NFKC", text).lower()
+    text = re.sub(r"\\[dtc]frac(?![a-z])", r"\\frac", _THOUSANDS.sub("", text))
+    text = _PUNCTUATION.sub("", _STYLES.sub("", _DROPPED.sub(" ", text)))
+    return re.sub(r"[\s{}]+", "", text)
+
+
+def without_figures(text: str) -> str:
+    """The text without its Asymptote code; all of it where nothing else is there."""
+    return _FIGURE.sub(" ", text).strip() or text
+
+
+def numbers(text: str) -> tuple[str, ...]:
+    """The numbers of a text, sorted: digits, powers of ten, and words (but one and two, which are often no numbers)."""
+    text = re.sub(r"\b10\s*\^\s*\{?\s*(\d)\s*\}?", lambda m: "1" + "0" * int(m[1]), _THOUSANDS.sub("", text.lower()))
+    text = re.sub(r"\bone (hundred|thousand|million)\b", r"\1", text)
+    text = re.sub(r"([a-z]+ty)-([a-z]+)", lambda m: str(int(_WORDS.get(m[1], 0)) + int(_WORDS.get(m[2], 0))), text)
+    words = [_WORDS[w] for w in re.findall(r"[a-z]+", text) if w in _WORDS and w not in ("zero", "one", "two")]
+    return tuple(sorted([*re.findall(r"\d+(?:\.\d+)?", text), *words]))
+
+
+class Embedder:
+    """Unit vectors of text windows, from disk where they are known.
+
+    A forward pass always has BATCH rows of a multiple of 32 tokens, so a window's vector does not depend on what it is
+    computed with, and an interrupted run ends with the same bits. Raises UserError where the model is missing.
+    """
+
+    def __init__(self, model: str, cache: Path) -> None:
+        try:
+            from transformers import AutoModel
+        except ImportError:
+            raise UserError("transformers is not installed: pip install -r requirements-data.txt") from None
+        path = resolve_model(model)
+        try:
+            self.model = AutoModel.from_pretrained(str(path), dtype=torch.float32).eval()
+            self.tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+        except Exception as e:  # transformers and tokenizers raise whatever their readers meet
+            raise UserError(f"{path}: not an embedding model: {str(e).strip().splitlines()[0]}") from None
+        self.tokenizer.no_padding()
+        self.tokenizer.no_truncation()
+        self.size = self.model.config.hidden_size
+        self.record = np.dtype([("key", "V16"), ("vector", "<f4", (self.size,))])
+        cache.mkdir(parents=True, exist_ok=True)
+        self.file = cache / "embeddings.bin"
+        self.known: dict[bytes, np.ndarray] = {}
+        if self.file.is_file():
+            with open(self.file, "r+b") as f:
+                f.truncate(self.file.stat().st_size // self.record.itemsize * self.record.itemsize)  # a torn record
+            records = np.fromfile(self.file, self.record)
+            self.known = {k.tobytes(): v for k, v in zip(records["key"], records["vector"], strict=True)}
+
+    def encode(self, texts: list[str], what: str) -> tuple[np.ndarray, np.ndarray]:
+        """texts (N) -> vectors (W, E) float32, and the text each belongs to (W,), in order."""
+        owners, keys, todo = [], [], {}
+        for i, encoding in enumerate(self.tokenizer.encode_batch(texts, add_special_tokens=False)):
+            ids = encoding.ids
+            for start in range(0, max(1, len(ids) - OVERLAP), WINDOW - OVERLAP):
+                window = ids[start : start + WINDOW]
+                key = hashlib.blake2b(np.array(window, np.int32).tobytes(), digest_size=16).digest()
+                owners.append(i)
+                keys.append(key)
+                if key not in self.known:
+                    todo[key] = window
+        order = sorted(todo, key=lambda k: (-(-(len(todo[k]) + 2) // 32), k))
+        with open(self.file, "ab") as f, tqdm(total=len(order), desc=what, disable=not order, mininterval=1) as bar:
+            while order:
+                length = -(-(len(todo[order[0]]) + 2) // 32) * 32
+                batch = [k for k in order[:BATCH] if len(todo[k]) + 2 <= length]
+                vectors = self._forward([todo[k] for k in batch], length)
+                records = np.empty(len(batch), self.record)
+                records["key"], records["vector"] = [np.void(k) for k in batch], vectors
+                f.write(records.tobytes())
+                f.flush()
+                self.known.update(zip(batch, vectors, strict=True))
+                order = order[len(batch) :]
+                bar.update(len(batch))
+        vectors = np.stack([self.known[k] for k in keys]) if keys else np.zeros((0, self.size), np.float32)
+        return vectors, np.array(owners, np.int64)
+
+    @torch.inference_mode()
+    def _forward(self, windows: list[list[int]], length: int) -> np.ndarray:
+        first, last = (self.tokenizer.token_to_id(t) for t in ("[CLS]", "[SEP]"))
+        ids = torch.zeros(BATCH, length, dtype=torch.int64)
+        mask = torch.zeros(BATCH, length)
+        for row, window in enumerate(windows):
+            ids[row, : len(window) + 2] = torch.tensor([first, *window, last])
+            mask[row, : len(window) + 2] = 1
+        mask[len(windows) :, 0] = 1  # rows that only fill up
+        hidden = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state  # (B, L, E)
+        mean = (hidden * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
+        return torch.nn.functional.normalize(mean, dim=-1)[: len(windows)].numpy()
+
+
+def close_pairs(a: np.ndarray, b: np.ndarray, threshold: float, what: str, a_label: np.ndarray | None = None,
+                b_label: np.ndarray | None = None) -> Iterator[tuple[int, int]]:  # fmt: skip
+    """All (i, j) with cosine a[i] b[j] at or above `threshold`, and equal labels where they are given; where b is a,
+    those with i < j."""
+    tiles = [(i, j) for i in range(0, len(a), TILE) for j in range(0, len(b), TILE) if b is not a or j + TILE > i]
+    for i, j in tqdm(tiles, desc=what, disable=len(tiles) < 30, mininterval=1):
+        close = a[i : i + TILE] @ b[j : j + TILE].T >= threshold
+        if a_label is not None:
+            close &= a_label[i : i + TILE, None] == b_label[None, j : j + TILE]
+        for x, y in zip(*np.nonzero(close), strict=True):
+            if b is not a or i + x < j + y:
+                yield int(i + x), int(j + y)
+
+
+def text_similarity(a: np.ndarray, b: np.ndarray) -> float:
+    """Of two texts' windows: each window's best match in the other text, averaged, the worse of both directions."""
+    cosines = a @ b.T
+    return float(min(cosines.max(1).mean(), cosines.max(0).mean()))

