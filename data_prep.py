@@ -4,8 +4,8 @@
     python data_prep.py curate --input=RAW.jsonl --against=TESTS.jsonl --out_dir=DIR
 
 `curate` reads rows {id, source, problem, answer?, solution?} and writes `train.jsonl` (id, source, problem, answer),
-`dropped.jsonl` (id, reason, detail) and `report.json`. The same input gives the same bytes; interrupted, it goes on
-where it was, since embeddings are kept in `DIR/cache`.
+`dropped.jsonl` (id, reason, detail), `report.json` and `report.md`. The same input gives the same bytes; interrupted,
+it goes on where it was, since embeddings are kept in `DIR/cache`.
 """
 
 import importlib.util
@@ -28,7 +28,9 @@ from similarity import Embedder, close_pairs, normal_form, numbers, text_similar
 from tiny import make_tiny_world
 
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
-NEAR, NEARER = 0.75, 0.95  # similarity of two rows with equal answers that are one problem: same numbers, or others
+# similarity from which on two rows with equal answers are one problem: with the same numbers; with others and an answer
+# that few rows have; with others and any answer
+NEAR, NEAR_RARE, NEARER = 0.68, 0.85, 0.95
 LEAK, LEAK_SAME_ANSWER = 0.85, 0.75  # similarity to a test problem from which on a row goes
 # an answer that is a statement or no answer: nothing to compare
 PROOF = re.compile(
@@ -184,17 +186,19 @@ def similar_pairs(a: Texts, b: Texts, threshold: float, same_answer: bool, what:
 def near_duplicates(t: Texts, how: str) -> list[Pair]:
     """Rephrased copies within the training set.
 
-    "gated" (ours): equal answers, and a similarity of NEAR with the same numbers, of NEARER otherwise; where both
-    problems have a figure, its numbers count. "deepscaler": a similarity of 0.90 and nothing else, as in its notebooks.
+    "gated" (ours): equal answers, and a similarity of NEAR with the same numbers, else of NEAR_RARE where the answer
+    is a number and no coincidence (at most one row in a thousand has it, or three), else of NEARER; where both problems
+    have a figure, its numbers count. "deepscaler": a similarity of 0.90 and nothing else, as in its notebooks.
     """
     if how == "deepscaler":
         return [Pair(i, j, "near", s) for (i, j), s in similar_pairs(t, t, 0.9, False, "comparing rows").items()]
-    pairs = []
+    pairs, keys = [], [answer_key(a) for a in t.answers]
+    rare = {k for k, n in Counter(keys).items() if n <= max(3, len(keys) / 1000) and k.startswith("number")}
     for (i, j), s in similar_pairs(t, t, NEAR, True, "comparing rows").items():
         p, q = t.problems[i], t.problems[j]
         if "[asy]" not in p or "[asy]" not in q:
             p, q = without_figures(p), without_figures(q)
-        if numbers(p) == numbers(q) or s >= NEARER:
+        if s >= (NEAR if numbers(p) == numbers(q) else NEAR_RARE if keys[i] in rare else NEARER):
             pairs.append(Pair(i, j, "near", s))
     return pairs
 
@@ -305,9 +309,45 @@ def curate(rows: list[Row], tests: list[Row], s: Settings, malformed: list[dict[
     write(out / "train.jsonl", [{name: getattr(r, name) for name in fields} for r in kept])
     write(out / "dropped.jsonl", sorted(dropped, key=lambda d: d["id"]))
     write(out / "report.json", report)
+    (out / "report.md").write_text(as_markdown(report, kept, dropped), encoding="utf-8")
     for name, c in counts:
         print(f"{name:<18}{sum(c.values()):>8}")
     print(f"{len(malformed)} malformed lines skipped; dropped: {reasons}")
+
+
+def as_markdown(report: dict[str, Any], kept: list[Row], dropped: list[dict[str, str]]) -> str:
+    """The report for people: rows by source and step, why rows went, the leaks, and what stayed."""
+    sources = sorted({s for step in report["steps"] for s in step["by_source"]})
+    head = " | ".join(s or "(no source)" for s in sources)
+    lines = [
+        "# What was kept, and why the rest went",
+        "",
+        f"| step | {head} | all |",
+        "|---" * (len(sources) + 2) + "|",
+    ]
+    for step in report["steps"]:
+        cells = [f"{step['by_source'].get(s, 0):,}" for s in sources]
+        lines.append(f"| {step['step']} | {' | '.join(cells)} | {step['rows']:,} |")
+    lines += ["", "| reason | rows | for example |", "|---|---|---|"]
+    for reason, count in report["dropped"].items():
+        example = next(d for d in dropped if d["reason"] == reason)
+        lines.append(f"| {reason} | {count:,} | {example['id']}: {cell(example['detail'])} |")
+    lines.append(f"| malformed lines | {len(report['malformed']):,} | |")
+    leaks = Counter(d["detail"].split()[2].rpartition("-")[0] for d in dropped if d["reason"] == "contaminated")
+    lines += ["", "Rows that are copies of test problems, by test: "
+              + (", ".join(f"{name} {n}" for name, n in sorted(leaks.items())) or "none") + "."]  # fmt: skip
+    kinds = Counter("number" if answer_key(r.answer).startswith("number") else "other" for r in kept)
+    lengths = sorted(len(r.problem) for r in kept) or [0]
+    quantiles = [lengths[round(q * (len(lengths) - 1))] for q in (0, 0.1, 0.5, 0.9, 1)]
+    lines += ["", f"Answers: {kinds['number']:,} plain numbers or fractions, {kinds['other']:,} others.", "",
+              "Problem lengths in characters (shortest, 10%, median, 90%, longest): "
+              + ", ".join(f"{n:,}" for n in quantiles) + "."]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def cell(text: str) -> str:
+    """Text for a table: one line, no bars, not too long."""
+    return " ".join(text.replace("|", "/").split())[:80]
 
 
 def write(path: Path, what: Any) -> None:

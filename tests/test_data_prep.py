@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -135,3 +136,33 @@ def test_every_row_is_kept_or_dropped_with_a_reason(curated):
     report = json.loads((curated / "report.json").read_text())
     assert [b["line"] for b in report["malformed"]] == expected["malformed_lines_1based"]
     assert report["dropped"]["contaminated"] == expected["counts"]["by_reason"]["contaminated"]
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_in_the_same_bytes(curated, tmp_path):
+    """Three kills, each once the cache of embeddings has grown; a torn record at its end is dropped."""
+    for name, source, count in (
+        ("raw", FIXTURES / "fixture_dev" / "raw.jsonl", 150),
+        ("tests", FIXTURES / "tests.jsonl", 60),
+    ):
+        (tmp_path / f"{name}.jsonl").write_bytes(b"".join(source.read_bytes().splitlines(keepends=True)[:count]))
+
+    def argv(out):
+        return [sys.executable, "data_prep.py", "curate", f"--input={tmp_path}/raw.jsonl",
+                f"--against={tmp_path}/tests.jsonl", f"--out_dir={tmp_path / out}"]  # fmt: skip
+
+    assert subprocess.run(argv("whole"), cwd=ROOT, capture_output=True).returncode == 0
+    cache, size = tmp_path / "killed" / "cache" / "embeddings.bin", 0
+    for _ in range(3):
+        process = subprocess.Popen(argv("killed"), cwd=ROOT, stderr=subprocess.DEVNULL)
+        while process.poll() is None and (not cache.exists() or cache.stat().st_size < size + 50_000):
+            time.sleep(0.05)
+        process.kill()
+        process.wait()
+        size = cache.stat().st_size
+        assert not (tmp_path / "killed" / "train.jsonl").exists()
+    with open(cache, "ab") as f:
+        f.write(b"torn")
+    assert subprocess.run(argv("killed"), cwd=ROOT, capture_output=True).returncode == 0
+    for name in ("train.jsonl", "dropped.jsonl", "report.json", "report.md"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
