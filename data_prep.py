@@ -250,6 +250,14 @@ class Settings:
     max_malformed: float = 0.1  # share of lines beyond which an input is refused
     workers: int = 2  # processes that check that an answer equals itself
 
+    def __post_init__(self) -> None:
+        if self.near not in ("gated", "deepscaler"):
+            raise UserError(f"--near: {self.near!r} is neither gated nor deepscaler")
+        if not 0 <= self.max_malformed <= 1:
+            raise UserError(f"--max_malformed: {self.max_malformed} is not a share between 0 and 1")
+        if self.workers < 1:
+            raise UserError(f"--workers: {self.workers} is under its minimum 1")
+
 
 def embedding_model(name: str) -> str:
     if name:
@@ -365,7 +373,7 @@ def parse(argv: list[str], allowed: dict[str, Any]) -> dict[str, Any]:
     for flag in argv:
         name, equals, text = flag.removeprefix("--").partition("=")
         if not flag.startswith("--") or name not in allowed or not equals or not text:
-            raise UserError(f"{flag}: not understood; settings are {', '.join(f'--{n}=' for n in allowed)}")
+            raise UserError(f"{flag}: not understood; usage: {' '.join(f'[--{n}=...]' for n in allowed)}")
         values[name] = parse_flag(f"--{name}", type(allowed[name]), text)
     return values
 
@@ -381,7 +389,10 @@ def main(argv: list[str]) -> None:
                 raise UserError(f"curate needs --{name}=")
         rows, malformed = read_rows(Path(s.input), s.max_malformed)
         tests, bad = read_rows(Path(s.against), s.max_malformed) if s.against else ([], [])
-        Path(s.out_dir).mkdir(parents=True, exist_ok=True)
+        try:
+            Path(s.out_dir).mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise UserError(f"--out_dir: cannot write {s.out_dir}: {e.strerror}") from None
         curate(rows, tests, s, malformed + bad)
     else:
         raise UserError("usage: python data_prep.py tiny | curate ..., see the top of data_prep.py")

@@ -101,6 +101,18 @@ def test_malformed_lines_are_named_and_skipped_up_to_a_share(tmp_path):
         data_prep.read_rows(path, 0.05)
 
 
+@pytest.mark.parametrize("flag, message", [
+    ("--near=other", "neither gated nor deepscaler"), ("--workers=0", "under its minimum"),
+    ("--max_malformed=2", "between 0 and 1"), ("--max_malformed=x", "not a float"), ("--inputs=3", "usage"),
+    ("--input=/nonexistent.jsonl", "cannot be read"), ("--out_dir=/proc/x", "cannot write"),
+])  # fmt: skip
+def test_bad_settings_are_refused_in_one_line(tmp_path, flag, message):
+    (tmp_path / "raw.jsonl").write_text('{"problem": "p", "answer": "1"}\n')
+    with pytest.raises(UserError, match=message) as refused:
+        data_prep.main(["curate", f"--input={tmp_path}/raw.jsonl", f"--out_dir={tmp_path}", flag])
+    assert "\n" not in str(refused.value)
+
+
 def test_clusters_are_connected_pairs():
     pairs = [data_prep.Pair(i, j, "near", 1.0) for i, j in [(5, 1), (1, 3), (2, 4)]]
     assert sorted(data_prep.clusters(7, pairs)) == [[1, 3, 5], [2, 4]]
