@@ -177,7 +177,7 @@ def similar_pairs(a: Texts, b: Texts, threshold: float, same_answer: bool, what:
     """{(i, j): similarity} of the pairs of texts at or above `threshold`, of those with equal answers if asked."""
     known: dict[str, int] = {}
     of_a, of_b = (labels([answer_key(x) for x in t.answers], known)[t.owners] if same_answer else None for t in (a, b))
-    windows = close_pairs(a.vectors, b.vectors if b is not a else a.vectors, threshold, what, of_a, of_b)
+    windows = close_pairs(a.vectors, b.vectors, threshold, what, of_a, of_b)
     pairs = sorted({(int(a.owners[x]), int(b.owners[y])) for x, y in windows})
     found = {(i, j): a.similarity(i, b, j) for i, j in pairs if b is not a or i != j}
     return {pair: s for pair, s in found.items() if s >= threshold}
@@ -188,7 +188,7 @@ def near_duplicates(t: Texts, how: str) -> list[Pair]:
 
     "gated" (ours): equal answers, and a similarity of NEAR with the same numbers, else of NEAR_RARE where the answer
     is a number and no coincidence (at most one row in a thousand has it, or three), else of NEARER; where both problems
-    have a figure, its numbers count. "deepscaler": a similarity of 0.90 and nothing else, as in its notebooks.
+    have a figure, its numbers count. "deepscaler": a similarity of 0.90 and nothing else, its rule (on our windows).
     """
     if how == "deepscaler":
         return [Pair(i, j, "near", s) for (i, j), s in similar_pairs(t, t, 0.9, False, "comparing rows").items()]

@@ -468,7 +468,7 @@ class VLLMSampler:
             self.cache_awake = True
 
     def close(self) -> None:
-        """End the engine, before the process group ends."""
+        """End the engine, and with it the process group: the last thing to do."""
         self.llm.llm_engine.engine_core.shutdown()
 
 

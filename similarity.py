@@ -30,10 +30,12 @@ _DROPPED = re.compile(
     r"\\(left|right|displaystyle|textstyle|limits|bigg?[lr]?|quad|qquad|noindent)(?![a-z])|\\[,;:!> ]|~|&nbsp;"
 )
 _STYLES = re.compile(
-    r"\\(text|textbf|textit|textrm|mathrm|mathbf|mathit|emph|mbox|operatorname|boldsymbol|underline)\b\*?"
+    r"\\(text|textbf|textit|textrm|mathrm|mathbf|mathit|emph|mbox|operatorname|boldsymbol|underline)\b\*?\s*"
+    r"(?:\{([^{}]*)\})?"
 )
 _THOUSANDS = re.compile(r"(?<=\d)(?:,|\{,\}|\\,|\\!)+(?=\d{3}(?!\d))")
-_PUNCTUATION = re.compile(r"(?<!\d)\.|\.(?!\d)|[?!;:$\"'`]|,(?=\s|$)|\\[\[\]()]")
+# what ends a phrase; not what means something in a formula: 3.5, 3:4, 5!, f'(x), (1,2)
+_PUNCTUATION = re.compile(r"(?<!\d)\.|\.(?!\d)|[?;$\"`]|(?<!\d)(?<!\d\s):(?=\s|$)|,(?=\s|$)|\\[\[\]()]")
 _WORDS = {w: str(i) for i, w in enumerate(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
     "eighteen nineteen twenty".split())}  # fmt: skip
@@ -46,8 +48,10 @@ def normal_form(text: str) -> str:
     signs, punctuation or case. Digits, letters, operators and their order stay."""
     text = unicodedata.normalize("NFKC", text).lower()
     text = re.sub(r"\\[dtc]frac(?![a-z])", r"\\frac", _THOUSANDS.sub("", text))
-    text = _PUNCTUATION.sub("", _STYLES.sub("", _DROPPED.sub(" ", text)))
-    return re.sub(r"[\s{}]+", "", text)
+    text = _STYLES.sub(lambda m: m[2] or "", _DROPPED.sub(" ", text))
+    text = re.sub(r"\{\s*(\w)\s*\}", r" \1 ", _PUNCTUATION.sub("", text))  # {10} stays: 2^{10} is not 2^10
+    text = re.sub(r"(?<=\d)\s+(?=\d)", "_", text)  # \frac{1}{23} is not \frac{12}{3}, and 1 2 is not 12
+    return re.sub(r"\s+", "", text)
 
 
 def without_figures(text: str) -> str:

@@ -20,7 +20,8 @@ FIXTURES = ROOT.parent / "shared" / "curation"
 @pytest.mark.parametrize("a, b", [
     ("Find $\\left( x+1 \\right)$.", "find (x+1)"),
     ("What is $\\dfrac{1}{2}$ of $7{,}000$?", "What is \\(\\frac{1}{2}\\) of 7,000"),
-    ("Let  $\\triangle ABC$ be\nsuch that \\[x = 3.\\]", "Let $\\triangle{ABC}$ be such that $x=3$"),
+    ("Let  $\\triangle ABC$ be\nsuch that \\[x = 3.\\]", "Let $\\triangle  ABC$ be such that $x=3$"),
+    ("so: $x^{2}\\ \\text{cm}$; $\\frac{1}{2}$", "so $x^2$ cm $\\frac 1 2$"),
     ("A \\emph{triangular number} is", "A triangular number is"),
 ])  # fmt: skip
 def test_typesetting_does_not_count(a, b):
@@ -33,6 +34,12 @@ def test_typesetting_does_not_count(a, b):
     ("Find $x-1$", "Find $x+1$"),
     ("Find $a_1$", "Find $a_2$"),
     ("Find $|x|$", "Find $x$"),
+    ("Find $5!$", "Find $5$"),
+    ("Find $f'(2)$", "Find $f(2)$"),
+    ("Find $\\frac{1}{23}$", "Find $\\frac{12}{3}$"),
+    ("Find $2^{34}$", "Find $2^{3}4$"),
+    ("in the ratio $3:4$", "in the ratio $34$"),
+    ("the digits 1 2 3", "the digits 123"),
 ])  # fmt: skip
 def test_what_carries_meaning_counts(a, b):
     assert normal_form(a) != normal_form(b)
