@@ -33,7 +33,7 @@ _STYLES = re.compile(
     r"\\(text|textbf|textit|textrm|mathrm|mathbf|mathit|emph|mbox|operatorname|boldsymbol|underline)\b\*?\s*"
     r"(?:\{([^{}]*)\})?"
 )
-_THOUSANDS = re.compile(r"(?<=\d)(?:,|\{,\}|\\,|\\!)+(?=\d{3}(?!\d))")
+THOUSANDS = re.compile(r"(?<=\d)(?:,|\{,\}|\\,|\\!)+(?=\d{3}(?!\d))")
 # what ends a phrase; not what means something in a formula: 3.5, 3:4, 5!, f'(x), (1,2)
 _PUNCTUATION = re.compile(r"(?<!\d)\.|\.(?!\d)|[?;$\"`]|(?<!\d)(?<!\d\s):(?=\s|$)|,(?=\s|$)|\\[\[\]()]")
 _WORDS = {w: str(i) for i, w in enumerate(
@@ -47,7 +47,7 @@ def normal_form(text: str) -> str:
     """What is left of a problem without typesetting: equal for two copies that differ in spacing, LaTeX style, dollar
     signs, punctuation or case. Digits, letters, operators and their order stay."""
     text = unicodedata.normalize("NFKC", text).lower()
-    text = re.sub(r"\\[dtc]frac(?![a-z])", r"\\frac", _THOUSANDS.sub("", text))
+    text = re.sub(r"\\[dtc]frac(?![a-z])", r"\\frac", THOUSANDS.sub("", text))
     text = _STYLES.sub(lambda m: m[2] or "", _DROPPED.sub(" ", text))
     text = re.sub(r"\{\s*(\w)\s*\}", r" \1 ", _PUNCTUATION.sub("", text))  # {10} stays: 2^{10} is not 2^10
     text = re.sub(r"(?<=\d)\s+(?=\d)", "_", text)  # \frac{1}{23} is not \frac{12}{3}, and 1 2 is not 12
@@ -61,7 +61,9 @@ def without_figures(text: str) -> str:
 
 def numbers(text: str) -> tuple[str, ...]:
     """The numbers of a text, sorted: digits, powers of ten, and words (but one and two, which are often no numbers)."""
-    text = re.sub(r"\b10\s*\^\s*\{?\s*(\d)\s*\}?", lambda m: "1" + "0" * int(m[1]), _THOUSANDS.sub("", text.lower()))
+    text = re.sub(
+        r"\b10\s*\^\s*\{?\s*(\d{1,2})(?!\d)\s*\}?", lambda m: "1" + "0" * int(m[1]), THOUSANDS.sub("", text.lower())
+    )
     text = re.sub(r"\bone (hundred|thousand|million)\b", r"\1", text)
     text = re.sub(r"([a-z]+ty)-([a-z]+)", lambda m: str(int(_WORDS.get(m[1], 0)) + int(_WORDS.get(m[2], 0))), text)
     words = [_WORDS[w] for w in re.findall(r"[a-z]+", text) if w in _WORDS and w not in ("zero", "one", "two")]
@@ -141,18 +143,14 @@ class Embedder:
         return torch.nn.functional.normalize(mean, dim=-1)[: len(windows)].numpy()
 
 
-def close_pairs(a: np.ndarray, b: np.ndarray, threshold: float, what: str, a_label: np.ndarray | None = None,
-                b_label: np.ndarray | None = None) -> Iterator[tuple[int, int]]:  # fmt: skip
-    """All (i, j) with cosine a[i] b[j] at or above `threshold`, and equal labels where they are given; where b is a,
-    those with i < j."""
-    tiles = [(i, j) for i in range(0, len(a), TILE) for j in range(0, len(b), TILE) if b is not a or j + TILE > i]
+def close_pairs(a: np.ndarray, b: np.ndarray, threshold: float, what: str) -> Iterator[tuple[int, int]]:
+    """All (i, j) with cosine a[i] b[j] at or above `threshold`; where b is a, those with i < j."""
+    tiles = [(i, j) for i in range(0, len(a), TILE) for j in range(0, len(b), TILE) if b is not a or j >= i]
     for i, j in tqdm(tiles, desc=what, disable=len(tiles) < 30, mininterval=1):
         close = a[i : i + TILE] @ b[j : j + TILE].T >= threshold
-        if a_label is not None:
-            close &= a_label[i : i + TILE, None] == b_label[None, j : j + TILE]
-        for x, y in zip(*np.nonzero(close), strict=True):
-            if b is not a or i + x < j + y:
-                yield int(i + x), int(j + y)
+        if b is a and i == j:
+            close = np.triu(close, 1)
+        yield from zip(*(side.tolist() for side in np.nonzero(close) + np.array([[i], [j]])), strict=True)
 
 
 def text_similarity(a: np.ndarray, b: np.ndarray) -> float:

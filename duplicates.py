@@ -1,0 +1,204 @@
+"""Which rows count as one problem: the rules on top of similarity, for copies within a set and for leaked tests.
+
+Similarity alone does not tell a rephrased problem from another of the same template, so within the training set answers
+must agree, and the numbers in the text as well unless the similarity is very high. Against the tests it is enough: a
+lost row is cheap, a leaked test is not.
+"""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+from answers import plain_number
+from choices import split_choices
+from similarity import THOUSANDS, Embedder, close_pairs, normal_form, numbers, text_similarity, without_figures
+
+# similarity from which on two rows with equal answers are one problem: with the same numbers; with others and an answer
+# that few rows have; with others and any answer
+NEAR, NEAR_RARE, NEARER = 0.68, 0.85, 0.95
+DERIVED = 0.75  # ... with the same numbers, where one answer is the other made an integer: 83/499 and 83 + 499
+LEAK, LEAK_SAME_ANSWER = 0.85, 0.75  # similarity to a test problem from which on a row goes
+ORIGINAL = 0.9  # DeepScaleR's only rule
+
+_INTEGERS = re.compile(r"\d+")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two texts that count as one problem, and why."""
+
+    i: int
+    j: int
+    how: str  # "exact": equal normal forms; "near": by similarity, answer and numbers
+    similarity: float
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Problems, ready to be compared."""
+
+    problems: list[str]
+    keys: list[str]  # answers in one spelling
+    totals: list[int | None]  # what an answer would be as "find m + n"
+    forms: list[str]  # normal forms
+    numbers: list[tuple[tuple[str, ...], tuple[str, ...]]]  # in the words; in the words and in the figure's code
+    vectors: np.ndarray  # (W, E), figures and choices left out
+    owners: np.ndarray  # (W,) the problem of each window
+    windows: list[slice]  # of each problem
+
+    @classmethod
+    def of(cls, problems: list[str], answers: list[str], embedder: Embedder, what: str) -> "Texts":
+        open_problems = [split_choices(p)[0] for p in problems]
+        words = [without_figures(p) for p in open_problems]
+        vectors, owners = embedder.encode(words, what)
+        bounds = np.searchsorted(owners, np.arange(len(problems) + 1)).tolist()
+        windows = [slice(x, y) for x, y in zip(bounds[:-1], bounds[1:], strict=True)]
+        values = [(numbers(w), numbers(p)) for w, p in zip(words, open_problems, strict=True)]
+        return cls(problems, [answer_key(a) for a in answers], [total(a) for a in answers],
+                   [normal_form(p) for p in problems], values, vectors, owners, windows)  # fmt: skip
+
+    def same_numbers(self, i: int, j: int) -> bool:
+        """Whether two problems have the same numbers; where both have a figure, its numbers count."""
+        figures = "[asy]" in self.problems[i] and "[asy]" in self.problems[j]
+        return self.numbers[i][figures] == self.numbers[j][figures]
+
+
+def answer_key(answer: str) -> str:
+    """One spelling for answers that are the same number, or the same text but for typesetting."""
+    number = plain_number(answer)
+    fraction = re.fullmatch(r"(-?)\\[dtc]?frac\s*\{?(\d+)\}?\s*\{?(\d+)\}?|(-?)(\d+)/(\d+)", answer.strip("$ "))
+    if fraction:
+        sign, a, b = fraction.group(1, 2, 3) if fraction[2] else fraction.group(4, 5, 6)
+        number = Fraction(int(sign + a), int(b)) if int(b) else None
+    return f"number {Fraction(number)}" if number is not None else normal_form(answer)
+
+
+def total(answer: str) -> int | None:
+    """The sum of the integers in an answer that has several: what it becomes as "m/n in lowest terms; find m + n"."""
+    parts = [int(x) for x in _INTEGERS.findall(THOUSANDS.sub("", answer))] if len(answer) < 200 else []
+    return sum(parts) if len(parts) > 1 else None
+
+
+# ------------------------------------------------------------------------------------------------------------ the pairs
+
+
+def exact_pairs(a: Texts, b: Texts) -> Iterator[tuple[int, int]]:
+    """Each text of `a` with the first of `b` (before it, where b is a) that has the same normal form."""
+    first: dict[str, int] = {}
+    if b is not a:
+        for j, form in enumerate(b.forms):
+            first.setdefault(form, j)
+    for i, form in enumerate(a.forms):
+        j = first.setdefault(form, i) if b is a else first.get(form)
+        if j is not None and (b is not a or j != i):
+            yield (i, j) if b is not a else (j, i)
+
+
+def similar_pairs(a: Texts, b: Texts, threshold: float, what: str) -> dict[tuple[int, int], float]:
+    """{(i, j): similarity} of the pairs of texts at or above `threshold`; i < j where b is a."""
+    every = (np.arange(len(a.owners)), np.arange(len(b.owners)))
+    return _similar(a, b, threshold, [every], what)
+
+
+def answer_pairs(
+    a: Texts, b: Texts, threshold: float, of_a: list[str], of_b: list[str]
+) -> dict[tuple[int, int], float]:
+    """The same, of the pairs whose labels are equal and not empty; only these are compared at all."""
+    members: tuple[dict[str, list[int]], dict[str, list[int]]] = (defaultdict(list), defaultdict(list))
+    for side, (texts, labels) in enumerate(((a, of_a), (b, of_b))):
+        for i, label in enumerate(labels):
+            if label:
+                members[side][label] += range(texts.windows[i].start, texts.windows[i].stop)
+    common = [label for label in members[0] if label in members[1]]
+    return _similar(a, b, threshold, [(np.array(members[0][k]), np.array(members[1][k])) for k in common], "")
+
+
+def _similar(a: Texts, b: Texts, threshold: float, groups: list[tuple[np.ndarray, np.ndarray]],
+             what: str) -> dict[tuple[int, int], float]:  # fmt: skip
+    found: dict[tuple[int, int], float] = {}
+    for of_a, of_b in groups:
+        rows_a = a.vectors[of_a]
+        rows_b = rows_a if b is a and np.array_equal(of_a, of_b) else b.vectors[of_b]
+        for x, y in close_pairs(rows_a, rows_b, threshold, what):
+            i, j = int(a.owners[of_a[x]]), int(b.owners[of_b[y]])
+            i, j = (j, i) if b is a and j < i else (i, j)
+            if (i, j) not in found and (b is not a or i != j):
+                found[i, j] = text_similarity(a.vectors[a.windows[i]], b.vectors[b.windows[j]])
+    return {pair: s for pair, s in sorted(found.items()) if s >= threshold}
+
+
+def derived_pairs(a: Texts, b: Texts, threshold: float) -> dict[tuple[int, int], float]:
+    """Pairs where one answer is an integer and the other, which is none, has several that add up to it."""
+    (whole_a, totals_a), (whole_b, totals_b) = ((
+        [k.removeprefix("number ") if k.startswith("number ") and "/" not in k else "" for k in t.keys],
+        [str(n) if n is not None and ("/" in k or not k.startswith("number ")) else ""
+         for n, k in zip(t.totals, t.keys, strict=True)],
+    ) for t in (a, b))  # fmt: skip
+    found = answer_pairs(a, b, threshold, whole_a, totals_b)
+    return found if b is a else found | answer_pairs(a, b, threshold, totals_a, whole_b)
+
+
+Grades = Callable[[list[str], list[str], str], list[bool]]
+
+
+def near_duplicates(t: Texts, answers: list[str], how: str, grades: Grades) -> list[Pair]:
+    """Rephrased copies within the training set.
+
+    "gated" (ours): equal answers, and a similarity of NEAR with the same numbers, else of NEAR_RARE where the answer
+    is a number and no coincidence (at most one row in a thousand has it, or three), else of NEARER; or the same
+    numbers, a similarity of DERIVED, and one answer the other's integers added up. Answers are equal when they are
+    spelled alike or when `grades` finds them so. "deepscaler": a similarity of 0.90 and nothing else, the original's
+    rule (on our windows).
+    """
+    if how == "deepscaler":
+        return [Pair(i, j, "near", s) for (i, j), s in similar_pairs(t, t, ORIGINAL, "comparing rows").items()]
+    rare = {k for k, n in Counter(t.keys).items() if n <= max(3, len(t.keys) / 1000) and k.startswith("number")}
+    found = {}
+    for (i, j), s in answer_pairs(t, t, NEAR, t.keys, t.keys).items():
+        if s >= (NEAR if t.same_numbers(i, j) else NEAR_RARE if t.keys[i] in rare else NEARER):
+            found[i, j] = s
+    for (i, j), s in derived_pairs(t, t, DERIVED).items():
+        if t.same_numbers(i, j):
+            found[i, j] = s
+    others = {(i, j): s for (i, j), s in similar_pairs(t, t, NEAR_RARE, "comparing rows").items()
+              if t.keys[i] != t.keys[j] and (s >= NEARER or t.same_numbers(i, j))}  # fmt: skip
+    right = grades([answers[i] for i, _ in others], [answers[j] for _, j in others], "comparing answers")
+    found |= {pair: s for (pair, s), same in zip(others.items(), right, strict=True) if same}
+    return [Pair(i, j, "near", s) for (i, j), s in sorted(found.items())]
+
+
+def leaks(t: Texts, tests: Texts) -> dict[int, Pair]:
+    """The test problem that a row is a copy of, the closest one: {row: pair}. By similarity alone from LEAK on, from
+    LEAK_SAME_ANSWER on with an equal answer or one that is the other's integers added up."""
+    found: dict[int, Pair] = {}
+    near = similar_pairs(t, tests, LEAK, "comparing with the tests")
+    near |= answer_pairs(t, tests, LEAK_SAME_ANSWER, t.keys, tests.keys)
+    near |= derived_pairs(t, tests, LEAK_SAME_ANSWER)
+    for (i, j), s in near.items():
+        if i not in found or s > found[i].similarity:
+            found[i] = Pair(i, j, "near", s)
+    for i, j in exact_pairs(t, tests):
+        found[i] = Pair(i, j, "exact", 1.0)
+    return found
+
+
+def clusters(count: int, pairs: Iterable[Pair]) -> list[list[int]]:
+    """Connected components of more than one member, each in order."""
+    parent = list(range(count))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = i = parent[parent[i]]
+        return i
+
+    for pair in pairs:
+        a, b = sorted((root(pair.i), root(pair.j)))
+        parent[b] = a
+    members = defaultdict(list)
+    for i in range(count):
+        members[root(i)].append(i)
+    return [m for m in members.values() if len(m) > 1]

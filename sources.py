@@ -1,0 +1,284 @@
+"""Where problems come from: published datasets, fetched from the hub or found in a folder, read into rows.
+
+`TRAINING` holds DeepScaleR's sources and its published set, `BENCHMARKS` the five test sets. A source has one reader
+of raw objects, whatever file format it circulates in (.jsonl, .json, .csv, .parquet). What cannot be read is named with
+file and line, skipped and counted. Downloads stand in `<folder>/<source>/`; `<folder>/sources.json` keeps each one's
+commit and checksums.
+"""
+
+import csv
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from configs import UserError
+
+# no text has these; what looks like a tab or a line end was the \t of \times, the \r of \right
+_CONTROL = re.compile(
+    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\t(?=imes|ext|heta|riangle|frac|o\b)|\r(?=ight|angle|ho\b)|\n(?=eq\b|abla)"
+)
+Raw = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    id: str
+    source: str
+    problem: str
+    answer: str  # "" where there is none
+    solution: str
+
+
+# ----------------------------------------------------------------------------------------------------- files of objects
+
+
+def objects(path: Path) -> Iterator[tuple[int, Any]]:
+    """(line or row number, object, or the ValueError of a malformed one) of a .jsonl, .json, .csv or .parquet file.
+
+    Raises UserError where the file as a whole cannot be read.
+    """
+    read = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}.get(path.suffix)
+    if read is None:
+        raise UserError(f"{path}: not a .jsonl, .json, .csv or .parquet file")
+    try:
+        yield from read(path)
+    except (OSError, ValueError, RecursionError, csv.Error) as e:
+        raise UserError(f"{path}: cannot be read: {e}") from None
+
+
+def _jsonl(path: Path) -> Iterator[tuple[int, Any]]:
+    with open(path, "rb") as f:  # as bytes: only \n ends a line
+        for number, line in enumerate(f, 1):
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                yield number, json.loads(text, parse_constant=lambda name: None)
+            except (ValueError, RecursionError) as e:
+                yield number, ValueError(str(e))
+
+
+def _json(path: Path) -> Iterator[tuple[int, Any]]:
+    data = json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=lambda name: None)
+    if not isinstance(data, list):
+        raise ValueError("not a list of objects")
+    yield from enumerate(data, 1)
+
+
+def _csv(path: Path) -> Iterator[tuple[int, Any]]:
+    csv.field_size_limit(10**7)
+    with open(path, encoding="utf-8-sig", newline="") as f:
+        reader = csv.DictReader(f)
+        for row in reader:
+            wrong = None in row or None in row.values()
+            yield reader.line_num, ValueError("more or fewer fields than columns") if wrong else row
+
+
+def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
+    try:
+        from pyarrow.parquet import ParquetFile
+    except ImportError:
+        raise UserError(f"{path}: needs pyarrow: pip install -r requirements-data.txt") from None
+    file, number = ParquetFile(path), 0
+    columns = [name for name in file.schema_arrow.names if name != "messages"]  # NuminaMath's second copy of each row
+    for batch in file.iter_batches(1024, columns=columns):
+        for row in batch.to_pylist():
+            number += 1
+            yield number, row
+
+
+def as_row(raw: Any, source: str, name: str) -> Row:
+    """A row of text fields. A number as an answer counts as its text; several answers are joined with commas.
+
+    Raises ValueError, with what is wrong, for fields of a wrong type and text that was damaged on its way.
+    """
+    if not isinstance(raw, dict):
+        raise ValueError("not an object")
+    texts = {key: "" if raw.get(key) is None else raw[key] for key in ("problem", "solution", "source")}
+    wrong = next((key for key, value in texts.items() if not isinstance(value, str)), None)
+    if wrong:
+        raise ValueError(f"{wrong!r} is not text")
+    answer = ", ".join(answers(raw.get("answer")))
+    for key, text in (("problem", texts["problem"]), ("answer", answer)):
+        if damage := _CONTROL.search(text):
+            part = text[damage.start() : damage.start() + 12]
+            raise ValueError(f"a control character in {key!r}, where a backslash may have been: {part!a}")
+    if re.search("[\ud800-\udfff]", texts["problem"] + answer + texts["solution"] + str(raw.get("id", ""))):
+        raise ValueError("a lone surrogate: no valid text")
+    return Row(str(raw.get("id", name)), source or texts["source"], texts["problem"].strip(), answer, texts["solution"])
+
+
+def answers(value: Any) -> list[str]:
+    """The texts of an answer field: text, a number (142.0 is 142), a list of them, or nothing."""
+    values = [a for a in (value if isinstance(value, list) else [value]) if a is not None]
+    if not all(isinstance(a, (str, int, float)) and not isinstance(a, bool) for a in values):
+        raise ValueError("'answer' is neither text nor number")
+    return [str(int(a) if isinstance(a, float) and a.is_integer() else a).strip() for a in values]
+
+
+def read_rows(paths: list[Path], max_bad: float, source: str = "", name: str = "line",
+              read: "Reader" = lambda raw: raw) -> tuple[list[Row], list[Raw]]:  # fmt: skip
+    """The rows of files, and what was malformed {file, line, problem}, which is skipped. `read` brings a raw object to
+    the fields {problem, answer, solution}, or to None where it is not of this source. A row without an id is named by
+    its place: `name`-1, `name`-2, ...
+
+    Raises UserError where a file cannot be read, or more than `max_bad` of its objects are malformed.
+    """
+    rows, malformed, seen, place = [], [], set(), 0
+    for path in paths:
+        bad, count = [], 0
+        for number, raw in objects(path):
+            count, place = count + 1, place + 1
+            try:
+                if isinstance(raw, ValueError):
+                    raise raw
+                if not isinstance(raw, dict):
+                    raise ValueError("not an object")
+                if (fields := read(raw)) is None:
+                    continue
+                row = as_row(fields, source, f"{name}-{place}")
+                if row.id in seen:
+                    raise ValueError(f"the id {row.id!r} came before")
+                seen.add(row.id)
+                rows.append(row)
+            except KeyError as e:
+                bad.append({"file": path.name, "line": number, "problem": f"no {e}"})
+            except ValueError as e:
+                bad.append({"file": path.name, "line": number, "problem": str(e)})
+        if len(bad) > max_bad * max(1, count):
+            raise UserError(f"{path}: {len(bad)} of {count} rows are malformed, the first in line {bad[0]['line']}: "
+                            f"{bad[0]['problem']}")  # fmt: skip
+        malformed += bad
+    return rows, malformed
+
+
+# ----------------------------------------------------------------------------------------- the published formats, read
+
+
+def read_aime(raw: Raw) -> Raw | None:
+    """di-zhang-fdu/AIME_1983_2024 (Year, Question, Answer) or DeepScaleR's own file (year, problem, answer, solution).
+    From 2024 on the AIME is a test."""
+    if "Question" in raw:
+        raw = {"problem": raw["Question"], "answer": raw["Answer"], "year": raw["Year"]}
+    if not str(raw["year"]).isdecimal():
+        raise ValueError(f"'year' is no year: {raw['year']!r}")
+    return _plain(raw) if int(raw["year"]) <= 2023 else None
+
+
+def read_amc(raw: Raw) -> Raw | None:
+    """AI-MO/NuminaMath-CoT (source, problem, solution): its amc_aime rows, but those that name the AIME. The answer
+    stands in the solution; the year nowhere, so copies of AMC 2022 and 2023 are found as leaks."""
+    return _plain(raw) if raw["source"] == "amc_aime" and "AIME" not in str(raw["problem"]) else None
+
+
+def read_plain(raw: Raw) -> Raw:
+    """Omni-MATH (problem, answer, solution), STILL (question, answer; problem, solution in its evaluation files),
+    MATH and the published DeepScaleR set (problem, answer, solution)."""
+    return _plain(raw if "problem" in raw else {**raw, "problem": raw["question"]})
+
+
+def _plain(raw: Raw) -> Raw:
+    return {"problem": raw["problem"], "answer": raw.get("answer"), "solution": raw.get("solution")}
+
+
+def benchmark_problem(raw: Any) -> tuple[str, list[str]]:
+    """(problem, golds, any of which is right) of any of the five: `problem` or `question`; `answer` or `final_answer`,
+    which is text, a float (142.0), or a list: of alternatives (Minerva), or of one text that may itself list several
+    values (OlympiadBench). Raises ValueError."""
+    if not isinstance(raw, dict):
+        raise ValueError(str(raw) if isinstance(raw, ValueError) else "not an object")
+    found = {"problem": raw.get("problem", raw.get("question")), "answer": raw.get("answer", raw.get("final_answer"))}
+    golds = [_unpaired(str(int(a)) if a.isdecimal() else a) for a in answers(found["answer"]) if a]
+    if not golds or not as_row(found, "", "").problem:
+        raise ValueError("no problem, or no answer")
+    return found["problem"].strip(), list(dict.fromkeys(golds))
+
+
+def _unpaired(gold: str) -> str:
+    """`$221,$8$`, with a dollar sign too many, is `221,8`."""
+    return gold.replace("$", "") if gold.count("$") % 2 else gold
+
+
+Reader = Callable[[Raw], Raw | None]
+
+
+# ------------------------------------------------------------------------------------------------- where the files are
+
+
+@dataclass(frozen=True)
+class Source:
+    name: str
+    repo: str  # a dataset on the hub; "" where there is none
+    revision: str  # its commit; "" where it is not known here: the newest, from the first download on
+    files: str  # pattern of its files in the repository
+    copies: tuple[str, ...]  # patterns of other copies, in a --raw_dir
+    read: Reader | None  # None: benchmark_problem
+    count: int = 0  # rows there must be; 0: however many there are
+
+
+TRAINING = (
+    Source("aime", "di-zhang-fdu/AIME_1983_2024", "c542a84241596639dc3e374e4fdf81ec24e9950c",
+           "AIME_Dataset_1983_2024.csv", ("deepscaler/train_aime.json",), read_aime),
+    Source("amc", "AI-MO/NuminaMath-CoT", "9d8d210c9f6a36c8f3cd84045668c9b7800ef517", "data/train-*.parquet", (),
+           read_amc),
+    Source("math", "", "", "*.json*", ("deepscaler/train_math.json",), read_plain),
+    Source("omni_math", "KbsdJames/Omni-MATH", "0000b6bc8be4aa61655413073c3645ae4b3b30e8", "test.jsonl",
+           ("omni_math_rule/test.jsonl",), read_plain),
+    Source("still", "RUC-AIBOX/STILL-3-Preview-RL-Data", "", "**/*.parquet", ("still/*.jsonl",), read_plain),
+    Source("deepscaler", "agentica-org/DeepScaleR-Preview-Dataset", "b6ae8c60f5c1f2b594e2140b91c49c9ad0949e29",
+           "deepscaler.json", ("one_shot_rlvr/dsr_sub.jsonl",), read_plain),
+)  # fmt: skip
+BENCHMARKS = (
+    Source("aime24", "HuggingFaceH4/aime_2024", "2fe88a2f1091d5048c0f36abc874fb997b3dd99a", "data/train-*.parquet",
+           ("deepscaler/test_aime.json",), None, 30),
+    Source("amc23", "AI-MO/aimo-validation-amc", "8ef249608d65c2de7763ca7525f438e540ba285e", "data/train-*.parquet",
+           ("deepscaler/test_amc.json",), None, 83),
+    Source("math500", "HuggingFaceH4/MATH-500", "6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be", "test.jsonl",
+           ("deepscaler/test_math.json",), None, 500),
+    Source("minerva", "nanoverl/minerva", "", "test/minerva.json", ("deepscaler/test_minerva.json",), None, 272),
+    Source("olympiad", "nanoverl/olympiad_bench", "", "test/olympiad_bench.json",
+           ("deepscaler/test_olympiad_bench.json",), None, 675),
+)  # fmt: skip
+
+
+def find(source: Source, folder: Path) -> list[Path]:
+    """The files of a source under a folder: those of the repository in `<name>/`, else the other copies."""
+    own = sorted((folder / source.name).glob(source.files))
+    return own or sorted(p for pattern in source.copies for p in folder.glob(pattern))
+
+
+def fetch(source: Source, folder: Path) -> list[Path]:
+    """The files of a source, from the hub into `<folder>/<name>/` unless they are there. An interrupted download goes
+    on where it was. Raises UserError without the hub, and where a file is not what was downloaded (its checksum)."""
+    lock = folder / "sources.json"
+    known = json.loads(lock.read_text(encoding="utf-8")) if lock.is_file() else {}
+    if source.name not in known:
+        from huggingface_hub import HfApi, snapshot_download
+
+        try:
+            revision = source.revision or HfApi().dataset_info(source.repo).sha
+            print(f"{source.name}: {source.repo} at {revision}")
+            snapshot_download(source.repo, repo_type="dataset", revision=revision, allow_patterns=[source.files],
+                              local_dir=folder / source.name)  # fmt: skip
+        except Exception as e:  # the hub's errors share no base class, and each of them means: no data
+            reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+            raise UserError(f"{source.name}: the hub did not give {source.repo}: {reason} (run it again to go on, or "
+                            f"put its files into DIR/{source.name}/ and pass --raw_dir=DIR)") from None  # fmt: skip
+        files = {str(p.relative_to(folder)): checksum(p) for p in find(source, folder)}
+        if not files:
+            raise UserError(f"{source.name}: {source.repo} at {revision} has no {source.files}")
+        known[source.name] = {"repo": source.repo, "revision": revision, "sha256": files}
+        aside = lock.with_suffix(".tmp")
+        aside.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+        aside.rename(lock)
+    for name, expected in known[source.name]["sha256"].items():
+        if not (folder / name).is_file() or checksum(folder / name) != expected:
+            raise UserError(f"{folder / name}: not the file that was downloaded: remove {source.name!r} from {lock}, "
+                            "and the folder, to fetch it again")  # fmt: skip
+    return [folder / name for name in known[source.name]["sha256"]]
+
+
+def checksum(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
