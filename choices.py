@@ -76,7 +76,7 @@ def stated(solution: str) -> str:
 
 def opened(problem: str, answer: str, solution: str) -> tuple[str, str, str]:
     """(problem without choices, answer, ""), or (problem, answer, why it cannot be asked openly). The answer is the
-    field's, the solution's last box, or the last choice that the solution states, in this order."""
+    field's, the solution's last box, or the last choice that the solution states, in this order; "" without any."""
     stem, choices = split_choices(problem)
     letter, text = letter_and_value(answer or last_boxed(solution) or stated(solution))
     if not choices:
@@ -88,4 +88,4 @@ def opened(problem: str, answer: str, solution: str) -> tuple[str, str, str]:
         return problem, text, "asks to choose among its choices"
     if _NO_VALUE.search(text):
         return problem, text, f"the right choice is no value: {text}"
-    return stem, text, "" if text else "no choice is named as the answer"
+    return stem, text, ""

@@ -35,6 +35,7 @@ from sources import BENCHMARKS, TRAINING, Row, Source, benchmark_problem, fetch,
 from tiny import make_tiny_world
 
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+TIMEOUT = 60.0  # seconds a grading worker may hang; a busy machine must not change which rows stay
 # an answer that is a statement or no answer: nothing to compare
 PROOF = re.compile(
     r"\b(q\.?e\.?d|proofs?|proved?|proven|shown|see|vary|varies|various|statement|holds|if and only if|iff"
@@ -146,11 +147,11 @@ def curate(rows: list[Row], tests: list[Row], s: Settings, malformed: list[dict[
     rows, given = ask_for_answers([r for r, _ in found], s)
     kept = []
     for row, (_, why) in zip(rows, found, strict=True):
-        if problem := ("not_open", why) if why and row.answer else unfit(row, s.gradable):
+        if problem := ("not_open", why) if why else unfit(row, s.gradable):
             drop(row, *problem)
         else:
             kept.append(row)
-    with RewardPool(s.workers) as pool:
+    with RewardPool(s.workers, TIMEOUT) as pool:
         right = pool.grades([r.answer for r in kept], [r.answer for r in kept], "grading answers against themselves")
         for row, score in zip(kept, right, strict=True):
             if not score:
@@ -271,7 +272,7 @@ def bench(s: Settings) -> None:
     """Reads all five, checks that the grader finds every gold equal to itself, and only then writes."""
     everything = {source.name: benchmark(source, s) for source in BENCHMARKS}
     golds = [(p, g) for problems in everything.values() for p in problems for g in as_list(p["answer"])]
-    with RewardPool(s.workers) as pool:
+    with RewardPool(s.workers, TIMEOUT) as pool:
         right = pool.grades([g for _, g in golds], [g for _, g in golds], "grading golds against themselves")
     wrong = [f"{p['id']}: {g}" for (p, g), same in zip(golds, right, strict=True) if not same]
     if wrong:

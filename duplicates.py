@@ -142,7 +142,7 @@ def derived_pairs(a: Texts, b: Texts, threshold: float) -> dict[tuple[int, int],
     return found if b is a else found | answer_pairs(a, b, threshold, totals_a, whole_b)
 
 
-Grades = Callable[[list[str], list[str], str], list[bool]]
+Grades = Callable[[list[str], list[str], str], list[float]]  # RewardPool.grades
 
 
 def near_duplicates(t: Texts, answers: list[str], how: str, grades: Grades) -> list[Pair]:

@@ -3,8 +3,9 @@
 import json
 
 import pytest
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 
-from configs import UserError
+from configs import Config, UserError
 from prompts import ChatTokenizer, encode_problems, load_problems
 
 
@@ -66,13 +67,40 @@ def test_a_bos_is_added_where_the_template_writes_none(tiny_model_dir, tmp_path)
     assert ids[0] == 0 and ids.count(0) == 1 and opened == ""
 
 
-def test_deepseeks_template_opens_the_think_tag(tiny_model_dir, tmp_path):
+@pytest.mark.parametrize("opens", ["", "<think>\\n"], ids=["as released", "opening the think tag"])
+def test_prompts_of_deepseeks_template_are_those_of_transformers(tmp_path, opens):
+    """R1's template in structure and tokens, in both its forms, on a tokenizer of bytes with R1's special tokens."""
+    PreTrainedTokenizerFast = pytest.importorskip("transformers").PreTrainedTokenizerFast
+    bos, eos, user, assistant = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>"
+    special = [bos, eos, user, assistant, "<think>", "</think>"]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(letters)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
+    bos_id = tokenizer.token_to_id(bos)
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, bos_id)])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
     template = (
-        "{% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif %}{{ bos_token }}"
-        "{% for m in messages %}<|user|>{{ m['content'] }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|assistant|><think>\\n' }}{% endif %}"
+        "{% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif %}"
+        "{% set ns = namespace(system='', first=true) %}"
+        "{%- for m in messages %}{%- if m['role'] == 'system' %}{% set ns.system = m['content'] %}"
+        "{%- endif %}{%- endfor %}"
+        "{{ bos_token }}{{ ns.system }}"
+        "{%- for m in messages %}{%- if m['role'] == 'user' %}{{ '" + user + "' + m['content'] }}{%- endif %}"
+        "{%- if m['role'] == 'assistant' %}{% set text = m['content'].split('</think>')[-1] %}"
+        "{{ '" + assistant + "' + text + eos_token }}{%- endif %}{%- endfor -%}"
+        "{% if add_generation_prompt %}{{ '" + assistant + opens + "' }}{% endif %}"
     )
-    assert with_template(tiny_model_dir, tmp_path, template).prompt("3")[1] == "<|assistant|><think>\n"
+    config = {"bos_token": {"__type": "AddedToken", "content": bos}, "eos_token": eos, "chat_template": template}
+    write(tmp_path / "tokenizer_config.json", json.dumps(config))
+    theirs = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"), bos_token=bos, eos_token=eos)
+    text = "Find $x$ if $2^x = 8$." + Config(run_name="x").prompt_suffix
+    expected = theirs.apply_chat_template([{"role": "user", "content": text}], chat_template=template,
+                                          add_generation_prompt=True, return_dict=False)  # fmt: skip
+    ids, opened = ChatTokenizer(tmp_path).prompt(text)
+    assert ids == expected and ids.count(bos_id) == 1
+    assert opened == assistant + opens.replace("\\n", "\n")
+    assert text.endswith(" Let's think step by step and output the final answer within \\boxed{}.")
 
 
 @pytest.mark.parametrize("template", [

