@@ -7,7 +7,7 @@
     python data_prep.py curate --input=RAW.jsonl --against=TESTS.jsonl --out_dir=DIR
 
 Sources come from the hub, or with `--raw_dir` from files at hand. A training set (`train`, `curate`) is gradable,
-without copies, and without the tests: `train.jsonl` (id, source, problem, answer), `dropped.jsonl` (id, source, reason,
+without copies, and without the tests: `train.jsonl` (id, source, problem, answer), `dropped.jsonl` (id, reason,
 detail), `report.json` and `report.md`. The same input gives the same bytes; interrupted, it goes on where it was, since
 downloads, embeddings and a model's answers are kept (`raw/`, `cache/`). A benchmark is `<name>.jsonl` (id, source,
 problem, answer, where a list holds alternatives).
@@ -140,7 +140,7 @@ def curate(rows: list[Row], tests: list[Row], s: Settings, malformed: list[dict[
     dropped: list[dict[str, str]] = []
 
     def drop(row: Row, reason: str, detail: str) -> None:
-        dropped.append({"id": row.id, "source": row.source, "reason": reason, "detail": detail})
+        dropped.append({"id": row.id, "reason": reason, "detail": detail})
 
     counts = [("read", Counter(r.source for r in rows))]
     found = [answered(r) for r in tqdm(rows, desc="reading answers", mininterval=1)]

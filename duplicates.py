@@ -17,11 +17,11 @@ from answers import plain_number
 from choices import split_choices
 from similarity import THOUSANDS, Embedder, close_pairs, normal_form, numbers, text_similarity, without_figures
 
-# similarity from which on two rows with equal answers are one problem: with the same numbers; with others and an answer
-# that few rows have; with others and any answer
-NEAR, NEAR_RARE, NEARER = 0.68, 0.85, 0.95
+# similarity from which on two rows with equal answers are one problem: with the same numbers; with numbers of which one
+# problem has all that the other has, or an answer that few rows have; in any case
+NEAR, NEAR_SOME, NEARER = 0.68, 0.85, 0.95
 DERIVED = 0.75  # ... with the same numbers, where one answer is the other made an integer: 83/499 and 83 + 499
-LEAK, LEAK_SAME_ANSWER = 0.85, 0.75  # similarity to a test problem from which on a row goes
+LEAK, LEAK_AGREEING = 0.85, 0.75  # similarity to a test problem from which on a row goes; where more agrees
 ORIGINAL = 0.9  # DeepScaleR's only rule
 
 _INTEGERS = re.compile(r"\d+")
@@ -61,10 +61,16 @@ class Texts:
         return cls(problems, [answer_key(a) for a in answers], [total(a) for a in answers],
                    [normal_form(p) for p in problems], values, vectors, owners, windows)  # fmt: skip
 
-    def same_numbers(self, i: int, j: int) -> bool:
-        """Whether two problems have the same numbers; where both have a figure, its numbers count."""
-        figures = "[asy]" in self.problems[i] and "[asy]" in self.problems[j]
-        return self.numbers[i][figures] == self.numbers[j][figures]
+
+def numbers_of(a: Texts, i: int, b: Texts, j: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The numbers of two problems; where both have a figure, its numbers count."""
+    figures = "[asy]" in a.problems[i] and "[asy]" in b.problems[j]
+    return a.numbers[i][figures], b.numbers[j][figures]
+
+
+def one_has_all(a: tuple[str, ...], b: tuple[str, ...]) -> bool:
+    """Whether both have numbers, and one has all of the other's."""
+    return bool(a and b) and (Counter(a) <= Counter(b) or Counter(b) <= Counter(a))
 
 
 def answer_key(answer: str) -> str:
@@ -148,37 +154,44 @@ Grades = Callable[[list[str], list[str], str], list[float]]  # RewardPool.grades
 def near_duplicates(t: Texts, answers: list[str], how: str, grades: Grades) -> list[Pair]:
     """Rephrased copies within the training set.
 
-    "gated" (ours): equal answers, and a similarity of NEAR with the same numbers, else of NEAR_RARE where the answer
-    is a number and no coincidence (at most one row in a thousand has it, or three), else of NEARER; or the same
-    numbers, a similarity of DERIVED, and one answer the other's integers added up. Answers are equal when they are
-    spelled alike or when `grades` finds them so. "deepscaler": a similarity of 0.90 and nothing else, the original's
-    rule (on our windows).
+    "gated" (ours): equal answers, and a similarity of NEAR with the same numbers; of NEAR_SOME where one has all the
+    numbers of the other, or the answer is a number and no coincidence (at most one row in a thousand has it, or three);
+    else of NEARER. Or the same numbers, a similarity of DERIVED, and one answer the other's integers added up. Answers
+    are equal when they are spelled alike or when `grades` finds them so. "deepscaler": a similarity of 0.90 and nothing
+    else, the original's rule (on our windows).
     """
     if how == "deepscaler":
         return [Pair(i, j, "near", s) for (i, j), s in similar_pairs(t, t, ORIGINAL, "comparing rows").items()]
     rare = {k for k, n in Counter(t.keys).items() if n <= max(3, len(t.keys) / 1000) and k.startswith("number")}
     found = {}
     for (i, j), s in answer_pairs(t, t, NEAR, t.keys, t.keys).items():
-        if s >= (NEAR if t.same_numbers(i, j) else NEAR_RARE if t.keys[i] in rare else NEARER):
+        a, b = numbers_of(t, i, t, j)
+        if s >= (NEAR if a == b else NEAR_SOME if t.keys[i] in rare or one_has_all(a, b) else NEARER):
             found[i, j] = s
     for (i, j), s in derived_pairs(t, t, DERIVED).items():
-        if t.same_numbers(i, j):
+        a, b = numbers_of(t, i, t, j)
+        if a == b:
             found[i, j] = s
-    others = {(i, j): s for (i, j), s in similar_pairs(t, t, NEAR_RARE, "comparing rows").items()
-              if t.keys[i] != t.keys[j] and (s >= NEARER or t.same_numbers(i, j))}  # fmt: skip
+    others = {}
+    for (i, j), s in similar_pairs(t, t, NEAR_SOME, "comparing rows").items():
+        a, b = numbers_of(t, i, t, j)
+        if t.keys[i] != t.keys[j] and (s >= NEARER or a == b):
+            others[i, j] = s
     right = grades([answers[i] for i, _ in others], [answers[j] for _, j in others], "comparing answers")
     found |= {pair: s for (pair, s), same in zip(others.items(), right, strict=True) if same}
     return [Pair(i, j, "near", s) for (i, j), s in sorted(found.items())]
 
 
 def leaks(t: Texts, tests: Texts) -> dict[int, Pair]:
-    """The test problem that a row is a copy of, the closest one: {row: pair}. By similarity alone from LEAK on, from
-    LEAK_SAME_ANSWER on with an equal answer or one that is the other's integers added up."""
+    """The test problem that a row is a copy of, the closest one: {row: pair}. By similarity alone from LEAK on; from
+    LEAK_AGREEING on with an equal answer, one that is the other's integers added up, or the same numbers, three or more.
+    """
     found: dict[int, Pair] = {}
-    near = similar_pairs(t, tests, LEAK, "comparing with the tests")
-    near |= answer_pairs(t, tests, LEAK_SAME_ANSWER, t.keys, tests.keys)
-    near |= derived_pairs(t, tests, LEAK_SAME_ANSWER)
-    for (i, j), s in near.items():
+    agreeing = answer_pairs(t, tests, LEAK_AGREEING, t.keys, tests.keys) | derived_pairs(t, tests, LEAK_AGREEING)
+    for (i, j), s in similar_pairs(t, tests, LEAK_AGREEING, "comparing with the tests").items():
+        a, b = numbers_of(t, i, tests, j)
+        if s < LEAK and (i, j) not in agreeing and not (a == b and len(a) >= 3):
+            continue
         if i not in found or s > found[i].similarity:
             found[i] = Pair(i, j, "near", s)
     for i, j in exact_pairs(t, tests):
