@@ -20,7 +20,7 @@ from similarity import THOUSANDS, Embedder, close_pairs, normal_form, numbers, t
 # similarity from which on two rows with equal answers are one problem: with the same numbers; with numbers of which one
 # problem has all that the other has, or an answer that few rows have; in any case
 NEAR, NEAR_SOME, NEARER = 0.68, 0.85, 0.95
-DERIVED = 0.75  # ... with the same numbers, where one answer is the other made an integer: 83/499 and 83 + 499
+DERIVED = 0.71  # with the same numbers, where one answer is the other made an integer: 83/499 and 83 + 499
 LEAK, LEAK_AGREEING = 0.85, 0.75  # similarity to a test problem from which on a row goes; where more agrees
 ORIGINAL = 0.9  # DeepScaleR's only rule
 
@@ -43,7 +43,7 @@ class Texts:
 
     problems: list[str]
     keys: list[str]  # answers in one spelling
-    totals: list[int | None]  # what an answer would be as "find m + n"
+    integers: list[set[int]]  # what an answer would be as "find m + n" or "the remainder when divided by 1000"
     forms: list[str]  # normal forms
     numbers: list[tuple[tuple[str, ...], tuple[str, ...]]]  # in the words; in the words and in the figure's code
     vectors: np.ndarray  # (W, E), figures and choices left out
@@ -58,7 +58,7 @@ class Texts:
         bounds = np.searchsorted(owners, np.arange(len(problems) + 1)).tolist()
         windows = [slice(x, y) for x, y in zip(bounds[:-1], bounds[1:], strict=True)]
         values = [(numbers(w), numbers(p)) for w, p in zip(words, open_problems, strict=True)]
-        return cls(problems, [answer_key(a) for a in answers], [total(a) for a in answers],
+        return cls(problems, [answer_key(a) for a in answers], [made_integer(a) for a in answers],
                    [normal_form(p) for p in problems], values, vectors, owners, windows)  # fmt: skip
 
 
@@ -83,10 +83,15 @@ def answer_key(answer: str) -> str:
     return f"number {Fraction(number)}" if number is not None else normal_form(answer)
 
 
-def total(answer: str) -> int | None:
-    """The sum of the integers in an answer that has several: what it becomes as "m/n in lowest terms; find m + n"."""
-    parts = [int(x) for x in _INTEGERS.findall(THOUSANDS.sub("", answer))] if len(answer) < 200 else []
-    return sum(parts) if len(parts) > 1 else None
+def made_integer(answer: str) -> set[int]:
+    """What an answer becomes where an integer is wanted: the integers in it added up ("m/n in lowest terms; find m+n"),
+    or, of a large integer, the remainder when it is divided by 100 or 1000."""
+    number = plain_number(answer)
+    if number is not None and number == int(number):
+        return {int(number) % m for m in (100, 1000) if number >= m}
+    text = re.sub(r"frac\s*(\d)", r"frac \1 ", THOUSANDS.sub("", answer))  # \frac13
+    parts = [int(x) for x in _INTEGERS.findall(text)] if len(answer) < 200 else []
+    return {sum(parts)} if parts else set()
 
 
 # ------------------------------------------------------------------------------------------------------------ the pairs
@@ -110,15 +115,15 @@ def similar_pairs(a: Texts, b: Texts, threshold: float, what: str) -> dict[tuple
     return _similar(a, b, threshold, [every], what)
 
 
-def answer_pairs(
-    a: Texts, b: Texts, threshold: float, of_a: list[str], of_b: list[str]
-) -> dict[tuple[int, int], float]:
-    """The same, of the pairs whose labels are equal and not empty; only these are compared at all."""
+Labels = list[set[str]]  # of each text
+
+
+def answer_pairs(a: Texts, b: Texts, threshold: float, of_a: Labels, of_b: Labels) -> dict[tuple[int, int], float]:
+    """The same, of the pairs that share a label; only these are compared at all."""
     members: tuple[dict[str, list[int]], dict[str, list[int]]] = (defaultdict(list), defaultdict(list))
     for side, (texts, labels) in enumerate(((a, of_a), (b, of_b))):
-        for i, label in enumerate(labels):
-            if label:
-                members[side][label] += range(texts.windows[i].start, texts.windows[i].stop)
+        for i, label in ((i, label) for i, own in enumerate(labels) for label in sorted(own)):
+            members[side][label] += range(texts.windows[i].start, texts.windows[i].stop)
     common = [label for label in members[0] if label in members[1]]
     return _similar(a, b, threshold, [(np.array(members[0][k]), np.array(members[1][k])) for k in common], "")
 
@@ -137,15 +142,19 @@ def _similar(a: Texts, b: Texts, threshold: float, groups: list[tuple[np.ndarray
     return {pair: s for pair, s in sorted(found.items()) if s >= threshold}
 
 
+def equal_pairs(a: Texts, b: Texts, threshold: float) -> dict[tuple[int, int], float]:
+    """The same, of the pairs with equal answers."""
+    return answer_pairs(a, b, threshold, [{k} for k in a.keys], [{k} for k in b.keys])
+
+
 def derived_pairs(a: Texts, b: Texts, threshold: float) -> dict[tuple[int, int], float]:
-    """Pairs where one answer is an integer and the other, which is none, has several that add up to it."""
-    (whole_a, totals_a), (whole_b, totals_b) = ((
-        [k.removeprefix("number ") if k.startswith("number ") and "/" not in k else "" for k in t.keys],
-        [str(n) if n is not None and ("/" in k or not k.startswith("number ")) else ""
-         for n, k in zip(t.totals, t.keys, strict=True)],
+    """The same, of the pairs where one answer is what the other becomes when an integer is wanted."""
+    (whole_a, made_a), (whole_b, made_b) = ((
+        [{k} if k.startswith("number") and "/" not in k else set() for k in t.keys],
+        [{f"number {n}" for n in made} for made in t.integers],
     ) for t in (a, b))  # fmt: skip
-    found = answer_pairs(a, b, threshold, whole_a, totals_b)
-    return found if b is a else found | answer_pairs(a, b, threshold, totals_a, whole_b)
+    found = answer_pairs(a, b, threshold, whole_a, made_b)
+    return found if b is a else found | answer_pairs(a, b, threshold, made_a, whole_b)
 
 
 Grades = Callable[[list[str], list[str], str], list[float]]  # RewardPool.grades
@@ -156,21 +165,21 @@ def near_duplicates(t: Texts, answers: list[str], how: str, grades: Grades) -> l
 
     "gated" (ours): equal answers, and a similarity of NEAR with the same numbers; of NEAR_SOME where one has all the
     numbers of the other, or the answer is a number and no coincidence (at most one row in a thousand has it, or three);
-    else of NEARER. Or the same numbers, a similarity of DERIVED, and one answer the other's integers added up. Answers
-    are equal when they are spelled alike or when `grades` finds them so. "deepscaler": a similarity of 0.90 and nothing
-    else, the original's rule (on our windows).
+    else of NEARER. Or one answer is what the other becomes when an integer is wanted, and a similarity of DERIVED with
+    the same numbers, else of NEAR_SOME as above. Answers are equal when they are spelled alike or when `grades` finds
+    them so. "deepscaler": a similarity of 0.90 and nothing else, the original's rule (on our windows).
     """
     if how == "deepscaler":
         return [Pair(i, j, "near", s) for (i, j), s in similar_pairs(t, t, ORIGINAL, "comparing rows").items()]
     rare = {k for k, n in Counter(t.keys).items() if n <= max(3, len(t.keys) / 1000) and k.startswith("number")}
     found = {}
-    for (i, j), s in answer_pairs(t, t, NEAR, t.keys, t.keys).items():
+    for (i, j), s in equal_pairs(t, t, NEAR).items():
         a, b = numbers_of(t, i, t, j)
         if s >= (NEAR if a == b else NEAR_SOME if t.keys[i] in rare or one_has_all(a, b) else NEARER):
             found[i, j] = s
     for (i, j), s in derived_pairs(t, t, DERIVED).items():
         a, b = numbers_of(t, i, t, j)
-        if a == b:
+        if a == b or (s >= NEAR_SOME and one_has_all(a, b)):
             found[i, j] = s
     others = {}
     for (i, j), s in similar_pairs(t, t, NEAR_SOME, "comparing rows").items():
@@ -184,13 +193,15 @@ def near_duplicates(t: Texts, answers: list[str], how: str, grades: Grades) -> l
 
 def leaks(t: Texts, tests: Texts) -> dict[int, Pair]:
     """The test problem that a row is a copy of, the closest one: {row: pair}. By similarity alone from LEAK on; from
-    LEAK_AGREEING on with an equal answer, one that is the other's integers added up, or the same numbers, three or more.
+    LEAK_AGREEING on with an equal answer, one that is made of the other, or the same numbers, three or more; from
+    DERIVED on with the same numbers and an answer made of the other.
     """
     found: dict[int, Pair] = {}
-    agreeing = answer_pairs(t, tests, LEAK_AGREEING, t.keys, tests.keys) | derived_pairs(t, tests, LEAK_AGREEING)
-    for (i, j), s in similar_pairs(t, tests, LEAK_AGREEING, "comparing with the tests").items():
+    equal, derived = equal_pairs(t, tests, LEAK_AGREEING), derived_pairs(t, tests, DERIVED)
+    for (i, j), s in similar_pairs(t, tests, min(LEAK_AGREEING, DERIVED), "comparing with the tests").items():
         a, b = numbers_of(t, i, tests, j)
-        if s < LEAK and (i, j) not in agreeing and not (a == b and len(a) >= 3):
+        agreeing = (i, j) in equal or (i, j) in derived or (a == b and len(a) >= 3)
+        if s < (LEAK_AGREEING if agreeing else LEAK) and not ((i, j) in derived and a == b):
             continue
         if i not in found or s > found[i].similarity:
             found[i] = Pair(i, j, "near", s)

@@ -11,7 +11,7 @@ import pytest
 
 import data_prep
 from configs import UserError
-from duplicates import Pair, answer_key, clusters
+from duplicates import Pair, answer_key, clusters, made_integer, one_has_all
 from similarity import close_pairs, normal_form, numbers, text_similarity, without_figures
 from sources import Row, as_row, read_rows
 
@@ -75,6 +75,21 @@ def test_a_shared_window_does_not_make_two_texts_equal():
 @pytest.mark.parametrize("a, b", [("1,008", "1008"), ("\\frac{1}{2}", "1/2"), ("0.5", "\\dfrac12"), ("$7$", "7")])
 def test_answers_that_are_one_number_share_a_key(a, b):
     assert answer_key(a) == answer_key(b)
+
+
+@pytest.mark.parametrize("answer, integers", [
+    ("\\frac{83}{499}", {582}), ("27+21\\sqrt{3}", {51}), ("\\sqrt{399}", {399}), ("\\tfrac13", {4}),
+    ("83^\\circ", {83}), ("x", set()),
+    ("28672", {72, 672}), ("3.5", {8}),
+    ("150", {50}), ("99", set()), ("-330,90", {420}), ("2,345\\sqrt{2}", {2347}),
+])  # fmt: skip
+def test_what_an_answer_becomes_where_an_integer_is_wanted(answer, integers):
+    assert made_integer(answer) == integers
+
+
+def test_one_problem_may_have_all_the_numbers_of_the_other():
+    assert one_has_all(("2", "5"), ("2", "5", "100")) and one_has_all(("2", "2"), ("2",))
+    assert not one_has_all(("2", "2"), ("2", "5")) and not one_has_all((), ("2",))
 
 
 def test_an_answer_is_taken_from_the_box_where_none_is_given():

@@ -423,6 +423,8 @@ def test_sources_are_rebuilt_into_a_training_set(tmp_path, serve):
     amc = [("How many primes are less than 40? " + choices, "\\boxed{\\textbf{(B)}\\ 12}"),
            ("How many sides has a polygon with 35 diagonals? " + choices, "It is the first, by a formula."),
            ("Which of the following is even? " + choices, "\\boxed{B}"), (leaked + " " + choices, "\\boxed{C}"),
+           ("What is the value of \\[3+\\frac{1}{3+\\frac{1}{3+\\frac13}}?\\] $\\textbf{(A)}\\ \\frac{31}{10}"
+            "\\qquad \\textbf{(B)}\\ \\frac{49}{15}\\qquad\\textbf{(C)}\\ \\frac{109}{33}$", "\\boxed{C}"),
            (aime[3]["problem"].replace("Find", "Determine"), f"\\boxed{{{aime[3]['answer']}}}")]  # fmt: skip
     write_parquet(raw / "amc" / "data" / "train-00000-of-00001.parquet",
                   [{"source": "amc_aime", "problem": p, "solution": s, "messages": []} for p, s in amc])  # fmt: skip
@@ -437,10 +439,10 @@ def test_sources_are_rebuilt_into_a_training_set(tmp_path, serve):
     assert kept["amc-1"]["problem"] == "How many primes are less than 40?" and kept["amc-1"]["answer"] == "12"
     assert len(Server.seen) == 1 and kept["amc-2"]["answer"].isdecimal()
     assert {i: d["reason"] for i, d in dropped.items() if i.startswith("amc")} == {
-        "amc-3": "not_open", "amc-4": "contaminated", "amc-5": "duplicate"}  # fmt: skip
+        "amc-3": "not_open", "amc-4": "contaminated", "amc-5": "contaminated", "amc-6": "duplicate"}  # fmt: skip
     report = json.loads((out / "report.json").read_text())
     assert report["answers_by_model"] == 1
-    assert Counter(e["test"].split("-")[0] for e in report["contamination_evidence"])["amc23"] == 1
+    assert Counter(e["test"].split("-")[0] for e in report["contamination_evidence"])["amc23"] == 2
     assert report["origins"]["still"] == [] and report["origins"]["amc"]
     assert "| amc | 0 |" in (out / "report.md").read_text() or "amc23" in (out / "report.md").read_text()
 
