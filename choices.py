@@ -1,27 +1,33 @@
 """Multiple choice made open: AMC problems as the AoPS wiki and its copies write them.
 
 `$\\textbf{(A)}\\ 10 \\qquad \\textbf{(B)}\\ 12 ...$` goes from the problem, and what the right letter stands for
-becomes the answer. A problem that cannot be asked without its choices is refused.
+becomes the answer. What cannot be asked without its choices, or is not understood, is refused.
 """
 
 import re
 from collections import deque
 
-from reward import grade, last_boxed
+from reward import last_boxed
+from similarity import answer_key
 
-_STYLE = r"\\(?:textbf|mathbf|textrm|mathrm|text|rm|bf|mbox|bold)"
-_SPACE = r"(?:\s|~|\\[ ,;:!]|\\q?quad(?![a-z]))*"
-_LETTER = rf"{_SPACE}([A-E]){_SPACE}"
+_STYLE = r"\\(?:textbf|mathbf|textrm|mathrm|textsf|boldsymbol|text|rm|bf|mbox|bold)"
+_SPACE = r"(?:\s|~|\\[ ,;:!]|\\q?quad(?![a-z])|\\h(?:space|skip)\*?(?:\{[^{}]*\})?)*"
 # (A) in every dress: \textbf{(A)}\ , \textbf{(A) }, (\mathrm{A}), \mathrm{(A)\ }, \rm(A), (A)
 _LABEL = re.compile(
-    rf"(?:{_STYLE}\s*\{{{_SPACE}\({_LETTER}\){_SPACE}\}}|\({_SPACE}{_STYLE}(?:\s*\{{)?{_LETTER}\}}?{_SPACE}\)"
-    rf"|{_STYLE}\s*\({_LETTER}\)|(?<![\w)])\(([A-E])\)){_SPACE}"
+    rf"(?:{_STYLE}\s*\{{{_SPACE}\({_SPACE}([A-E]){_SPACE}\){_SPACE}\}}"
+    rf"|\({_SPACE}{_STYLE}{_SPACE}(?:\{{{_SPACE})?([A-E]){_SPACE}(?:\}}{_SPACE})?\)"
+    rf"|{_STYLE}\s*\({_SPACE}([A-E]){_SPACE}\)|(?<![\w)])\(([A-E])\)){_SPACE}"
 )
-_BARE = re.compile(rf"(?:{_STYLE}\s*\{{)?{_LETTER}\}}?{_SPACE}[.)]?")
+_BARE = re.compile(rf"(?:{_STYLE}\s*\{{)?{_SPACE}([A-E]){_SPACE}(?:\}}{_SPACE})?[.)]?")
+_LETTER_AND_VALUE = re.compile(rf"(?:{_STYLE}\s*\{{([A-E])\}}|([A-E])\s?[:.)]){_SPACE}(\S.*)", re.DOTALL)
+_LABEL_WITH_VALUE = re.compile(rf"({_STYLE}\s*\{{\s*\([A-E]\))([^{{}}]+)\}}")  # \text{(A) 10}, as of old
 # what makes no sense without the choices
 _NEEDS_CHOICES = re.compile(
-    r"\bof\s+(the\s+following|these)\b|\b(closest|nearest)\s+to\b|\bwhich\s+(statement|answer|choice|graph|figure)s?\b"
-    r"|\bfollowing\s+(could|must|can|cannot|best)\b",
+    r"\b(which|none|any|all|one)\s+of\s+(the\s+following|these)\b|\bof\s+the\s+following\b"
+    r"|\bfollowing\s+(could|must|can|cannot|best)\b"
+    r"|(^|[.?!:]\s|,\s(then|and)\s)\s*(in|on|at|to|for|between|by|from)?\s*which\b"
+    r"|\b(is|are|lies|lie)\s+between\s*(\?|:|$)|\b(closest|nearest|equal)\s+to\s*(\?|:|$)|\bapproximat|\bestimate"
+    r"|\bselect\s+the\b|\bmust\s+be\s+true\b",
     re.IGNORECASE,
 )
 _NO_VALUE = re.compile(r"\b(none|all|neither|both)\b|\bcannot be\b|\bnot enough\b|\bundetermined\b", re.IGNORECASE)
@@ -29,49 +35,64 @@ _NO_VALUE = re.compile(r"\b(none|all|neither|both)\b|\bcannot be\b|\bnot enough\
 
 def split_choices(problem: str) -> tuple[str, dict[str, str]]:
     """(problem without its choices, {letter: choice}); no choices unless at least three stand there in order."""
-    found = [(next(g for g in m.groups() if g), m) for m in _LABEL.finditer(problem)]
-    run: list[tuple[str, re.Match]] = []
-    for letter, m in found:  # the last run from A on: a figure may name its points (A), (B)
+    problem_, original = _LABEL_WITH_VALUE.sub(r"\1} \2", problem), problem
+    problem_ = re.sub(r"\*\*(\([A-E]\))\*\*", r"\1", problem_)
+    runs: list[list[tuple[str, re.Match]]] = [[]]  # a figure may name its points (A), (B) as well
+    for m in _LABEL.finditer(problem_):
+        letter = next(g for g in m.groups() if g)
         if letter == "A":
-            run = [(letter, m)]
-        elif run and ord(letter) == ord(run[-1][0]) + 1:
-            run.append((letter, m))
+            runs.append([(letter, m)])
+        elif runs[-1] and ord(letter) == ord(runs[-1][-1][0]) + 1:
+            runs[-1].append((letter, m))
+    run = max(runs, key=len)
     if len(run) < (4 if run and run[0][1][4] else 3):  # bare labels, (A), may be points
-        return problem, {}
-    head = problem[: run[0][1].start()].rstrip()
-    opener = next((o for o in ("\\[", "\\(", "$") if head.endswith(o) and not head.endswith("\\$")), "")
-    closer = {"$": r"(?<!\\)\$", "\\[": r"\\\]", "\\(": r"\\\)", "": r"(?=\n|\[asy\]|$)"}[opener]
-    last = re.search(closer, problem[run[-1][1].end() :])
-    end = run[-1][1].end() + (last.start() if last else len(problem))
+        return original, {}
+    head = problem_[: run[0][1].start()].rstrip()
+    opener = next((o for o in ("$$", "\\[", "\\(", "$") if head.endswith(o) and not head.endswith("\\" + o)), "")
+    closer = {"$$": r"\$\$", "$": r"(?<!\\)\$", "\\[": r"\\\]", "\\(": r"\\\)", "": r"(?=\n|\[asy\]|$)"}[opener]
+    last = re.search(closer, problem_[run[-1][1].end() :])
+    end = run[-1][1].end() + (last.start() if last else len(problem_))
     stops = [m.start() for _, m in run[1:]] + [end]
-    choices = {letter: value(problem[m.end() : stop]) for (letter, m), stop in zip(run, stops, strict=True)}
-    rest = problem[end + (len(last[0]) if last else 0) :].strip()
+    choices = {letter: value(problem_[m.end() : stop]) for (letter, m), stop in zip(run, stops, strict=True)}
+    rest = problem_[end + (len(last[0]) if last else 0) :].strip()
     return f"{head.removesuffix(opener).rstrip()} {rest}".strip(), choices
 
 
 def value(text: str) -> str:
     """What a choice says, without the spacing, dollar signs and braces around it."""
     before = None
-    while text != before:
+    while text != before and len(text) < 1000:
         before, text = text, text.lstrip(" ~\n").rstrip(" ~\n.;,")
-        text = re.sub(r"^(?:\\[ ,;:!]|\\q?quad(?![a-z])|\$)|(?:\\q?quad|\\+|(?<!\\)\$)$", "", text)
+        text = re.sub(
+            r"^(?:\\[ ,;:!]|\\q?quad(?![a-z])|\$)|(?:\\q?quad|\\h(?:space|skip)\{[^{}]*\}|\\+|(?<!\\)\$)$", "", text
+        )
     m = re.fullmatch(r"\{([^{}]*)\}|\\(?:text|mbox)\s*\{([^{}]*)\}", text)
     return next(g for g in m.groups() if g is not None).strip() if m else text
 
 
 def letter_and_value(answer: str) -> tuple[str, str]:
     """`\\textbf{(C)}\\ 12` is (C, 12); `C` is (C, ""); `12` is ("", 12)."""
-    answer = answer.strip().strip("$").strip()
+    answer = _LABEL_WITH_VALUE.sub(r"\1} \2", answer.strip().strip("$").strip())
     if m := _LABEL.match(answer):
         return next(g for g in m.groups() if g), value(answer[m.end() :])
-    m = _BARE.fullmatch(answer)
-    return (m[1], "") if m else ("", answer)
+    if m := _BARE.fullmatch(answer):
+        return m[1], ""
+    if m := _LETTER_AND_VALUE.fullmatch(answer):
+        return m[1] or m[2], value(m[3])
+    return "", answer
 
 
 def stated(solution: str) -> str:
     """The last choice that a solution states, `\\textbf{(C)}\\ 12`; "" without one."""
     m = next(iter(deque(_LABEL.finditer(solution), maxlen=1)), None)
     return m[0] + re.split(r"(?<!\\)\$|\\\]|\n|\.\s|\.$", solution[m.end() :], maxsplit=1)[0] if m else ""
+
+
+def balanced(text: str) -> bool:
+    """Whether a text came out of a cut whole: its braces, dollar signs and environments."""
+    plain = re.sub(r"\\[{}$]", "", text)
+    return (plain.count("{") == plain.count("}") and plain.count("$") % 2 == 0
+            and text.count("\\begin{") == text.count("\\end{") and not text.endswith("*"))  # fmt: skip
 
 
 def opened(problem: str, answer: str, solution: str) -> tuple[str, str, str]:
@@ -81,9 +102,13 @@ def opened(problem: str, answer: str, solution: str) -> tuple[str, str, str]:
     letter, text = letter_and_value(answer or last_boxed(solution) or stated(solution))
     if not choices:
         return problem, text, f"({letter}) is the answer, and the problem has no choices" if letter and not text else ""
-    if letter and text and not grade(text, choices.get(letter, "")):
+    if not balanced(stem) or not all(map(balanced, choices.values())):
+        return problem, text, "its choices are not understood"
+    if letter and text and answer_key(text) != answer_key(choices.get(letter, "")):
         return problem, text, f"({letter}) is {text} in the solution, {choices.get(letter)} in the problem"
     text = text or choices.get(letter, "")
+    if text and answer_key(text) not in map(answer_key, choices.values()):
+        return problem, text, f"{text} is none of its choices"
     if _NEEDS_CHOICES.search(stem):
         return problem, text, "asks to choose among its choices"
     if _NO_VALUE.search(text):

@@ -17,6 +17,7 @@ import importlib.util
 import json
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,9 @@ from data_report import as_markdown, make_report
 from duplicates import Pair, Texts, clusters, exact_pairs, leaks, near_duplicates
 from endpoint import Endpoint
 from reward import RewardPool, last_boxed
+from rows import MAX_CHARS, Row, damage, objects, read_rows
 from similarity import Embedder
-from sources import BENCHMARKS, TRAINING, Row, Source, benchmark_problem, fetch, find, objects, read_rows
+from sources import BENCHMARKS, TRAINING, Source, benchmark_problem, checksum, fetch, find, read_plain
 from tiny import make_tiny_world
 
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
@@ -73,7 +75,9 @@ class Settings:
             raise UserError(f"--workers: {self.workers} is under its minimum 1")
         if bool(self.answer_url) != bool(self.answer_model):
             raise UserError("--answer_url and --answer_model go together")
-        if self.answer_url and not re.match(r"https?://", self.answer_url):
+        if self.answer_budget < 1:
+            raise UserError(f"--answer_budget: {self.answer_budget} is under its minimum 1")
+        if self.answer_url and not re.fullmatch(r"https?://[\w.\[\]:-]+(/[^\s]*)?", self.answer_url):
             raise UserError(f"--answer_url: {self.answer_url!r} is no http address")
 
 
@@ -83,34 +87,42 @@ class Settings:
 def answered(row: Row) -> tuple[Row, str]:
     """The row with an answer where one can be read: the field's, the solution's last box, or, of AMC problems, the
     choice that the solution names, and the problem without its choices; and why such a problem cannot be asked."""
+    solution = "" if damage(row.solution) else row.solution
     if row.source in ("amc", "amc_aime"):
-        problem, answer, why = opened(row.problem, row.answer, row.solution)
+        problem, answer, why = opened(row.problem, row.answer, solution)
         return replace(row, problem=problem, answer=answer), why
-    answer = row.answer or last_boxed(row.solution) or ""
+    answer = row.answer or last_boxed(solution) or ""
     if row.source == "aime" and answer.isdecimal():
         answer = str(int(answer))  # 025
     return replace(row, answer=answer), ""
 
 
-def ask_for_answers(rows: list[Row], s: Settings) -> tuple[list[Row], int]:
-    """Rows without an answer, but with a solution, with what the user's server reads there; and how many it gave."""
-    todo = [i for i, r in enumerate(rows) if not r.answer and r.solution.strip()] if s.answer_url else []
+def answer_all(rows: list[Row], s: Settings) -> tuple[list[tuple[Row, str]], list[str]]:
+    """`answered` of each row, then of those without an answer, but with a solution, with what the user's server reads
+    there; and the ids of the latter."""
+    found = [answered(r) for r in tqdm(rows, desc="reading answers", mininterval=1)]
+    todo = [i for i, (r, _) in enumerate(found) if not r.answer and rows[i].solution.strip()] if s.answer_url else []
     if not todo:
-        return rows, 0
+        return found, []
     endpoint = Endpoint(s.answer_url, s.answer_model, s.answer_budget, Path(s.out_dir) / "cache" / "answers.jsonl")
-    replies = dict(zip(todo, endpoint.answers([(rows[i].problem, rows[i].solution) for i in todo]), strict=True))
-    given = sum(map(bool, replies.values()))
-    print(f"{s.answer_model} read {given} answers from {len(todo)} solutions in {endpoint.requests} requests")
-    return [replace(r, answer=replies.get(i, r.answer)) for i, r in enumerate(rows)], given
+    replies = endpoint.answers([(rows[i].problem, rows[i].solution) for i in todo])
+    for i, reply in zip(todo, replies, strict=True):
+        if reply:
+            found[i] = answered(replace(rows[i], answer=reply))
+    print(f"{s.answer_model} read {sum(map(bool, replies))} answers from {len(todo)} solutions in "
+          f"{endpoint.requests} requests")  # fmt: skip
+    return found, [rows[i].id for i, reply in zip(todo, replies, strict=True) if reply]
 
 
 def unfit(row: Row, gradable: str = "ours") -> tuple[str, str] | None:
     """(reason, detail) why a row cannot be trained on, or None."""
     if not row.problem:
         return "empty_problem", ""
-    if not row.answer:
+    if not row.answer or row.answer.lower() in ("none", "nan", "null", "inf", "n/a"):
         return "no_answer", "none given, and none to be read from the solution"
-    if row.source == "aime" and not (row.answer.isdecimal() and int(row.answer) <= 999):
+    if len(row.answer) > MAX_CHARS["answer"]:
+        return "ungradable", f"more than {MAX_CHARS['answer']:,} characters"
+    if row.source == "aime" and not re.fullmatch(r"\d{1,3}", row.answer):
         return "aime_answer_not_integer_0_999", row.answer
     if PROOF.search(row.answer):
         return "ungradable", f"a statement, not a value: {row.answer}"
@@ -123,7 +135,7 @@ def unfit(row: Row, gradable: str = "ours") -> tuple[str, str] | None:
 
 def sympy_may_read(answer: str) -> bool:
     """DeepScaleR's textual filter: whether PRM800K's grader would hand the answer to sympy (`should_allow_eval`): at
-    most two different letters but those of sqrt and frac, no power of an expression or beyond one digit."""
+    most two different letters but those of sqrt and frac, no exponent in parentheses or of more than one digit."""
     text = re.sub(r"\\(text|mathrm|mbox)\s*\{[^{}]*\}|\\(left|right|[,;:! ])|\$", "", answer.replace("\\pi", "pi"))
     text = re.sub(r"\\[a-zA-Z]+|[\s{}]|sqrt|frac", "", text)
     letters = {c for c in text if c.isalpha()}
@@ -131,6 +143,22 @@ def sympy_may_read(answer: str) -> bool:
 
 
 # --------------------------------------------------------------------------------------------------------- the pipeline
+
+
+def gradable(found: list[tuple[Row, str]], s: Settings, pool: RewardPool,
+             drop: Callable[[Row, str, str], None]) -> list[Row]:  # fmt: skip
+    """The rows whose answers can be read and are equal to themselves."""
+    kept = []
+    for row, why in found:
+        if problem := ("not_open", why) if why else unfit(row, s.gradable):
+            drop(row, *problem)
+        else:
+            kept.append(row)
+    right = pool.grades([r.answer for r in kept], [r.answer for r in kept], "grading answers against themselves")
+    for row, score in zip(kept, right, strict=True):
+        if not score:
+            drop(row, "ungradable", f"not equal to itself: {row.answer}")
+    return [r for r, score in zip(kept, right, strict=True) if score]
 
 
 def curate(rows: list[Row], tests: list[Row], s: Settings, malformed: list[dict[str, Any]],
@@ -142,24 +170,10 @@ def curate(rows: list[Row], tests: list[Row], s: Settings, malformed: list[dict[
     def drop(row: Row, reason: str, detail: str) -> None:
         dropped.append({"id": row.id, "reason": reason, "detail": detail})
 
-    counts = [("read", Counter(r.source for r in rows))]
-    found = [answered(r) for r in tqdm(rows, desc="reading answers", mininterval=1)]
-    rows, given = ask_for_answers([r for r, _ in found], s)
-    kept = []
-    for row, (_, why) in zip(rows, found, strict=True):
-        if problem := ("not_open", why) if why else unfit(row, s.gradable):
-            drop(row, *problem)
-        else:
-            kept.append(row)
+    embedder = Embedder(embedding_model(s.embedding_model), out / "cache")
     with RewardPool(s.workers, TIMEOUT) as pool:
-        right = pool.grades([r.answer for r in kept], [r.answer for r in kept], "grading answers against themselves")
-        for row, score in zip(kept, right, strict=True):
-            if not score:
-                drop(row, "ungradable", f"not equal to itself: {row.answer}")
-        kept = [r for r, score in zip(kept, right, strict=True) if score]
-        counts.append(("gradable", Counter(r.source for r in kept)))
-
-        embedder = Embedder(embedding_model(s.embedding_model), out / "cache")
+        found, by_model = answer_all(rows, s)
+        kept = gradable(found, s, pool, drop)
         test_texts = Texts.of([r.problem for r in tests], [r.answer for r in tests], embedder, "embedding tests")
         texts = Texts.of([r.problem for r in kept], [r.answer for r in kept], embedder, "embedding rows")
         leaked = leaks(texts, test_texts) if tests else {}
@@ -171,13 +185,14 @@ def curate(rows: list[Row], tests: list[Row], s: Settings, malformed: list[dict[
     for i, (best, why) in copies.items():
         other = kept[why.j if why.i == i else why.i].id
         drop(kept[i], "duplicate", f"of {kept[best].id}: {why.how} {why.similarity:.3f} {other}")
-    counts.append(("not in the tests", Counter(r.source for i, r in enumerate(kept) if i not in leaked)))
     left = [r for i, r in enumerate(kept) if i not in leaked and i not in copies]
-    counts.append(("distinct", Counter(r.source for r in left)))
 
-    settings = {k: v for k, v in asdict(s).items() if k not in ("out_dir", "workers")}
+    new = [r for i, r in enumerate(kept) if i not in leaked]
+    counts = [(name, Counter(r.source for r in part)) for name, part in
+              (("read", rows), ("gradable", kept), ("not in the tests", new), ("distinct", left))]  # fmt: skip
     report = make_report(counts, dropped, malformed, kept, left, tests, leaked, pairs)
-    report |= {"answers_by_model": given, "origins": origins, "settings": settings}
+    options = {k: v for k, v in asdict(s).items() if k not in ("out_dir", "workers")}
+    report |= {"answers_by_model": by_model, "origins": origins, "settings": options}
     names = ("id", "source", "problem", "answer")
     write(out / "train.jsonl", [{name: getattr(r, name) for name in names} for r in left])
     write(out / "dropped.jsonl", sorted(dropped, key=lambda d: d["id"]))
@@ -226,23 +241,20 @@ def train(s: Settings) -> None:
         chosen = [x for x in chosen if x.repo and x.name != "deepscaler"]  # DeepScaleR's four
     elif not s.raw_dir and not chosen[0].repo:
         raise UserError(f"--source: {s.source} is not on the hub under a name known here; pass --raw_dir")
-    tests = [Row(b["id"], b["source"], b["problem"], ", ".join(as_list(b["answer"])), "")
+    tests = [Row(b["id"], b["source"], b["problem"], as_list(b["answer"])[0], "")
              for source in BENCHMARKS for b in benchmark(source, s)]  # fmt: skip
     rows, malformed, origins = [], [], {}
     for source in chosen:
         paths = files_of(source, s)
-        if paths:
-            more, bad = read_rows(paths, s.max_malformed, source.name, source.name, source.read)
-            rows, malformed = rows + more, malformed + bad
-        origins[source.name] = [str(p.relative_to(s.raw_dir or s.out_dir)) for p in paths]
-        print(
-            f"{source.name}: {len(more) if paths else 'no'} rows" + (f", {len(bad)} malformed" if paths else " at hand")
-        )
+        more, bad = read_rows(paths, s.max_malformed, source.name, source.name, source.read or read_plain)
+        rows, malformed = rows + more, malformed + bad
+        folder = Path(s.raw_dir or Path(s.out_dir) / "raw")
+        origins[source.name] = {"repo": source.repo if not s.raw_dir else "", "files": {
+            str(p.relative_to(folder)): checksum(p) for p in paths}}  # fmt: skip
+        print(f"{source.name}: {len(more)} rows, {len(bad)} malformed" if paths else f"{source.name}: not at hand")
     if not rows:
         wanted = [p for x in chosen for p in (f"{x.name}/{x.files}", *x.copies)]
-        raise UserError(f"--raw_dir: {s.raw_dir} holds none of {', '.join(wanted)}")
-    if not s.raw_dir:
-        origins = json.loads((Path(s.out_dir) / "raw" / "sources.json").read_text(encoding="utf-8"))
+        raise UserError(f"{s.raw_dir or s.out_dir}: no rows; looked for {', '.join(wanted)}")
     curate(rows, tests, s, malformed, origins)
 
 
@@ -282,6 +294,20 @@ def bench(s: Settings) -> None:
         several = sum(isinstance(p["answer"], list) for p in problems)
         print(f"{Path(s.out_dir) / name}.jsonl: {len(problems)} problems, {several} with alternative answers; "
               "each gold equals itself")  # fmt: skip
+
+
+def curate_files(s: Settings) -> None:
+    rows, malformed = read_rows([Path(s.input)], s.max_malformed)
+    if not rows:
+        raise UserError(f"--input: {s.input} has no rows")
+    tests, bad = read_rows([Path(s.against)], s.max_malformed, read=first_answer) if s.against else ([], [])
+    origins = {name: checksum(Path(path)) for name, path in (("input", s.input), ("against", s.against)) if path}
+    curate(rows, tests, s, malformed + bad, origins)
+
+
+def first_answer(raw: dict[str, Any]) -> dict[str, Any]:
+    """Of a test problem with alternative answers."""
+    return {**raw, "answer": raw["answer"][0]} if isinstance(raw.get("answer"), list) and raw["answer"] else raw
 
 
 def write(path: Path, what: Any) -> None:
@@ -327,16 +353,9 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--raw_dir: no folder {s.raw_dir}")
     try:
         Path(s.out_dir).mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise UserError(f"--out_dir: cannot write {s.out_dir}: {e.strerror}") from None
-    if command == "train":
-        train(s)
-    elif command == "bench":
-        bench(s)
-    else:
-        rows, malformed = read_rows([Path(s.input)], s.max_malformed)
-        tests, bad = read_rows([Path(s.against)], s.max_malformed) if s.against else ([], [])
-        curate(rows, tests, s, malformed + bad, {"input": [Path(s.input).name], "against": [Path(s.against).name]})
+        {"train": train, "bench": bench, "curate": curate_files}[command](s)
+    except OSError as e:  # input files have their own messages
+        raise UserError(f"--out_dir: cannot write {e.filename or s.out_dir}: {e.strerror}") from None
 
 
 if __name__ == "__main__":

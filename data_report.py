@@ -5,8 +5,9 @@ from collections import Counter
 from typing import Any
 
 from answer_text import clean, is_words
-from duplicates import Pair, answer_key
-from sources import Row
+from duplicates import Pair
+from rows import Row
+from similarity import answer_key
 
 BINS = (0, 50, 100, 200, 400, 800, 1600)  # characters of a problem
 
@@ -22,8 +23,7 @@ def make_report(counts: list[tuple[str, Counter]], dropped: list[dict[str, str]]
     evidence = [{"id": compared[i].id, "test": tests[p.j].id, "how": p.how, "similarity": round(p.similarity, 3),
                  "answer": compared[i].answer, "test_answer": tests[p.j].answer, "problem": compared[i].problem,
                  "test_problem": tests[p.j].problem} for i, p in sorted(leaked.items())]  # fmt: skip
-    near = [p for p in pairs if p.how == "near"]
-    differ = [p for p in near if answer_key(compared[p.i].answer) != answer_key(compared[p.j].answer)]
+    differ = [p for p in pairs if answer_key(compared[p.i].answer) != answer_key(compared[p.j].answer)]
     samples: dict[str, list[dict[str, str]]] = {}
     for d in sorted(dropped, key=lambda d: d["id"]):
         if len(samples.setdefault(d["reason"], [])) < 3:
@@ -34,9 +34,9 @@ def make_report(counts: list[tuple[str, Counter]], dropped: list[dict[str, str]]
         "malformed": malformed,
         "contaminated": [{"source": a, "benchmark": b, "rows": n} for (a, b), n in sorted(by_benchmark.items())],
         "copies": [{"source": a, "of": b, "rows": n} for (a, b), n in sorted(among.items())],
-        "near_pairs": len(near),
-        "near_pairs_with_answers_spelled_differently": [
-            {"a": compared[p.i].id, "b": compared[p.j].id, "similarity": round(p.similarity, 3),
+        "pairs": dict(sorted(Counter(p.how for p in pairs).items())),
+        "pairs_with_answers_spelled_differently": [
+            {"a": compared[p.i].id, "b": compared[p.j].id, "how": p.how, "similarity": round(p.similarity, 3),
              "answer_a": compared[p.i].answer, "answer_b": compared[p.j].answer} for p in differ],
         "answer_types": dict(sorted(Counter(answer_type(r.answer) for r in left).items())),
         "problem_characters": lengths(left),
@@ -74,7 +74,8 @@ def as_markdown(report: dict[str, Any]) -> str:
     places = [f"{b['file']} line {b['line']}: {b['problem']}" for b in bad[:2]]
     why.append(["malformed", f"{len(bad):,}", "; ".join(places)])
     leaks = sorted(report["contamination_evidence"], key=lambda e: (e["similarity"], e["id"]))
-    differ = report["near_pairs_with_answers_spelled_differently"]
+    differ = report["pairs_with_answers_spelled_differently"]
+    exact, near = (report["pairs"].get(how, 0) for how in ("exact", "near"))
     parts = [
         "# What was kept, and why the rest went",
         crosstab(by_step, "step", "source"),
@@ -91,9 +92,9 @@ def as_markdown(report: dict[str, Any]) -> str:
         "Gradable rows that have a copy in a source, before any went. DeepScaleR's notebooks compare AMC with AIME and "
         "STILL with the rest, but not AIME with MATH.",
         crosstab(report["copies"], "source", "of"),
-        f"{report['near_pairs']:,} near-duplicate pairs; in {len(differ):,} the answers are spelled differently:",
-        table(["row", "row", "similarity", "answer", "answer"], [
-            [d["a"], d["b"], f"{d['similarity']:.3f}", d["answer_a"], d["answer_b"]] for d in differ[:10]]),
+        f"{exact:,} exact and {near:,} near-duplicate pairs; in {len(differ):,} the answers are spelled differently:",
+        table(["row", "row", "how", "answer", "answer"], [
+            [d["a"], d["b"], f"{d['how']} {d['similarity']:.3f}", d["answer_a"], d["answer_b"]] for d in differ[:10]]),
         "## What stays",
         table(["answers", "rows"], [[k, f"{n:,}"] for k, n in report["answer_types"].items()]),
         table(["characters of the problem", "rows"], [[k, f"{n:,}"] for k, n in report["problem_characters"].items()]),

@@ -9,13 +9,21 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 
 import numpy as np
 
 from answers import plain_number
 from choices import split_choices
-from similarity import THOUSANDS, Embedder, close_pairs, normal_form, numbers, text_similarity, without_figures
+from similarity import (
+    THOUSANDS,
+    Embedder,
+    answer_key,
+    close_pairs,
+    normal_form,
+    numbers,
+    text_similarity,
+    without_figures,
+)
 
 # similarity from which on two rows with equal answers are one problem: with the same numbers; with numbers of which one
 # problem has all that the other has, or an answer that few rows have; in any case
@@ -73,22 +81,14 @@ def one_has_all(a: tuple[str, ...], b: tuple[str, ...]) -> bool:
     return bool(a and b) and (Counter(a) <= Counter(b) or Counter(b) <= Counter(a))
 
 
-def answer_key(answer: str) -> str:
-    """One spelling for answers that are the same number, or the same text but for typesetting."""
-    number = plain_number(answer)
-    fraction = re.fullmatch(r"(-?)\\[dtc]?frac\s*\{?(\d+)\}?\s*\{?(\d+)\}?|(-?)(\d+)/(\d+)", answer.strip("$ "))
-    if fraction:
-        sign, a, b = fraction.group(1, 2, 3) if fraction[2] else fraction.group(4, 5, 6)
-        number = Fraction(int(sign + a), int(b)) if int(b) else None
-    return f"number {Fraction(number)}" if number is not None else normal_form(answer)
-
-
 def made_integer(answer: str) -> set[int]:
     """What an answer becomes where an integer is wanted: the integers in it added up ("m/n in lowest terms; find m+n"),
     or, of a large integer, the remainder when it is divided by 100 or 1000."""
     number = plain_number(answer)
     if number is not None and number == int(number):
         return {int(number) % m for m in (100, 1000) if number >= m}
+    if number is not None and "." in answer:
+        return set()
     text = re.sub(r"frac\s*(\d)", r"frac \1 ", THOUSANDS.sub("", answer))  # \frac13
     parts = [int(x) for x in _INTEGERS.findall(text)] if len(answer) < 200 else []
     return {sum(parts)} if parts else set()

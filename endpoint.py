@@ -10,16 +10,18 @@ import os
 import time
 import urllib.error
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
 from configs import UserError
 from reward import last_boxed
+from rows import damage
 
 PROMPT = (
     "Below are a mathematics problem and its solution. What is the final answer? Copy it from the solution as one "
@@ -30,8 +32,15 @@ ATTEMPTS = 5  # for one question, when the server is busy or out of reach
 PARALLEL = 8  # questions at once
 
 
-class Refused(Exception):
-    """The server says that the request is wrong: asking again would not help."""
+class NoAnswer(Exception):
+    """The server will not answer this question; asking again would not help."""
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """The key is for the server that was named, not for where it points."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
 
 
 @dataclass
@@ -43,86 +52,94 @@ class Endpoint:
     model: str
     budget: int
     cache: Path
-    timeout: float = 120.0  # seconds
+    timeout: float = 120.0  # seconds for a reply
     pause: float = 1.0  # seconds before the first repetition; doubled each time
     requests: int = 0
 
     def __post_init__(self) -> None:
         self.lock = Lock()
         self.known: dict[str, str] = {}
-        if self.cache.is_file():
-            for line in self.cache.read_bytes().split(b"\n")[:-1]:  # a torn last line is asked again
-                row = json.loads(line)
-                self.known[row["key"]] = row["text"]
+        self.opener = urllib.request.build_opener(_NoRedirects)
         self.cache.parent.mkdir(parents=True, exist_ok=True)
+        for line in self.cache.read_bytes().split(b"\n") if self.cache.is_file() else []:
+            try:
+                row = json.loads(line)
+                self.known[row["key"]] = str(row["text"])
+            except (ValueError, KeyError, TypeError, RecursionError):
+                continue  # a torn line is asked again
 
     def answers(self, questions: list[tuple[str, str]]) -> list[str]:
-        """The answer to each (problem, solution): the reply's last box; "" where it is none, or the budget is spent.
+        """The answer to each (problem, solution): the reply's last box; "" where it is none, where the server will not
+        answer, and once the budget is spent. Every reply is kept at once.
 
-        Raises UserError where the server refuses the first question, or is out of reach for all ATTEMPTS of one.
+        Raises UserError where the server refuses key or model, or is out of reach for all ATTEMPTS of a question.
         """
-        keys = [hashlib.sha256("\0".join((self.model, *q)).encode()).hexdigest() for q in questions]
+        keys = [hashlib.sha256("\0".join((PROMPT, self.model, *q)).encode()).hexdigest() for q in questions]
         todo = {key: q for key, q in zip(keys, questions, strict=True) if key not in self.known}
-        if todo:
-            self._drop_torn_line()
-            with open(self.cache, "a", encoding="utf-8") as f, ThreadPoolExecutor(PARALLEL) as pool, \
-                    tqdm(total=len(todo), desc=f"asking {self.model}", mininterval=1) as bar:  # fmt: skip
-                tasks = [pool.submit(self._ask, *q) for q in todo.values()]
-                try:
-                    for key, task in zip(todo, tasks, strict=True):
-                        text = task.result()
-                        if text is not None:
-                            self.known[key] = text
-                            f.write(json.dumps({"key": key, "model": self.model, "text": text}) + "\n")
-                            f.flush()
-                        bar.update()
-                except BaseException:
-                    pool.shutdown(cancel_futures=True)
-                    raise
+        with open(self.cache, "ab") as f, ThreadPoolExecutor(PARALLEL) as pool, \
+                tqdm(total=len(todo), desc=f"asking {self.model}", mininterval=1, disable=not todo) as bar:  # fmt: skip
+            f.write(b"\n")  # ends a line that was torn
+            tasks = [pool.submit(self._ask, key, q, f) for key, q in todo.items()]
+            try:
+                for task in as_completed(tasks):
+                    task.result()
+                    bar.update()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)  # what is under way ends, and is kept
+                raise
         boxes = [last_boxed(self.known.get(key, "")) or "" for key in keys]
         return ["" if box.strip().lower() in ("none", "\\text{none}") else box for box in boxes]
 
-    def _drop_torn_line(self) -> None:
-        if self.cache.is_file():
-            whole = self.cache.read_bytes().rpartition(b"\n")
-            with open(self.cache, "r+b") as f:
-                f.truncate(len(whole[0]) + len(whole[1]))
+    def _ask(self, key: str, question: tuple[str, str], f: BinaryIO) -> None:
+        text = self._reply(*question)
+        if text is not None:
+            with self.lock:
+                self.known[key] = text
+                f.write(json.dumps({"key": key, "model": self.model, "text": text}).encode() + b"\n")
+                f.flush()
 
-    def _ask(self, problem: str, solution: str) -> str | None:
-        """The reply, or None when the budget is spent."""
-        body = {"model": self.model, "temperature": 0, "max_tokens": 512,
-                "messages": [{"role": "user", "content": PROMPT.format(problem=problem, solution=solution)}],
-                }  # fmt: skip
+    def _reply(self, problem: str, solution: str) -> str | None:
+        """The reply, "" where there is none to be had, or None when the budget is spent."""
+        message = {"role": "user", "content": PROMPT.format(problem=problem, solution=solution)}
+        body = json.dumps({"model": self.model, "temperature": 0, "max_tokens": 512, "messages": [message]}).encode()
         reason = ""
         for attempt in range(ATTEMPTS):
             with self.lock:
                 if self.requests >= self.budget:
                     return None
                 self.requests += 1
+            wait = None
             try:
                 return self._post(body)
-            except Refused as e:
-                raise UserError(f"{self.url} refuses the question: {e}") from None
-            except (OSError, ValueError, KeyError, TypeError, IndexError) as e:
-                reason = f"{type(e).__name__}: {e}"
+            except NoAnswer:
+                return ""
+            except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError, HTTPException) as e:
+                reason = " ".join(f"{type(e).__name__}: {e}".split())[:300]
                 wait = getattr(e, "headers", None) and e.headers.get("Retry-After")
             if attempt + 1 < ATTEMPTS:
                 time.sleep(min(60.0, float(wait)) if wait and wait.isdecimal() else self.pause * 2**attempt)
-        raise UserError(f"{self.url} did not answer {ATTEMPTS} times: {reason} (what it answered so far is kept)")
+        raise UserError(f"{self.url} did not answer {ATTEMPTS} times: {reason} (the replies so far are kept)")
 
-    def _post(self, body: dict[str, Any]) -> str:
+    def _post(self, body: bytes) -> str:
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get("OPENAI_API_KEY"):
             headers["Authorization"] = f"Bearer {key}"
-        address = self.url.rstrip("/") + "/chat/completions"
-        request = urllib.request.Request(address, json.dumps(body).encode(), headers)
+        request = urllib.request.Request(self.url.rstrip("/") + "/chat/completions", body, headers)
+        end, data = time.monotonic() + self.timeout, b""
         try:
-            with urllib.request.urlopen(request, timeout=self.timeout) as response:
-                text = json.loads(response.read(2**20))["choices"][0]["message"]["content"]
+            with self.opener.open(request, timeout=self.timeout) as response:
+                while part := response.read1(2**16):
+                    data += part
+                    if len(data) > 2**22 or time.monotonic() > end:
+                        raise ValueError("a reply that does not end")
         except urllib.error.HTTPError as e:
             if e.code in (408, 409, 425, 429) or e.code >= 500:
                 raise
-            raise Refused(f"{e.code} {e.reason}: {e.read(300).decode(errors='replace')}") from None
-        if not isinstance(text, str):
-            raise ValueError("a reply without text")
+            said = " ".join(e.read(300).decode(errors="replace").split())
+            if e.code in (400, 413, 422):  # this question: too long, or not to its taste
+                raise NoAnswer(said) from None
+            raise UserError(f"{self.url} refuses the request: {e.code} {e.reason} {said}") from None
+        text = json.loads(data)["choices"][0]["message"]["content"]
+        if not isinstance(text, str) or damage(text):
+            raise NoAnswer("no text")
         return text

@@ -11,6 +11,7 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
+from answers import plain_number
 from configs import UserError
 from model import resolve_model
 
@@ -36,6 +38,7 @@ _STYLES = re.compile(
 THOUSANDS = re.compile(r"(?<=\d)(?:,|\{,\}|\\,|\\!)+(?=\d{3}(?!\d))")
 # what ends a phrase; not what means something in a formula: 3.5, 3:4, 5!, f'(x), (1,2)
 _PUNCTUATION = re.compile(r"(?<!\d)\.|\.(?!\d)|[?;$\"`]|(?<!\d)(?<!\d\s):(?=\s|$)|,(?=\s|$)|\\[\[\]()]")
+_FRACTION = re.compile(r"(-?)(?:\\[dtc]?frac\s*(?:\{\s*(\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))|(\d+)/(\d+))")
 _WORDS = {w: str(i) for i, w in enumerate(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
     "eighteen nineteen twenty".split())}  # fmt: skip
@@ -54,6 +57,15 @@ def normal_form(text: str) -> str:
     return re.sub(r"\s+", "", text)
 
 
+def answer_key(answer: str) -> str:
+    """One spelling for answers that are the same number, or the same text but for typesetting."""
+    number = plain_number(answer)
+    if m := _FRACTION.fullmatch(answer.strip("$ ")):
+        sign, top, bottom = m[1], m[2] or m[3] or m[6], m[4] or m[5] or m[7]
+        number = Fraction(int(sign + top), int(bottom)) if int(bottom) else None
+    return f"number {Fraction(number)}" if number is not None else normal_form(answer)
+
+
 def without_figures(text: str) -> str:
     """The text without its Asymptote code; all of it where nothing else is there."""
     return _FIGURE.sub(" ", text).strip() or text
@@ -62,10 +74,14 @@ def without_figures(text: str) -> str:
 def numbers(text: str) -> tuple[str, ...]:
     """The numbers of a text, sorted: digits, powers of ten, and words (but one and two, which are often no numbers)."""
     text = re.sub(
-        r"\b10\s*\^\s*\{?\s*(\d{1,2})(?!\d)\s*\}?", lambda m: "1" + "0" * int(m[1]), THOUSANDS.sub("", text.lower())
+        r"\b10\s*\^\s*(?:\{\s*)?(\d{1,2})(?!\d)(?:\s*\})?",
+        lambda m: "1" + "0" * int(m[1]),
+        THOUSANDS.sub("", text.lower()),
     )
     text = re.sub(r"\bone (hundred|thousand|million)\b", r"\1", text)
-    text = re.sub(r"([a-z]+ty)-([a-z]+)", lambda m: str(int(_WORDS.get(m[1], 0)) + int(_WORDS.get(m[2], 0))), text)
+    text = re.sub(
+        r"\b([a-z]{3,5}ty)-([a-z]{3,5})\b", lambda m: str(int(_WORDS.get(m[1], 0)) + int(_WORDS.get(m[2], 0))), text
+    )
     words = [_WORDS[w] for w in re.findall(r"[a-z]+", text) if w in _WORDS and w not in ("zero", "one", "two")]
     return tuple(sorted([*re.findall(r"\d+(?:\.\d+)?", text), *words]))
 
@@ -85,6 +101,9 @@ class Embedder:
         path = resolve_model(model)
         try:
             self.model = AutoModel.from_pretrained(str(path), dtype=torch.float32).eval()
+            digest = hashlib.blake2b(digest_size=4)  # another model's vectors stand in another file
+            for name, weights in sorted(self.model.state_dict().items()):
+                digest.update(name.encode() + weights.contiguous().numpy().tobytes())
             self.tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
         except Exception as e:  # transformers and tokenizers raise whatever their readers meet
             raise UserError(f"{path}: not an embedding model: {str(e).strip().splitlines()[0]}") from None
@@ -93,7 +112,7 @@ class Embedder:
         self.size = self.model.config.hidden_size
         self.record = np.dtype([("key", "V16"), ("vector", "<f4", (self.size,))])
         cache.mkdir(parents=True, exist_ok=True)
-        self.file = cache / "embeddings.bin"
+        self.file = cache / f"embeddings-{digest.hexdigest()}.bin"
         self.known: dict[bytes, np.ndarray] = {}
         if self.file.is_file():
             with open(self.file, "r+b") as f:
@@ -103,12 +122,13 @@ class Embedder:
 
     def encode(self, texts: list[str], what: str) -> tuple[np.ndarray, np.ndarray]:
         """texts (N) -> vectors (W, E) float32, and the text each belongs to (W,), in order."""
-        owners, keys, todo = [], [], {}
-        for i, encoding in enumerate(self.tokenizer.encode_batch(texts, add_special_tokens=False)):
-            ids = encoding.ids
+        owners: list[int] = []
+        keys: list[bytes] = []
+        todo: dict[bytes, np.ndarray] = {}
+        for i, ids in enumerate(self._token_ids(texts)):
             for start in range(0, max(1, len(ids) - OVERLAP), WINDOW - OVERLAP):
                 window = ids[start : start + WINDOW]
-                key = hashlib.blake2b(np.array(window, np.int32).tobytes(), digest_size=16).digest()
+                key = hashlib.blake2b(window.tobytes(), digest_size=16).digest()
                 owners.append(i)
                 keys.append(key)
                 if key not in self.known:
@@ -129,13 +149,19 @@ class Embedder:
         vectors = np.stack([self.known[k] for k in keys]) if keys else np.zeros((0, self.size), np.float32)
         return vectors, np.array(owners, np.int64)
 
+    def _token_ids(self, texts: list[str]) -> Iterator[np.ndarray]:
+        """Of each text; a thousand texts at a time, since the tokenizer's own records of a text are large."""
+        for start in range(0, len(texts), 1000):
+            for encoding in self.tokenizer.encode_batch(texts[start : start + 1000], add_special_tokens=False):
+                yield np.array(encoding.ids, np.int32)
+
     @torch.inference_mode()
-    def _forward(self, windows: list[list[int]], length: int) -> np.ndarray:
+    def _forward(self, windows: list[np.ndarray], length: int) -> np.ndarray:
         first, last = (self.tokenizer.token_to_id(t) for t in ("[CLS]", "[SEP]"))
         ids = torch.zeros(BATCH, length, dtype=torch.int64)
         mask = torch.zeros(BATCH, length)
         for row, window in enumerate(windows):
-            ids[row, : len(window) + 2] = torch.tensor([first, *window, last])
+            ids[row, : len(window) + 2] = torch.tensor([first, *window.tolist(), last])
             mask[row, : len(window) + 2] = 1
         mask[len(windows) :, 0] = 1  # rows that only fill up
         hidden = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state  # (B, L, E)

