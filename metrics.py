@@ -1,17 +1,22 @@
-"""What a step reports: seconds and memory by phase, figures of its rollouts, the progress line, and wandb if asked."""
+"""What a run reports: seconds and memory by phase, figures of a step's rollouts and their texts, the progress line, the
+summary at the end, and wandb if asked."""
 
 import dataclasses
+import json
 import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from configs import Config, UserError
-from rollout import Rollout
+from prompts import ChatTokenizer, Prompt
+from reward import extract_answer
+from rollout import Rollout, response_text
 
 
 def memory_in_use(device: torch.device) -> float:
@@ -110,3 +115,35 @@ def progress_line(row: dict[str, Any], cfg: Config, seconds_left: float) -> str:
              f"clipped {row['response_clip_ratio']:.3f}", f"{row['tokens_per_second']:,.0f} tokens/s",
              f"{seconds_left / 60:,.1f} min left"]  # fmt: skip
     return "  ".join(words) + evals
+
+
+def dump_rollouts(path: Path, groups: list[list[Rollout]], prompts: list[Prompt], tokenizer: ChatTokenizer) -> None:
+    with open(path, "w", encoding="utf-8") as f:
+        for r in (r for g in groups for r in g):
+            prompt = prompts[r.prompt_id]
+            text = response_text(prompt, r, tokenizer)
+            row = {"id": prompt.problem.id, "sample_id": r.sample_id, "prompt": prompt.problem.problem,
+                   "response": text, "answer": extract_answer(text), "gold": prompt.problem.answer,
+                   "reward": r.reward, "advantage": r.advantage, "length": len(r.response_ids),
+                   "finish_reason": r.finish_reason}  # fmt: skip
+            f.write(json.dumps(row) + "\n")
+
+
+def write_summary(cfg: Config, state: dict[str, Any], final: dict[str, dict], seconds: float) -> None:
+    """summary.json: base and final over all benchmarks' problems at the first and the last context, and the cost."""
+    summary: dict[str, Any] = {}
+    for who, results in (("base", state["base"]), ("final", final)):
+        for when in ("first", "last"):
+            summary[f"{who}_{when}"] = {k: results[when]["all"][k] for k in ("accuracy", "stderr")}
+            summary[f"{who}_{when}_benchmarks"] = results[when]
+    summary |= {"first_context": cfg.max_response_len[0], "last_context": cfg.max_response_len[-1],
+                "steps": state["step"], "wall_time": seconds, "tokens": state["tokens"],
+                "world_size": dist.get_world_size()}  # fmt: skip
+    if dist.get_rank() == 0:
+        for when, context in (("first", cfg.max_response_len[0]), ("last", cfg.max_response_len[-1])):
+            base, end = summary[f"base_{when}"], summary[f"final_{when}"]
+            print(f"accuracy at context {context}: {base['accuracy']:.3f} +- {base['stderr']:.3f} -> "
+                  f"{end['accuracy']:.3f} +- {end['stderr']:.3f}")  # fmt: skip
+        aside = cfg.run_dir / "summary.json.tmp"
+        aside.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        aside.rename(cfg.run_dir / "summary.json")

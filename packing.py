@@ -1,18 +1,41 @@
-"""From a step's rollouts to packed batches: who computes what, and tensors without a token of padding.
+"""Who computes what: the process group, and from a step's rollouts to packed batches without a token of padding.
 
 `plan_minibatches` splits a step into minibatches, ranks and micro-batches; `pack` makes one micro-batch of tensors.
 
 Dimensions: T packed tokens, S sequences of a batch.
 """
 
+import os
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from configs import Config
+from configs import Config, UserError
 from rollout import Rollout
+
+
+def init_distributed(cfg: Config) -> torch.device:
+    """A process group and this rank's device; without torchrun, a group of one."""
+    cuda = torch.cuda.is_available() and cfg.device == "auto"
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
+    if cuda and cfg.dtype == "float32":
+        raise UserError("dtype: float32 does not run through FlashAttention on a GPU; use bfloat16, or --device=cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    alone = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", **alone,
+                            timeout=timedelta(seconds=cfg.process_group_timeout))  # fmt: skip
+    return device
+
+
+def print0(*args: Any) -> None:
+    if dist.get_rank() == 0:
+        print(*args, flush=True)
 
 
 @dataclass

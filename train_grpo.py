@@ -14,7 +14,6 @@ import math
 import os
 import time
 from dataclasses import replace
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,36 +27,15 @@ import checkpoint
 import smoke
 import watch
 from configs import Config, UserError, load_config, run
-from eval import dump_rollouts, evaluate, write_summary
+from eval import evaluate
 from losses import aggregate, clipped, group_advantages, kl_penalty, policy_loss, rollout_weights
-from metrics import Timer, json_row, progress_line, rollout_metrics, start_wandb
+from metrics import Timer, dump_rollouts, json_row, progress_line, rollout_metrics, start_wandb, write_summary
 from model import DTYPES, ModelConfig, Qwen2, full_tensors, peak_flops, resolve_model, token_logprobs
-from packing import Batch, Counts, count, length, pack, plan_minibatches
+from packing import Batch, Counts, count, init_distributed, length, pack, plan_minibatches, print0
 from prompts import ChatTokenizer, Prompt, encode_problems, load_problems, load_prompts
 from reward import RewardPool
 from rollout import Rollout, TorchSampler, VLLMSampler, gather_rollouts, make_sampler, response_text, sample_seed
 from schedule import stage_at
-
-# ------------------------------------------------------------------------------------------------- the process group
-
-
-def init_distributed(cfg: Config) -> torch.device:
-    """A process group and this rank's device; without torchrun, a group of one."""
-    cuda = torch.cuda.is_available() and cfg.device == "auto"
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
-    if cuda and cfg.dtype == "float32":
-        raise UserError("dtype: float32 does not run through FlashAttention on a GPU; use bfloat16, or --device=cpu")
-    if cuda:
-        torch.cuda.set_device(device)
-    alone = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", **alone,
-                            timeout=timedelta(seconds=cfg.process_group_timeout))  # fmt: skip
-    return device
-
-
-def print0(*args: Any) -> None:
-    if dist.get_rank() == 0:
-        print(*args, flush=True)
 
 
 def all_sum(values: list[float] | Tensor) -> list[float]:
@@ -286,7 +264,9 @@ def train(cfg: Config) -> None:
 
         first_len, last_len = cfg.max_response_len[0], cfg.max_response_len[-1]
         if benchmarks and state["base"] is None:
-            print0("evaluating the base model at the first and at the last context")
+            print0(f"evaluating the base model at the first and at the last context: {cfg.eval_k} samples a problem at "
+                   f"temperature {cfg.eval_temperature}, top_p {cfg.eval_top_p}; validation at a stage's own length is "
+                   "not comparable with eval.py's 32,768 tokens")  # fmt: skip
             state["base"] = {"first": evaluate_at(first_len), "last": evaluate_at(last_len)}
 
         for step in range(state["step"] + 1, cfg.total_steps + 1):

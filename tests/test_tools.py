@@ -11,12 +11,12 @@ import pytest
 import torch
 
 import data_prep
-import eval as evaluation
 import metrics
 import plot
 import schedule
 import tiny
 from configs import UserError, load_config
+from eval_grade import Graded, summarize
 from prompts import ChatTokenizer, load_problems
 from reward import reward
 from rollout import Rollout
@@ -30,15 +30,20 @@ def test_each_step_belongs_to_its_stage():
 
 def test_accuracy_and_its_standard_error_are_those_of_the_problem_means():
     rows = [
-        ([1.0, 0.0], [(5, False), (9, True)]),
-        ([1.0, 1.0], [(4, False), (6, False)]),
-        ([0.0, 0.0], [(8, True)] * 2),
+        Graded("b", str(i), scores, tokens, cut, [None, None])
+        for i, (scores, tokens, cut) in enumerate(
+            (
+                ([1.0, 0.0], [5, 9], [False, True]),
+                ([1.0, 1.0], [4, 6], [False, False]),
+                ([0.0, 0.0], [8, 8], [True, True]),
+            )
+        )
     ]
-    got = evaluation.summarize(rows)
+    got = summarize(rows)
     means = torch.tensor([0.5, 1.0, 0.0], dtype=torch.float64)
-    assert got["accuracy"] == pytest.approx(means.mean().item())
+    assert got["pass_at_1"] == pytest.approx(means.mean().item())
     assert got["stderr"] == pytest.approx(means.std().item() / math.sqrt(3))
-    assert (got["response_len_mean"], got["response_clip_ratio"], got["num_problems"]) == (40 / 6, 0.5, 3)
+    assert (got["tokens_mean"], got["clip_ratio"], got["num_problems"]) == (40 / 6, 0.5, 3)
 
 
 def test_rollout_metrics_count_groups_and_lengths():
