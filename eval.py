@@ -16,7 +16,7 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ class Options:
                 raise UserError(f"--{name}: {getattr(self, name)} is under its minimum 1")
         if not self.temperature >= 0 or not 0 < self.top_p <= 1:
             raise UserError(
-                f"--temperature={self.temperature} --top_p={self.top_p}: need temperature >= 0, 0 < top_p <= 1"
+                f"--temperature={self.temperature} --top_p={self.top_p}: not temperature >= 0, 0 < top_p <= 1"
             )
         if unknown := [d for d in self.dtype if d not in DTYPES]:
             raise UserError(f"--dtype: {unknown[0]!r} is none of {', '.join(DTYPES)}")
@@ -142,10 +142,11 @@ def read_completions(path: Path, limit: int = 0) -> tuple[list[Graded], list[str
     for row in completion_rows(path):
         key = row["benchmark"], row["id"]
         golds[key] = row["answer"]
+        samples = found[key]
         for c in row["completions"]:
             reason = c.get("finish_reason") or "stop"
-            number = c.get("sample", len(found[key]))
-            found[key].setdefault(number, (c.get("tokens"), reason == "length", boxed_answer(c["text"], reason)))
+            number = c.get("sample", len(samples))
+            samples.setdefault(number, (c.get("tokens"), reason == "length", boxed_answer(c["text"], reason)))
     rows = []
     for (benchmark, name), samples in found.items():
         kept = [samples[s] for s in sorted(samples)][: limit or None]
@@ -255,7 +256,7 @@ def drop_torn_line(path: Path) -> None:
 
 
 def generate(cfg: Config, options: Options, path: Path, device: torch.device, out: Path,
-             benchmarks: dict[str, list[Prompt]], max_tokens: int) -> None:  # fmt: skip
+             benchmarks: dict[str, list[Prompt]], max_tokens: int, dtype: str) -> None:  # fmt: skip
     """What is missing of `completions.jsonl`: each rank its share of the problems, a few at a time, so that an
     interruption costs little."""
     file = out / "completions.jsonl"
@@ -272,9 +273,9 @@ def generate(cfg: Config, options: Options, path: Path, device: torch.device, ou
     if not mine:
         return
     longest = max(len(p.ids) for prompts in benchmarks.values() for p in prompts) + max_tokens
-    sampler = make_sampler(cfg, path, device, longest)
+    sampler = make_sampler(cfg, path, device, longest, dtype)
     sampler.wake()
-    print0(f"{dist.get_world_size()} x {device.type}, {cfg.dtype}, sampler: {sampler.name}")
+    print0(f"{dist.get_world_size()} x {device.type}, {dtype}, sampler: {sampler.name}")
     tokenizer = ChatTokenizer(path)
     size = max(1, 4 * cfg.sampler_slots // options.k)
     bar = tqdm(total=sum(len(s) for _, _, s in mine), desc="sampling", unit=" samples", disable=dist.get_rank() > 0)
@@ -313,10 +314,14 @@ def run_model(cfg: Config, options: Options) -> None:
     for d, out in outs.items():
         settle(out, about | {"dtype": d})
     device = init_distributed(cfg)
+    if device.type == "cuda" and cfg.sampler == "torch" and "float32" in formats:
+        raise UserError(
+            "--dtype: float32 does not run through FlashAttention on a GPU: --sampler=vllm, or --device=cpu"
+        )
     if max_tokens < options.max_tokens:
         print0(f"at most {max_tokens} tokens a response: the model has no more positions")
     for d, out in outs.items():
-        generate(replace(cfg, dtype=d), options, path, device, out, benchmarks, max_tokens)
+        generate(cfg, options, path, device, out, benchmarks, max_tokens, d)
         dist.barrier()
         if dist.get_rank() == 0:
             report(out, out / "completions.jsonl", options, list(benchmarks), about | {"dtype": d})

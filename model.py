@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 from attention import apply_rotary, attention, attention_backend, attention_layout, rotary_angles
 from configs import UserError
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Dense bf16 matrix-product peaks in FLOP/s, from NVIDIA's data sheets; other devices are measured.
 PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
 CARRIED_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",

@@ -490,11 +490,12 @@ def engine_shapes(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def make_sampler(cfg: Config, path: Path, device: torch.device, longest: int) -> TorchSampler | VLLMSampler:
-    """The engine that `cfg.sampler` names, asleep; `longest` = prompt and response tokens of the longest sequence."""
+def make_sampler(cfg: Config, path: Path, device: torch.device, longest: int,
+                 dtype: str = "") -> TorchSampler | VLLMSampler:  # fmt: skip
+    """The engine that `cfg.sampler` names, asleep; `longest`: tokens of a prompt and its response; dtype: the config's."""
     if cfg.sampler == "torch":
-        return TorchSampler(path, DTYPES[cfg.dtype], device, cfg.sampler_slots)
-    sampler = VLLMSampler(path, DTYPES[cfg.dtype], device, cfg.sampler_slots, longest, cfg.sampler_memory_share,
-                          cfg.sampler_sleep_level)  # fmt: skip
+        return TorchSampler(path, DTYPES[dtype or cfg.dtype], device, cfg.sampler_slots)
+    sampler = VLLMSampler(path, DTYPES[dtype or cfg.dtype], device, cfg.sampler_slots, longest,
+                          cfg.sampler_memory_share, cfg.sampler_sleep_level)  # fmt: skip
     sampler.sleep()
     return sampler

@@ -1,14 +1,28 @@
 """Evaluation: statistics against simulation and brute force, completions graded, runs resumed and compared."""
 
 import itertools
+import json
 import math
+import re
 import statistics
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 
+import eval as evaluation
 import eval_stats
+from configs import UserError
+from conftest import SHARED
+from eval_grade import Graded, boxed_answer, vote
 from eval_stats import macro, majority, paired, pass_at, population_interval, sampling_interval, t_quantile
+from reward import RewardPool
+from sources import benchmark_problem
+from test_train import ENV, ROOT
+
+RAW = SHARED / "data" / "raw" / "deepscaler"
 
 
 def test_t_quantiles_are_the_tables():
@@ -90,3 +104,170 @@ def test_the_average_of_benchmarks_weighs_them_equally():
     assert average == pytest.approx((2 / 3 + 0.5) / 2) and low < average < high
     stderr = math.sqrt(statistics.variance(small) / 3 + statistics.variance(large) / 100) / 2
     assert (high - low) / 2 >= 1.96 * stderr
+
+
+# ---------------------------------------------------------------------------------------------- answers and completions
+
+
+@pytest.mark.parametrize("text, finish_reason, answer", [
+    ("<think>\n1</think>so \\boxed{2}", "stop", "2"), ("hm \\boxed{1} </think> \\boxed{2}", "stop", "2"),
+    ("<think>\\boxed{1}", "length", None), ("<think>\\boxed{1}", "stop", None), ("It is \\boxed{3}.", "stop", "3"),
+    ("thinking, \\boxed{1}, and", "length", None), ("</think>nothing", "stop", None),
+])  # fmt: skip
+def test_the_answer_stands_behind_the_thinking(text, finish_reason, answer):
+    assert boxed_answer(text, finish_reason) == answer
+
+
+def graded(scores, answers):
+    return Graded("b", "1", scores, [1] * len(scores), [False] * len(scores), answers)
+
+
+def test_a_vote_joins_wrong_answers_that_are_equal():
+    rows = [graded([1, 1, 0, 0, 0, 0], ["5", "5", "1/2", "0.5", "\\frac12", "9"]),  # three halves outvote two fives
+            graded([1, 1, 0, 0, 0], ["5", "5.0", "x+1", "1+x", "7"]),  # two and two: a tie
+            graded([1, 0, 0], ["5", None, None]), graded([0, 0], ["1", "1"]), graded([0], [None])]  # fmt: skip
+    with RewardPool(1) as pool:
+        vote(rows, pool)
+    assert [r.majority for r in rows] == [0.0, 0.5, 1.0, 0.0, 0.0]
+
+
+def completions_file(path, change):
+    names = {"test_aime": "aime24", "test_amc": "amc23", "test_math": "math500", "test_minerva": "minerva",
+             "test_olympiad_bench": "olympiad"}  # fmt: skip
+    with open(path, "w") as f:
+        for file, name in names.items():
+            for i, raw in enumerate(json.loads((RAW / f"{file}.json").read_text())):
+                gold = benchmark_problem(raw)[1]
+                texts = [change(g) for g in gold]
+                f.write(json.dumps({"benchmark": name, "id": f"{name}-{i}", "answer": gold, "completions": [
+                    {"text": t, "tokens": len(t), "finish_reason": "stop"} for t in texts]}) + "\n")  # fmt: skip
+
+
+@pytest.mark.parametrize("change, accuracy", [
+    (lambda g: f"<think>\n</think>\\boxed{{{g}}}", 1.0), (lambda g: f"It is \\boxed{{{g}}}", 1.0),
+    (lambda g: "<think></think>\\boxed{\\text{wrong}}", 0.0), (lambda g: f"<think>\\boxed{{{g}}}", 0.0),
+])  # fmt: skip
+def test_golds_as_completions_are_all_right_and_corrupted_ones_all_wrong(tmp_path, capsys, change, accuracy):
+    if not RAW.is_dir():
+        pytest.skip("the benchmarks' files are not here")
+    completions_file(tmp_path / "c.jsonl", change)
+    evaluation.main([f"--completions={tmp_path}/c.jsonl", f"--out_dir={tmp_path}/out"])
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert {k: (r["pass_at_1"], r["num_problems"]) for k, r in results.items()} == {
+        "aime24": (accuracy, 30), "amc23": (accuracy, 83), "math500": (accuracy, 500), "minerva": (accuracy, 272),
+        "olympiad": (accuracy, 675), "average": (accuracy, 1560)}  # fmt: skip
+    assert "paper: DeepScaleR-1.5B-Preview" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("line, message", [
+    ('{"benchmark": "b", "id": "1", "answer": "2"}\n', "no 'completions'"), ("[1]\n", "not a row"),
+    ("x\n", "not a row"),
+    ('{"benchmark": "b", "id": "1", "answer": "2", "completions": [{"text": 3}]}\n', "needs a text"),
+    ('{"benchmark": "b", "id": "1", "answer": "2", "completions": []}\n', "without completions"), ("", "no rows"),
+])  # fmt: skip
+def test_a_bad_file_of_completions_is_named_in_one_line(tmp_path, line, message):
+    (tmp_path / "c.jsonl").write_text(line)
+    with pytest.raises(UserError, match=message) as refused:
+        evaluation.main([f"--completions={tmp_path}/c.jsonl", f"--out_dir={tmp_path}/out"])
+    assert "\n" not in str(refused.value) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["--k=0"], "under its minimum"), (["--temperature=-1"], "not temperature >= 0"), (["--dtype=int8"], "none of"),
+    (["--compare", "a"], "two results folders"), (["--compare", "a", "b"], "cannot be read"),
+    (["--k"], "write --k=VALUE"),
+    (["--completions=x"], "needs --out_dir"), (["configs/tiny.py", "--benchmarks=nothing"], "no data/nothing.jsonl"),
+    (["configs/tiny.py", "--benchmarks=parametric,parametric"], "named twice"), (["--nonsense=1"], "no such setting"),
+])  # fmt: skip
+def test_bad_flags_are_refused_in_one_line(tiny_model_dir, argv, message):
+    argv = [*argv, f"--model={tiny_model_dir}"] if "configs/tiny.py" in argv else argv
+    with pytest.raises(UserError, match=message) as refused:
+        evaluation.main(argv)
+    assert "\n" not in str(refused.value)
+
+
+# ---------------------------------------------------------------------------------------------------------- model runs
+
+
+@pytest.fixture(scope="module")
+def sums(world, tmp_path_factory):
+    """24 problems for the world's base model, which answers now and then."""
+    path = tmp_path_factory.mktemp("sums") / "sums.jsonl"
+    rows = [{"id": f"s{a}{b}", "problem": f"{a}+{b}=?", "answer": str(a + b)} for a in range(1, 5) for b in range(1, 7)]
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return path
+
+
+def command(world, sums, out, *flags, ranks=1):
+    launch = ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--master_port=29611"] if ranks > 1 else []
+    return [sys.executable, *launch, "eval.py", "configs/tiny.py", f"--model={world}/base", f"--benchmarks={sums}",
+            "--temperature=1", "--top_p=1", "--max_tokens=30", f"--out_dir={out}", *flags]  # fmt: skip
+
+
+def evaluated(world, sums, out, *flags, ranks=1):
+    done = subprocess.run(
+        command(world, sums, out, *flags, ranks=ranks), cwd=ROOT, env=ENV, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return (out / "results.json").read_bytes(), (out / "graded.jsonl").read_bytes(), done.stdout
+
+
+@pytest.mark.slow
+def test_a_killed_evaluation_goes_on_and_ends_with_the_same_figures(world, sums, tmp_path):
+    """One sequence at a time (a row a problem); killed twice, its last line torn; then two ranks; then more samples for
+    a run that had fewer."""
+    whole = evaluated(world, sums, tmp_path / "whole", "--k=4")
+    killed = tmp_path / "killed" / "completions.jsonl"
+    for lines in (2, 6):
+        process = subprocess.Popen(command(world, sums, tmp_path / "killed", "--k=4", "--sampler_slots=1"), cwd=ROOT,
+                                   env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+        while process.poll() is None and not (killed.exists() and killed.read_bytes().count(b"\n") >= lines):
+            time.sleep(0.02)
+        process.kill()
+        process.wait()
+        assert not (tmp_path / "killed" / "results.json").exists()
+        with open(killed, "ab") as f:
+            f.write(b'{"benchmark": "sums", "id')
+    assert evaluated(world, sums, tmp_path / "killed", "--k=4")[:2] == whole[:2]
+    assert evaluated(world, sums, tmp_path / "ranks", "--k=4", ranks=2)[:2] == whole[:2]
+    evaluated(world, sums, tmp_path / "grown", "--k=1")
+    assert evaluated(world, sums, tmp_path / "grown", "--k=4")[:2] == whole[:2]
+    lines = (tmp_path / "grown" / "completions.jsonl").read_text().splitlines()
+    counts = [len(json.loads(x)["completions"]) for x in lines]
+    assert sorted(counts) == [1] * 24 + [3] * 24  # the first sample was not asked for again
+    done = subprocess.run(command(world, sums, tmp_path / "grown", "--seed=1"), cwd=ROOT, env=ENV, capture_output=True,
+                          text=True)  # fmt: skip
+    assert done.returncode == 2 and "seed=0, not 1: choose another --out_dir" in done.stderr
+    regraded = tmp_path / "regraded"
+    evaluation.main([f"--completions={tmp_path}/whole/completions.jsonl", f"--out_dir={regraded}"])
+    assert (regraded / "results.json").read_bytes() == whole[0]
+
+
+@pytest.mark.slow
+def test_formats_are_compared_on_the_same_seeds(world, sums, tmp_path):
+    done = subprocess.run(command(world, sums, tmp_path / "f", "--k=2", "--dtype=float32,bfloat16,float16"), cwd=ROOT,
+                          env=ENV, capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("b minus a on the same problems") == 2
+    for name in ("bfloat16", "float16"):
+        compared = json.loads((tmp_path / "f" / name / "compare.json").read_text())
+        assert compared["sums"]["num_problems"] == 24 and 0 <= compared["sums"]["p"] <= 1
+
+
+@pytest.mark.slow
+def test_both_samplers_have_the_same_greedy_accuracy(world, sums, tmp_path):
+    pytest.importorskip("vllm", reason="vLLM is not installed")
+    flags = ("--k=1", "--temperature=0")
+    results = [json.loads(evaluated(world, sums, tmp_path / s, *flags, f"--sampler={s}")[0]) for s in ("torch", "vllm")]
+    assert results[0] == results[1] and 0 < results[0]["sums"]["pass_at_1"] < 1
+
+
+def test_a_comparison_names_what_changed(tmp_path, capsys):
+    for name, scores in (("a", ([1, 1], [0, 0], [1, 0])), ("b", ([1, 1], [1, 1], [0, 0]))):
+        (tmp_path / name).mkdir()
+        rows = [{"benchmark": "x", "id": str(i), "scores": s, "tokens": [1, 1]} for i, s in enumerate(scores)]
+        (tmp_path / name / "graded.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    evaluation.main(["--compare", str(tmp_path / "a"), str(tmp_path / "b")])
+    said = capsys.readouterr().out
+    assert "+16.7 [" in said and "not distinguishable" in said
+    assert re.search(r"x 1 +\| +0\.0 +\| +100\.0", said) and said.index("x 1") < said.index("x 2") and "x 0" not in said
