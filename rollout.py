@@ -11,7 +11,6 @@ import hashlib
 import importlib.util
 import os
 import random
-import struct
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -47,7 +46,7 @@ class Rollout:
 
 def sample_seed(*parts: int | str) -> int:
     """One 63-bit seed, a hash of (run seed, stage, step, attempt, prompt, sample) or any such tuple."""
-    return struct.unpack("<Q", hashlib.blake2b(repr(parts).encode(), digest_size=8).digest())[0] >> 1
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little") >> 1
 
 
 def response_text(prompt: Prompt, rollout: Rollout, tokenizer: ChatTokenizer) -> str:
@@ -352,8 +351,8 @@ class VLLMSampler:
                  max_model_len: int, memory_share: float = 0.6, sleep_level: int = 1) -> None:  # fmt: skip
         if importlib.util.find_spec("vllm") is None:
             raise UserError("sampler: vllm is not installed: pip install -r requirements-gpu.txt, or --sampler=torch")
-        self.cuda, self.sleep_level = torch.device(device).type == "cuda", sleep_level
-        self.max_model_len = max_model_len
+        self.cuda = torch.device(device).type == "cuda"
+        self.sleep_level, self.max_model_len = sleep_level, max_model_len
         config, tokenizer = ModelConfig.from_folder(path), ChatTokenizer(path)
         with torch.device("meta"):
             self.shapes = {name: tuple(p.shape) for name, p in Qwen2(config).named_parameters()}
@@ -402,8 +401,8 @@ class VLLMSampler:
 
     def generate(self, prompts: list[list[int]], seeds: list[list[int]], max_tokens: int, temperature: float,
                  top_p: float) -> list[list[Rollout]]:  # fmt: skip
-        """As TorchSampler.generate. All requests are submitted at once, each sample its own with its own seed: vLLM
-        would seed child i of an n > 1 request with seed + i. Samples of a prompt share its cached blocks."""
+        """As TorchSampler.generate. Each sample is a request with its own seed, all submitted at once (vLLM would seed
+        child i of an n > 1 request with seed + i); samples of a prompt share its cached blocks."""
         from vllm import SamplingParams
 
         if not prompts:
@@ -492,10 +491,10 @@ def engine_shapes(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
 
 def make_sampler(cfg: Config, path: Path, device: torch.device, longest: int,
                  dtype: str = "") -> TorchSampler | VLLMSampler:  # fmt: skip
-    """The engine that `cfg.sampler` names, asleep; `longest`: tokens of a prompt and its response; dtype: the config's."""
+    """The engine of `cfg.sampler`, asleep. `longest`: tokens of a prompt and its response. dtype: else the config's."""
     if cfg.sampler == "torch":
         return TorchSampler(path, DTYPES[dtype or cfg.dtype], device, cfg.sampler_slots)
-    sampler = VLLMSampler(path, DTYPES[dtype or cfg.dtype], device, cfg.sampler_slots, longest,
-                          cfg.sampler_memory_share, cfg.sampler_sleep_level)  # fmt: skip
-    sampler.sleep()
-    return sampler
+    args = cfg.sampler_slots, longest, cfg.sampler_memory_share, cfg.sampler_sleep_level
+    engine = VLLMSampler(path, DTYPES[dtype or cfg.dtype], device, *args)
+    engine.sleep()
+    return engine
