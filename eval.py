@@ -14,6 +14,7 @@ samples. Other flags are the config's settings.
 import fcntl
 import json
 import os
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -256,9 +257,10 @@ def drop_torn_line(path: Path) -> None:
 
 
 def generate(cfg: Config, options: Options, path: Path, device: torch.device, out: Path,
-             benchmarks: dict[str, list[Prompt]], max_tokens: int, dtype: str) -> None:  # fmt: skip
+             benchmarks: dict[str, list[Prompt]], max_tokens: int,
+             dtype: str) -> TorchSampler | VLLMSampler | None:  # fmt: skip
     """What is missing of `completions.jsonl`: each rank its share of the problems, a few at a time, so that an
-    interruption costs little."""
+    interruption costs little. Returns the sampler, if one was needed."""
     file = out / "completions.jsonl"
     if dist.get_rank() == 0:
         drop_torn_line(file)
@@ -271,7 +273,7 @@ def generate(cfg: Config, options: Options, path: Path, device: torch.device, ou
             if (missing := [s for s in range(options.k) if s not in done[name, p.problem.id]])]  # fmt: skip
     mine = todo[dist.get_rank() :: dist.get_world_size()]
     if not mine:
-        return
+        return None
     longest = max(len(p.ids) for prompts in benchmarks.values() for p in prompts) + max_tokens
     sampler = make_sampler(cfg, path, device, longest, dtype)
     sampler.wake()
@@ -290,8 +292,8 @@ def generate(cfg: Config, options: Options, path: Path, device: torch.device, ou
                  "finish_reason": r.finish_reason} for s, r in zip(numbers, group, strict=True)]})  # fmt: skip
         append(file, rows)
         bar.update(sum(len(s) for _, _, s in part))
-    if isinstance(sampler, VLLMSampler):
-        sampler.sleep()
+    sampler.sleep()
+    return sampler
 
 
 def run_model(cfg: Config, options: Options) -> None:
@@ -320,8 +322,9 @@ def run_model(cfg: Config, options: Options) -> None:
         )
     if max_tokens < options.max_tokens:
         print0(f"at most {max_tokens} tokens a response: the model has no more positions")
+    engines = []  # vLLM's take the process group with them when they end: none may go before the work is done
     for d, out in outs.items():
-        generate(cfg, options, path, device, out, benchmarks, max_tokens, d)
+        engines += [generate(cfg, options, path, device, out, benchmarks, max_tokens, d)]
         dist.barrier()
         if dist.get_rank() == 0:
             report(out, out / "completions.jsonl", options, list(benchmarks), about | {"dtype": d})
@@ -329,7 +332,11 @@ def run_model(cfg: Config, options: Options) -> None:
         for other in list(outs.values())[1:]:
             eval_report.compare(outs[formats[0]], other)
     dist.barrier()
-    dist.destroy_process_group()
+    vllm = [e for e in engines if isinstance(e, VLLMSampler)]
+    if len(vllm) > 1:  # at exit each would end the process group that the others still hold
+        sys.stdout.flush()
+        os._exit(0)
+    vllm[0].close() if vllm else dist.destroy_process_group()
 
 
 def main(argv: list[str]) -> None:

@@ -177,7 +177,7 @@ def compare(a: Path, b: Path) -> dict[str, dict[str, float]]:
     changed = sorted(keys, key=lambda key: (-abs(rows_b[key]["mean"] - rows_a[key]["mean"]), key))[:10]
     changed = [key for key in changed if rows_a[key]["mean"] != rows_b[key]["mean"]]
     moves = [[" ".join(key), percent(rows_a[key]["mean"]), percent(rows_b[key]["mean"])] for key in changed]
-    lines += ["", "The problems that changed most:", "", *table(["problem", "a", "b"], moves)]
+    lines += ["", "The problems that changed most:", "", *table(["problem", "a", "b"], moves)] if moves else []
     print("\n".join(lines), flush=True)
     (b / "compare.json").write_text(
         json.dumps({"a": str(a), "b": str(b), **results}, indent=1) + "\n", encoding="utf-8"
