@@ -168,7 +168,8 @@ def compare(a: Path, b: Path) -> dict[str, dict[str, float]]:
     lines = [f"a = {a}, b = {b}: pass@1 in percent, b minus a on the same problems", ""]
     lines += table(["", "problems", "a", "b", "difference [95%]", "p", "verdict"], [
         [TITLES.get(name, name), str(r["num_problems"]), percent(r["a"]), percent(r["b"]),
-         f"{100 * r['difference']:+.1f} [{100 * r['low']:+.1f}, {100 * r['high']:+.1f}]", f"{r['p']:.4f}",
+         f"{100 * r['difference']:+.1f} [{100 * r['low']:+.1f}, {100 * r['high']:+.1f}]",
+         f"{r['p']:.4f}" if r["p"] >= 1e-4 else "<0.0001",
          "not distinguishable" if r["p"] >= 0.05 else "b is better" if r["difference"] > 0 else "a is better"]
         for name, r in results.items()])  # fmt: skip
     left_out = len(rows_a) + len(rows_b) - 2 * len(keys)
