@@ -86,8 +86,8 @@ def test_the_paired_test_has_five_percent_false_alarms(monkeypatch):
 
 
 def test_two_points_are_not_a_difference_at_thirty_problems():
-    """43.1 against 41.0, the published figure and its reproduction: 207 and 197 of 30 x 16 samples right. Fifteen points
-    are a difference."""
+    """43.1 against 41.0, the published figure and its reproduction: 207 and 197 of 30 x 16 samples right. Fifteen
+    points are a difference."""
     rng = np.random.default_rng(0)
     chances = rng.beta(0.4, 0.6, 30)
 
