@@ -12,7 +12,9 @@ samples. Other flags are the config's settings.
 """
 
 import fcntl
+import hashlib
 import json
+import math
 import os
 import sys
 from collections import defaultdict
@@ -35,7 +37,8 @@ from prompts import ChatTokenizer, Problem, Prompt, encode_problems, load_proble
 from reward import RewardPool, extract_answer
 from rollout import Rollout, TorchSampler, VLLMSampler, make_sampler, response_text, sample_seed
 
-PAPERS = ("aime24", "amc23", "math500", "minerva", "olympiad")
+FIVE = ("aime24", "amc23", "math500", "minerva", "olympiad")
+RESERVED = ("all", "average")
 
 
 @dataclass(frozen=True)
@@ -58,12 +61,14 @@ class Options:
         for name in ("k", "max_tokens", "problem_count", "workers"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name}: {getattr(self, name)} is under its minimum 1")
-        if not self.temperature >= 0 or not 0 < self.top_p <= 1:
+        if not 0 <= self.temperature < math.inf or not 0 < self.top_p <= 1:
             raise UserError(
                 f"--temperature={self.temperature} --top_p={self.top_p}: not temperature >= 0, 0 < top_p <= 1"
             )
         if unknown := [d for d in self.dtype if d not in DTYPES]:
             raise UserError(f"--dtype: {unknown[0]!r} is none of {', '.join(DTYPES)}")
+        if len(set(self.dtype)) < len(self.dtype):
+            raise UserError(f"--dtype: {','.join(self.dtype)} names one twice")
 
 
 # ------------------------------------------------------------------------------------------------------------ sampling
@@ -111,77 +116,85 @@ def evaluate(sampler: TorchSampler | VLLMSampler, tokenizer: ChatTokenizer, pool
 # ---------------------------------------------------------------------------------------------------- a results folder
 
 
+def checked_row(row: Any) -> dict[str, Any]:
+    """A row {benchmark, id, answer, completions: [{text, tokens?, finish_reason?, sample?}]}, or ValueError."""
+    if not isinstance(row, dict) or not isinstance(row.get("completions"), list):
+        raise ValueError("needs benchmark, id, answer and a list of completions")
+    golds = row.get("answer") if isinstance(row.get("answer"), list) else [row.get("answer")]
+    if not golds or not all(
+        isinstance(g, (str, int, float)) and not isinstance(g, bool) and str(g).strip() for g in golds
+    ):
+        raise ValueError("needs an 'answer': a text, a number, or a list of them")
+    names = [row.get("benchmark"), row.get("id")]
+    if not all(isinstance(n, (str, int)) and str(n).isprintable() for n in names) or names[0] in RESERVED:
+        raise ValueError(f"needs 'benchmark' and 'id'; a benchmark cannot be called {', '.join(RESERVED)}")
+    for c in row["completions"]:
+        numbers = [c.get(k) for k in ("tokens", "sample") if c.get(k) is not None] if isinstance(c, dict) else [-1]
+        if not all(type(n) is int and 0 <= n < 2**53 for n in numbers) or not isinstance(c.get("text"), str):
+            raise ValueError("a completion needs a text 'text', and integers for 'tokens' and 'sample' if it has them")
+    return {**row, "benchmark": str(names[0]), "id": str(names[1]),
+            "answer": [str(g) for g in golds] if isinstance(row["answer"], list) else str(golds[0])}  # fmt: skip
+
+
 def completion_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows {benchmark, id, answer, completions} of a file; a torn last line is passed over. Raises UserError."""
+    """The checked rows of a file of completions. Raises UserError."""
     try:
         with open(path, "rb") as f:
             for number, line in enumerate(f, 1):
-                try:
-                    row = json.loads(line)
-                    if not isinstance(row["answer"], (str, list)):
-                        row["answer"] = str(row["answer"])
-                    for key in ("benchmark", "id"):
-                        row[key] = str(row[key])
-                    for c in row["completions"]:
-                        if not isinstance(c["text"], str) or not isinstance(c.get("tokens"), (int, type(None))):
-                            raise TypeError("a completion needs a text 'text' and a number 'tokens'")
-                    yield row
-                except (ValueError, KeyError, TypeError, RecursionError) as e:
-                    if not line.endswith(b"\n"):
-                        return
-                    what = f"no {e}" if isinstance(e, KeyError) else str(e)
-                    raise UserError(f"{path}:{number}: not a row of completions: {what}") from None
+                if line.strip():
+                    try:
+                        yield checked_row(json.loads(line))
+                    except (ValueError, RecursionError) as e:
+                        raise UserError(f"{path}:{number}: not a row of completions: {e}") from None
     except OSError as e:
         raise UserError(f"{path}: cannot be read: {e.strerror}") from None
 
 
-def read_completions(path: Path, limit: int = 0) -> tuple[list[Graded], list[str | list[str]]]:
-    """Each problem's samples, in order, without their texts, and its gold; of a sample that stands twice the first, and
-    at most `limit` of a problem (0: all). One row at a time is in memory."""
-    found: dict[tuple[str, str], dict[int, tuple]] = defaultdict(dict)
-    golds: dict[tuple[str, str], str | list[str]] = {}
+def read_completions(path: Path, asked: dict[tuple[str, str], Problem],
+                     k: int) -> tuple[list[Graded], list[str | list[str]]]:  # fmt: skip
+    """Each problem's samples, in order, without their texts, and its gold. Of our own file the first `k` samples of the
+    problems `asked` for; of another's (none asked for) all. One row at a time is in memory."""
+    found: dict[tuple[str, str], dict[int, tuple]] = {key: {} for key in asked}
+    golds: dict[tuple[str, str], str | list[str]] = {key: problem.answer for key, problem in asked.items()}
     for row in completion_rows(path):
         key = row["benchmark"], row["id"]
-        golds[key] = row["answer"]
-        samples = found[key]
+        if asked and key not in asked:
+            continue
+        if golds.setdefault(key, row["answer"]) != row["answer"]:
+            raise UserError(f"{path}: {' '.join(key)} stands there with two answers")
+        samples = found.setdefault(key, {})
         for c in row["completions"]:
             reason = c.get("finish_reason") or "stop"
-            number = c.get("sample", len(samples))
-            samples.setdefault(number, (c.get("tokens"), reason == "length", boxed_answer(c["text"], reason)))
+            answer = extract_answer(c["text"]) if asked else boxed_answer(c["text"], reason)
+            number = len(samples) if c.get("sample") is None else c["sample"]
+            samples.setdefault(number, (c.get("tokens"), reason == "length", answer))
     rows = []
     for (benchmark, name), samples in found.items():
-        kept = [samples[s] for s in sorted(samples)][: limit or None]
-        tokens, cut, answers = (list(x) for x in zip(*kept, strict=True)) if kept else ([], [], [])
+        kept = [samples[s] for s in sorted(samples) if not asked or s < k]
+        if not kept:
+            raise UserError(f"{path}: {benchmark} {name} has no completions")
+        tokens, cut, answers = (list(x) for x in zip(*kept, strict=True))
         rows.append(Graded(benchmark, name, [], tokens, cut, answers))
-    if not rows or not all(r.answers for r in rows):
-        raise UserError(f"{path}: {'no rows' if not rows else 'a problem without completions'}")
+    if not rows:
+        raise UserError(f"{path}: no rows")
     return rows, [golds[r.benchmark, r.id] for r in rows]
 
 
-def report(out: Path, source: Path, options: Options, order: list[str], about: dict[str, Any]) -> dict[str, Any]:
-    """Grades a file of completions, and writes and prints what came out. `order`: the benchmarks; the file's own."""
-    rows, golds = read_completions(source, options.k if order else 0)
-    names = order or list(dict.fromkeys(r.benchmark for r in rows))
-    if order:  # of a longer file only what was asked for, in the order of the problems' files
-        kept = [(r, g) for r, g in zip(rows, golds, strict=True) if r.benchmark in names]
-        rows, golds = [r for r, _ in kept], [g for _, g in kept]
+def report(out: Path, source: Path, options: Options, asked: dict[tuple[str, str], Problem],
+           about: dict[str, Any]) -> None:  # fmt: skip
+    """Grades a file of completions, writes and prints what came out. What the folder has of other benchmarks stays."""
+    rows, golds = read_completions(source, asked, options.k)
+    names = list(dict.fromkeys(r.benchmark for r in rows))
+    results, graded = eval_report.others(out, names) if asked else ({}, [])
     with RewardPool(options.workers) as pool:
-        timeouts = {}
         for name in names:
             before = pool.timeouts
             part = [(r, g) for r, g in zip(rows, golds, strict=True) if r.benchmark == name]
             grade([r for r, _ in part], [g for _, g in part], pool, f"grading {name}")
             vote([r for r, _ in part], pool)
-            timeouts[name] = pool.timeouts - before
-    rows.sort(key=lambda r: (names.index(r.benchmark), r.id))
-    results = {name: summarize([r for r in rows if r.benchmark == name]) | {"grader_timeouts": timeouts[name]}
-               for name in names}  # fmt: skip
-    if len(names) > 1:
-        rates = [[sum(r.scores) / len(r.scores) for r in rows if r.benchmark == name] for name in names]
-        results["average"] = eval_report.average(results, rates)
-    out.mkdir(parents=True, exist_ok=True)
-    eval_report.write(out, rows, results, about)
-    return results
+            results[name] = summarize([r for r, _ in part]) | {"grader_timeouts": pool.timeouts - before}
+    graded += [eval_report.graded_row(r, g) for r, g in zip(rows, golds, strict=True)]
+    eval_report.write(out, graded, results, about)
 
 
 # ---------------------------------------------------------------------------------------------------------- a model run
@@ -190,7 +203,7 @@ def report(out: Path, source: Path, options: Options, order: list[str], about: d
 def load_benchmarks(names: tuple[str, ...], options: Options) -> dict[str, list[Problem]]:
     """{name: problems} of names, files, "all" and "parametric". Raises UserError."""
     found: dict[str, list[Problem]] = {}
-    for name in [each for given in names for each in (PAPERS if given == "all" else (given,))]:
+    for name in [each for given in names for each in (FIVE if given == "all" else (given,))]:
         if name == "parametric":
             rows = parametric_problems(options.problem_seed, options.problem_count)
             problems = [Problem(r["id"], r["problem"], r["answer"]) for r in rows]
@@ -201,10 +214,16 @@ def load_benchmarks(names: tuple[str, ...], options: Options) -> dict[str, list[
                 raise UserError(f"--benchmarks: no data/{name}.jsonl: `python data_prep.py bench` makes the paper's "
                                 "five; one of your own is named by its .jsonl file")  # fmt: skip
             problems = load_problems(f"data/{name}.jsonl")
-        if name in found or len({p.id for p in problems}) < len(problems):
-            raise UserError(f"--benchmarks: {name}: {'named twice' if name in found else 'two problems share an id'}")
+        if name in found or name in RESERVED or len({p.id for p in problems}) < len(problems):
+            raise UserError(f"--benchmarks: {name}: {'named twice' if name in found else 'two problems share an id'}"
+                            if name not in RESERVED else f"--benchmarks: none can be called {name!r}")  # fmt: skip
         found[name] = problems
     return found
+
+
+def digest(problem: Problem) -> str:
+    """Tells a problem from another that bears its id."""
+    return hashlib.blake2b(repr((problem.problem, problem.answer)).encode(), digest_size=8).hexdigest()
 
 
 def fingerprint(path: Path) -> dict[str, Any]:
@@ -213,47 +232,41 @@ def fingerprint(path: Path) -> dict[str, Any]:
     return {"model": str(path), "weights": [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]}
 
 
-def settle(out: Path, about: dict[str, Any]) -> None:
+def settle(outs: dict[str, Path], about: dict[str, Any]) -> None:
     """A folder holds one model's completions under one way of sampling. Raises UserError for another."""
-    path = out / "eval.json"
-    if path.is_file():
+    for dtype, out in outs.items():
+        path = out / "eval.json"
         try:
-            known = dict(json.loads(path.read_text(encoding="utf-8")))
+            known = dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
         except (ValueError, TypeError) as e:
             raise UserError(f"{path}: not a JSON object: {e}") from None
-        for key, value in about.items():
-            if known.get(key) != value:
+        for key, value in {**about, "dtype": dtype}.items():
+            if known and known.get(key) != value:
                 raise UserError(f"{path}: this folder's completions have {key}={known.get(key)!r}, not {value!r}: "
                                 "choose another --out_dir")  # fmt: skip
-    elif os.environ.get("RANK", "0") == "0":
-        out.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(".tmp")
-        aside.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-        aside.rename(path)
+    if os.environ.get("RANK", "0") == "0":
+        for dtype, out in outs.items():
+            out.mkdir(parents=True, exist_ok=True)
+            eval_report.write_files({out / "eval.json": json.dumps({**about, "dtype": dtype}, indent=1) + "\n"})
 
 
 def append(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Whole lines, under a lock: several ranks write to one file."""
+    """Whole lines, under a lock: several ranks write to one file. What a killed one tore goes first."""
     data = "".join(json.dumps(r) + "\n" for r in rows).encode()
-    with open(path, "ab") as f:
+    with open(path, "a+b") as f:
         fcntl.lockf(f, fcntl.LOCK_EX)
+        size = f.seek(0, os.SEEK_END)
+        while size:  # back to the last line's end, a block at a time
+            start = max(0, size - 2**20)
+            f.seek(start)
+            found = f.read(size - start).rfind(b"\n")
+            if found >= 0:
+                size = start + found + 1
+                break
+            size = start
+        f.truncate(size)
         f.write(data)
         f.flush()
-
-
-def drop_torn_line(path: Path) -> None:
-    if path.is_file():
-        with open(path, "r+b") as f:
-            size = f.seek(0, os.SEEK_END)
-            while size:  # back to the last line's end, a block at a time
-                start = max(0, size - 2**20)
-                f.seek(start)
-                found = f.read(size - start).rfind(b"\n")
-                if found >= 0:
-                    f.truncate(start + found + 1)
-                    return
-                size = start
-            f.truncate(0)
 
 
 def generate(cfg: Config, options: Options, path: Path, device: torch.device, out: Path,
@@ -263,16 +276,21 @@ def generate(cfg: Config, options: Options, path: Path, device: torch.device, ou
     interruption costs little. Returns the sampler, if one was needed."""
     file = out / "completions.jsonl"
     if dist.get_rank() == 0:
-        drop_torn_line(file)
+        append(file, [])
     dist.barrier()
+    problems = {(name, p.problem.id): p.problem for name, prompts in benchmarks.items() for p in prompts}
     done: dict[tuple[str, str], set[int]] = defaultdict(set)
-    for row in completion_rows(file) if file.is_file() else []:
-        done[row["benchmark"], row["id"]] |= {c["sample"] for c in row["completions"]}
+    for row in completion_rows(file):
+        key = row["benchmark"], row["id"]
+        if key in problems and row.get("problem") != digest(problems[key]):
+            raise UserError(f"{file}: {' '.join(key)} is another problem there, or has another answer: choose another "
+                            "--out_dir")  # fmt: skip
+        done[key] |= {c["sample"] for c in row["completions"]}
     dist.barrier()  # all have read before one writes
     todo = [(name, i, missing) for name, prompts in benchmarks.items() for i, p in enumerate(prompts)
             if (missing := [s for s in range(options.k) if s not in done[name, p.problem.id]])]  # fmt: skip
     mine = todo[dist.get_rank() :: dist.get_world_size()]
-    if not mine:
+    if not todo:  # of nobody: to start vLLM's engines takes all ranks
         return None
     longest = max(len(p.ids) for prompts in benchmarks.values() for p in prompts) + max_tokens
     sampler = make_sampler(cfg, path, device, longest, dtype)
@@ -287,7 +305,8 @@ def generate(cfg: Config, options: Options, path: Path, device: torch.device, ou
         rows = []
         for (name, i, numbers), group in zip(part, groups, strict=True):
             prompt = benchmarks[name][i]
-            rows.append({"benchmark": name, "id": prompt.problem.id, "answer": prompt.problem.answer, "completions": [
+            rows.append({"benchmark": name, "id": prompt.problem.id, "answer": prompt.problem.answer,
+                         "problem": digest(prompt.problem), "completions": [
                 {"sample": s, "text": response_text(prompt, r, tokenizer), "tokens": len(r.response_ids),
                  "finish_reason": r.finish_reason} for s, r in zip(numbers, group, strict=True)]})  # fmt: skip
         append(file, rows)
@@ -301,20 +320,20 @@ def run_model(cfg: Config, options: Options) -> None:
     path = resolve_model(cfg.model)
     tokenizer = ChatTokenizer(path)
     problems = load_benchmarks(options.benchmarks or cfg.eval_data, options)
+    if not problems:
+        raise UserError("--benchmarks: none named, and the config has no eval_data")
     benchmarks = {name: encode_problems(p, tokenizer, cfg.prompt_suffix) for name, p in problems.items()}
-    room = ModelConfig.from_folder(path).max_position_embeddings - max(
-        len(p.ids) for prompts in benchmarks.values() for p in prompts)  # fmt: skip
-    if room < 1:
+    longest = max([cfg.max_prompt_len, *(len(p.ids) for prompts in benchmarks.values() for p in prompts)])
+    max_tokens = min(options.max_tokens, ModelConfig.from_folder(path).max_position_embeddings - longest)
+    if max_tokens < 1:
         raise UserError(f"--model: {path} has no positions left behind the longest prompt")
-    max_tokens = min(options.max_tokens, room)
     name = options.out_dir or f"out/eval/{str(path).strip('./').replace('/', '_')}"
     formats = options.dtype or (cfg.dtype,)
+    outs = {d: Path(name) / d if len(formats) > 1 else Path(name) for d in formats}
     about = fingerprint(path) | {"sampler": cfg.sampler, "seed": cfg.seed, "temperature": options.temperature,
                                  "top_p": options.top_p, "max_tokens": max_tokens,
                                  "prompt_suffix": cfg.prompt_suffix}  # fmt: skip
-    outs = {d: Path(name) / d if len(formats) > 1 else Path(name) for d in formats}
-    for d, out in outs.items():
-        settle(out, about | {"dtype": d})
+    settle(outs, about)
     device = init_distributed(cfg)
     if device.type == "cuda" and cfg.sampler == "torch" and "float32" in formats:
         raise UserError(
@@ -322,21 +341,29 @@ def run_model(cfg: Config, options: Options) -> None:
         )
     if max_tokens < options.max_tokens:
         print0(f"at most {max_tokens} tokens a response: the model has no more positions")
+    asked = {(name, p.id): p for name, part in problems.items() for p in part}
     engines = []  # vLLM's take the process group with them when they end: none may go before the work is done
     for d, out in outs.items():
-        engines += [generate(cfg, options, path, device, out, benchmarks, max_tokens, d)]
+        sampler = generate(cfg, options, path, device, out, benchmarks, max_tokens, d)
+        engines += [sampler] if isinstance(sampler, VLLMSampler) else []
         dist.barrier()
         if dist.get_rank() == 0:
-            report(out, out / "completions.jsonl", options, list(benchmarks), about | {"dtype": d})
+            report(out, out / "completions.jsonl", options, asked, about | {"dtype": d})
     if dist.get_rank() == 0:
         for other in list(outs.values())[1:]:
             eval_report.compare(outs[formats[0]], other)
     dist.barrier()
-    vllm = [e for e in engines if isinstance(e, VLLMSampler)]
-    if len(vllm) > 1:  # at exit each would end the process group that the others still hold
+    leave(engines)
+
+
+def leave(engines: list[VLLMSampler]) -> None:
+    if len(engines) > 1:  # at exit each would end the process group that the others still hold
         sys.stdout.flush()
         os._exit(0)
-    vllm[0].close() if vllm else dist.destroy_process_group()
+    if engines:
+        engines[0].close()
+    else:
+        dist.destroy_process_group()
 
 
 def main(argv: list[str]) -> None:
@@ -356,12 +383,18 @@ def main(argv: list[str]) -> None:
         else:
             rest.append(flag)
     options = Options(**values)
-    if options.completions:
-        if rest or not options.out_dir:
-            raise UserError(f"--completions needs --out_dir=DIR, and no model or config: {' '.join(rest)}")
-        report(Path(options.out_dir), Path(options.completions), options, [], {"completions": options.completions})
-    else:
-        run_model(load_config(rest), options)
+    try:
+        if not options.completions:
+            run_model(load_config(rest), options)
+            return
+        if rest or not options.out_dir or set(values) - {"completions", "out_dir", "workers"}:
+            raise UserError(
+                "--completions takes --out_dir=DIR, --workers=N, and nothing else: the file is graded whole"
+            )
+        source = Path(options.completions)
+        report(Path(options.out_dir), source, options, {}, {"completions": options.completions})
+    except OSError as e:  # what is read has its own messages
+        raise UserError(f"--out_dir: cannot write {e.filename or options.out_dir}: {e.strerror}") from None
 
 
 if __name__ == "__main__":

@@ -24,8 +24,9 @@ class Graded:
 
 
 def boxed_answer(text: str, finish_reason: str) -> str | None:
-    """What is graded: the answer after the thinking. A text with </think> alone had its <think> in the prompt; one with
-    neither that ended by itself is not a reasoning model's, and is read whole."""
+    """What is graded of another engine's text: the answer after the thinking. A text with </think> alone had its
+    <think> in the prompt; one with neither that ended by itself is not a reasoning model's, and is read whole. (Our own
+    samples are graded as in training: `extract_answer` on what the template opened and the model wrote.)"""
     if "<think>" in text:
         return extract_answer(text)
     if "</think>" in text:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from configs import UserError
+from eval_grade import Graded
 from eval_stats import macro, paired
 
 TITLES = {"aime24": "AIME 2024", "amc23": "AMC 2023", "math500": "MATH-500", "minerva": "Minerva",
@@ -98,21 +99,46 @@ def as_markdown(results: dict[str, dict[str, Any]], about: dict[str, Any]) -> st
     return "\n".join(lines) + "\n"
 
 
-def write(out: Path, rows: list[Any], results: dict[str, dict[str, Any]], about: dict[str, Any]) -> None:
+def graded_row(r: Graded, gold: str | list[str]) -> dict[str, Any]:
+    return {"benchmark": r.benchmark, "id": r.id, "gold": gold, "scores": r.scores, "tokens": r.tokens, "cut": r.cut,
+            "answers": r.answers}  # fmt: skip
+
+
+def others(out: Path, names: list[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What a folder has of other benchmarks than these: results and graded rows."""
+    if not (out / "graded.jsonl").is_file() or not (out / "results.json").is_file():
+        return {}, []
+    try:
+        results = dict(json.loads((out / "results.json").read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as e:
+        raise UserError(f"{out}/results.json: not a JSON object: {e}; remove it") from None
+    rows = [row for row in read_graded(out).values() if row["benchmark"] not in names]
+    kept = {row["benchmark"] for row in rows}
+    return {name: r for name, r in results.items() if name in kept}, rows
+
+
+def write_files(files: dict[Path, str]) -> None:
+    """All aside, and only then renamed."""
+    for path, content in files.items():
+        path.with_name(path.name + ".tmp").write_text(content, encoding="utf-8")
+    for path in files:
+        path.with_name(path.name + ".tmp").rename(path)
+
+
+def write(out: Path, rows: list[dict[str, Any]], results: dict[str, dict[str, Any]], about: dict[str, Any]) -> None:
     """`graded.jsonl`, `results.json`, `results.md`, `accuracy.png`; the tables on the terminal too."""
+    if len(results) > 1:
+        rates = [[sum(r["scores"]) / len(r["scores"]) for r in rows if r["benchmark"] == name] for name in results]
+        results = {**results, "average": average(results, rates)}
     text = as_markdown(results, about)
-    graded = [{"benchmark": r.benchmark, "id": r.id, "scores": r.scores, "tokens": r.tokens, "cut": r.cut,
-               "answers": r.answers} for r in rows]  # fmt: skip
-    for name, content in (("graded.jsonl", "".join(json.dumps(g) + "\n" for g in graded)), ("results.md", text),
-                          ("results.json", json.dumps(results, indent=1) + "\n")):  # fmt: skip
-        aside = out / f"{name}.tmp"
-        aside.write_text(content, encoding="utf-8")
-        aside.rename(out / name)
+    out.mkdir(parents=True, exist_ok=True)
     picture(out / "accuracy.png", rows)
+    write_files({out / "graded.jsonl": "".join(json.dumps(r) + "\n" for r in rows), out / "results.md": text,
+                 out / "results.json": json.dumps(results, indent=1) + "\n"})  # fmt: skip
     print("\n" + text + f"\n{out}/results.json", flush=True)
 
 
-def picture(path: Path, rows: list[Any]) -> None:
+def picture(path: Path, rows: list[dict[str, Any]]) -> None:
     """For each benchmark the accuracy if responses longer than so many tokens were cut off."""
     import matplotlib
 
@@ -120,8 +146,10 @@ def picture(path: Path, rows: list[Any]) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6.4, 4.2))
-    for name in dict.fromkeys(r.benchmark for r in rows):
-        samples = [(t, s) for r in rows if r.benchmark == name for t, s in zip(r.tokens, r.scores, strict=True)]
+    for name in dict.fromkeys(r["benchmark"] for r in rows):
+        samples = [
+            (t, s) for r in rows if r["benchmark"] == name for t, s in zip(r["tokens"], r["scores"], strict=True)
+        ]
         if any(t is None for t, _ in samples):
             continue
         samples.sort()
@@ -129,13 +157,15 @@ def picture(path: Path, rows: list[Any]) -> None:
         for _, score in samples:
             right += score
             curve.append(100 * right / len(samples))
-        axes.step([t for t, _ in samples], curve, where="post", label=TITLES.get(name, name))
+        axes.step([t for t, _ in samples], curve, where="post", label=" " + TITLES.get(name, name).replace("$", r"\$"))
     axes.set(xlabel="tokens a response may have", ylabel="accuracy, %", title="Accuracy against tokens")
     if axes.get_legend_handles_labels()[0]:
         axes.legend()
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    aside = path.with_name("accuracy.tmp.png")
+    figure.savefig(aside, dpi=120)
     plt.close(figure)
+    aside.rename(path)
 
 
 # --------------------------------------------------------------------------------------------------------- comparisons
@@ -145,26 +175,34 @@ def read_graded(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
     path = folder / "graded.jsonl"
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return {(r["benchmark"], r["id"]): r | {"mean": sum(r["scores"]) / len(r["scores"])} for r in rows}
+        found = {(str(r["benchmark"]), str(r["id"])): r for r in rows}
+        if not all(r["scores"] and all(type(s) in (int, float) for s in r["scores"]) and "gold" in r for r in rows):
+            raise ValueError("needs scores and gold")
+        return found
     except OSError as e:
         raise UserError(f"{path}: cannot be read: {e.strerror}; is {folder} a finished evaluation?") from None
-    except (ValueError, KeyError, TypeError, ZeroDivisionError) as e:
+    except (ValueError, KeyError, TypeError) as e:
         raise UserError(f"{path}: not an evaluation's: {type(e).__name__} {e}") from None
 
 
-def compare(a: Path, b: Path) -> dict[str, dict[str, float]]:
-    """Prints, and writes to `<b>/compare.json`, the paired difference of b and a on the problems that both have."""
+def compare(a: Path, b: Path) -> None:
+    """Prints, and writes to `<b>/compare.json`, the paired difference of b and a on the problems that both have; the
+    average weighs the benchmarks equally, as an evaluation's does."""
     rows_a, rows_b = read_graded(a), read_graded(b)
-    keys = [key for key in rows_a if key in rows_b]
+    keys = [key for key in rows_a if key in rows_b and rows_a[key]["gold"] == rows_b[key]["gold"]]
     if not keys:
         raise UserError(f"{a} and {b} have no problem in common")
-    results: dict[str, dict[str, float]] = {}
-    names = list(dict.fromkeys(name for name, _ in keys))
-    for name in [*names, "all"] if len(names) > 1 else names:
-        part = [key for key in keys if name in ("all", key[0])]
-        means = [[rows[key]["mean"] for key in part] for rows in (rows_a, rows_b)]
-        results[name] = {"a": sum(means[0]) / len(part), "b": sum(means[1]) / len(part), "num_problems": len(part),
-                         **paired(*means)}  # fmt: skip
+    means = [{key: sum(rows[key]["scores"]) / len(rows[key]["scores"]) for key in keys} for rows in (rows_a, rows_b)]
+    groups = {
+        name: [[m[key] for key in keys if key[0] == name] for m in means] for name in dict.fromkeys(k[0] for k in keys)
+    }
+    chosen = {name: [group] for name, group in groups.items()}
+    if len(groups) > 1:
+        chosen["average"] = list(groups.values())
+    results = {}
+    for name, parts in chosen.items():
+        before, after = (sum(sum(g[i]) / len(g[i]) for g in parts) / len(parts) for i in (0, 1))
+        results[name] = {"a": before, "b": after, "num_problems": sum(len(g[0]) for g in parts), **paired(parts)}
     lines = [f"a = {a}, b = {b}: pass@1 in percent, b minus a on the same problems", ""]
     lines += table(["", "problems", "a", "b", "difference [95%]", "p", "verdict"], [
         [TITLES.get(name, name), str(r["num_problems"]), percent(r["a"]), percent(r["b"]),
@@ -172,15 +210,11 @@ def compare(a: Path, b: Path) -> dict[str, dict[str, float]]:
          f"{r['p']:.4f}" if r["p"] >= 1e-4 else "<0.0001",
          "not distinguishable" if r["p"] >= 0.05 else "b is better" if r["difference"] > 0 else "a is better"]
         for name, r in results.items()])  # fmt: skip
-    left_out = len(rows_a) + len(rows_b) - 2 * len(keys)
     lines += ["", "p: permutation test, problem by problem; the interval: Student's t on the differences."]
-    lines += [f"{left_out} problems stand in one of them only and are left out."] if left_out else []
-    changed = sorted(keys, key=lambda key: (-abs(rows_b[key]["mean"] - rows_a[key]["mean"]), key))[:10]
-    changed = [key for key in changed if rows_a[key]["mean"] != rows_b[key]["mean"]]
-    moves = [[" ".join(key), percent(rows_a[key]["mean"]), percent(rows_b[key]["mean"])] for key in changed]
+    if left_out := len({*rows_a, *rows_b}) - len(keys):
+        lines.append(f"{left_out} problems stand in one of them only, or with another answer, and are left out.")
+    changed = sorted(keys, key=lambda key: (-abs(means[1][key] - means[0][key]), key))[:10]
+    moves = [[" ".join(k), percent(means[0][k]), percent(means[1][k])] for k in changed if means[0][k] != means[1][k]]
     lines += ["", "The problems that changed most:", "", *table(["problem", "a", "b"], moves)] if moves else []
+    write_files({b / "compare.json": json.dumps({"a": str(a), "b": str(b), **results}, indent=1) + "\n"})
     print("\n".join(lines), flush=True)
-    (b / "compare.json").write_text(
-        json.dumps({"a": str(a), "b": str(b), **results}, indent=1) + "\n", encoding="utf-8"
-    )
-    return results

@@ -42,31 +42,43 @@ def clamp(x: float) -> float:
     return min(1.0, max(0.0, x))
 
 
+def beta_quantile(p: float, a: float, b: float) -> float:
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        x = (low + high) / 2
+        low, high = (x, high) if mpmath.betainc(a, b, 0, x, regularized=True) < p else (low, x)
+    return (low + high) / 2
+
+
 def population_interval(means: Sequence[float]) -> tuple[float, float]:
     """For the accuracy on the population that the problems were drawn from: Student's t on the problems' means. Where
-    all are 0, or all 1, they show no spread; then the exact (Clopper-Pearson) bound for n problems of one kind."""
-    n, mean = len(means), float(np.mean(means))
-    if n < 2:
-        return 0.0, 1.0
-    if mean in (0.0, 1.0):
-        bound = ((1 - LEVEL) / 2) ** (1 / n)
-        return (bound, 1.0) if mean == 1.0 else (0.0, 1 - bound)
-    half = t_quantile(n - 1) * float(np.std(means, ddof=1)) / math.sqrt(n)
-    return clamp(mean - half), clamp(mean + half)
+    fewer than five problems are not all wrong, or not all right, the spread is not to be seen in them; then the exact
+    (Clopper-Pearson) bounds for that many right of n, which are wide."""
+    n, right = len(means), float(np.sum(means))
+    some, missed = (sum(m > 0 for m in means), sum(m < 1 for m in means))
+    spread = float(np.std(means, ddof=1)) if n > 1 else 0.0
+    if spread > 0 and min(some, missed) >= 5:
+        half = t_quantile(n - 1) * spread / math.sqrt(n)
+        return clamp(right / n - half), clamp(right / n + half)
+    tail = (1 - LEVEL) / 2
+    low = beta_quantile(tail, right, n - right + 1) if right > 0 else 0.0
+    return low, beta_quantile(1 - tail, right + 1, n - right) if right < n else 1.0
 
 
 def sampling_interval(right: Sequence[int], samples: Sequence[int]) -> tuple[float, float] | None:
     """For the accuracy on these very problems: the variance within problems, p(1-p)/(k-1) of each, with the degrees of
-    freedom of Satterthwaite's formula. None where a problem has one sample only: then it cannot be told."""
+    freedom of Satterthwaite's formula. None where a problem has one sample only: then it cannot be told. Where every
+    problem is all right or all wrong, the bound for no exception among that many samples."""
     if min(samples) < 2:
         return None
-    rates = [c / k for c, k in zip(right, samples, strict=True)]
+    n, rates = len(right), [c / k for c, k in zip(right, samples, strict=True)]
     parts = [p * (1 - p) / (k - 1) for p, k in zip(rates, samples, strict=True)]
-    mean, variance = float(np.mean(rates)), sum(parts)
+    mean, variance, mixed = float(np.mean(rates)), sum(parts), sum(0 < p < 1 for p in rates)
     if variance == 0:
-        return mean, mean
-    df = variance**2 / sum(v * v / (k - 1) for v, k in zip(parts, samples, strict=True))
-    half = t_quantile(df) * math.sqrt(variance) / len(rates)
+        half = 1 - ((1 - LEVEL) / 2) ** (1 / sum(samples))
+    else:
+        df = variance**2 / sum(v * v / (k - 1) for v, k in zip(parts, samples, strict=True))
+        half = min(t_quantile(df) * math.sqrt(variance), mixed) / n
     return clamp(mean - half), clamp(mean + half)
 
 
@@ -85,28 +97,33 @@ def majority(votes: Sequence[int], right: Sequence[bool]) -> float:
     return sum(first) / len(first)
 
 
-def paired(a: Sequence[float], b: Sequence[float], seed: int = 0) -> dict[str, float]:
-    """{difference, low, high, p}: of b minus a, the means of the same problems. The interval is Student's t on the
-    differences; p is the permutation test's: the share of FLIPS random swaps of a and b, problem by problem, whose mean
+def paired(groups: Sequence[tuple[Sequence[float], Sequence[float]]], seed: int = 0) -> dict[str, float]:
+    """{difference, low, high, p}: of b minus a on the same problems, for (means of a, means of b) of each benchmark;
+    the benchmarks weigh the same. The interval is Student's t on the differences (degrees of freedom of Welch and
+    Satterthwaite); p is the permutation test's: the share of FLIPS random swaps of a and b, problem by problem, whose
     difference is at least as large."""
-    d = np.asarray(b, np.float64) - np.asarray(a, np.float64)
-    mean, n = float(d.mean()), len(d)
-    half = t_quantile(n - 1) * float(d.std(ddof=1)) / math.sqrt(n) if n > 1 else math.inf
+    ds = [np.asarray(b, np.float64) - np.asarray(a, np.float64) for a, b in groups]
+    weighted = np.concatenate([d / len(d) / len(ds) for d in ds])
+    difference = float(weighted.sum())
+    parts = [(float(np.var(d, ddof=1)) / len(d) / len(ds) ** 2, len(d) - 1) for d in ds if len(d) > 1]
+    variance = sum(v for v, _ in parts)
+    half = 1.0  # as wide as can be, where there is no spread to be seen
+    if len(parts) == len(ds) and variance > 0:
+        half = t_quantile(variance**2 / sum(v * v / df for v, df in parts if v)) * math.sqrt(variance)
     rng, reached = np.random.default_rng(seed), 0
     for start in range(0, FLIPS, 1000):  # a thousand at a time, to keep the signs small
-        signs = rng.integers(0, 2, (min(1000, FLIPS - start), n)) * 2 - 1
-        reached += int((np.abs(signs @ d) >= abs(d.sum()) - 1e-9).sum())
-    return {"difference": mean, "low": mean - half, "high": mean + half, "p": (reached + 1) / (FLIPS + 1)}
+        signs = rng.integers(0, 2, (min(1000, FLIPS - start), len(weighted))) * 2 - 1
+        reached += int((np.abs(signs @ weighted) >= abs(difference) - 1e-12).sum())
+    if not any(d.any() for d in ds):
+        half = 0.0  # nothing changed
+    return {"difference": difference, "low": max(-1.0, difference - half), "high": min(1.0, difference + half),
+            "p": (reached + 1) / (FLIPS + 1)}  # fmt: skip
 
 
 def macro(means: Sequence[Sequence[float]]) -> tuple[float, float, float]:
-    """(average of the benchmarks' accuracies, and its population interval): the variances of the benchmarks' means
-    added up, with the degrees of freedom of Welch and Satterthwaite."""
-    average = float(np.mean([np.mean(m) for m in means]))
-    parts = [(float(np.var(m, ddof=1)) / len(m) / len(means) ** 2, len(m) - 1) for m in means if len(m) > 1]
-    variance = sum(v for v, _ in parts)
-    if variance == 0 or len(parts) < len(means):  # no spread to be seen: the average of the benchmarks' own bounds
-        bounds = [population_interval(m) for m in means]
-        return average, float(np.mean([low for low, _ in bounds])), float(np.mean([high for _, high in bounds]))
-    half = t_quantile(variance**2 / sum(v * v / df for v, df in parts)) * math.sqrt(variance)
-    return average, clamp(average - half), clamp(average + half)
+    """(average of the benchmarks' accuracies, and its population interval): the distances from each accuracy to its own
+    bounds, added as squares (MOVER: Zou and Donner 2008)."""
+    found = [(float(np.mean(m)), *population_interval(m)) for m in means]
+    average = sum(mean for mean, _, _ in found) / len(found)
+    below, above = (math.sqrt(sum((f[0] - f[side]) ** 2 for f in found)) / len(found) for side in (1, 2))
+    return average, clamp(average - below), clamp(average + above)

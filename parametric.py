@@ -1,9 +1,10 @@
-"""A fresh benchmark: problem templates filled with numbers from a seed, so that no training set can hold the answers.
+"""A fresh benchmark: problem templates filled with numbers from a seed, so that no list of answers helps.
 
     python parametric.py [--seed=0] [--count=264] [--without=FILE.jsonl] [--out=data/parametric.jsonl]
 
 33 templates from five fields in three levels of difficulty; answers are exact integer and fraction arithmetic. Another
-seed asks the same things with other numbers: what a model can do on one seed only, it remembered. The rows {id, source,
+seed asks the same things with other numbers (but for about one in ten, of templates with few): what a model can do on
+one seed only, it remembered. The rows {id, source,
 problem, answer, template, field, level} serve `eval.py --benchmarks=parametric`, and training: on another seed, and
 `--without` the rows that are to test (small templates repeat).
 """
@@ -266,9 +267,9 @@ TEMPLATES = (
              cubes_of_roots),
     Template("weighted_powers", A, 2, integers((6, 12), (2, 4)),
              lambda n, r: f"Evaluate $\\sum_{{k=1}}^{{{n}}} k\\cdot {r}^k$.", weighted_powers),
-    Template("remainder_value", A, 2, integers((11, 60), (2, 5)),
-             lambda n, c: f"Let $R(x)$ be the remainder when $x^{{{n}}}$ is divided by $x^2-1$. Find $R({c})$.",
-             lambda n, c: c if n % 2 else 1),
+    Template("remainder_value", A, 2, integers((5, 14), (3, 9)),
+             lambda n, c: f"Let $R(x)$ be the remainder when $x^{{{n}}}$ is divided by $x^2-3x+2$. Find $R({c})$.",
+             lambda n, c: (2**n - 1) * (c - 1) + 1),  # the line through (1, 1) and (2, 2^n)
     Template("recurrence", A, 3, integers((1, 5), (1, 5), (200, 5000), (7, 40)),
              lambda p, q, n, m: f"A sequence has $a_0=0$, $a_1=1$ and $a_{{k+2}}={p}a_{{k+1}}+{q}a_k$ for $k\\ge 0$. "
              f"What is the remainder when $a_{{{n}}}$ is divided by ${m}$?".replace("=1a", "=a").replace("+1a", "+a"),
@@ -288,7 +289,7 @@ TEMPLATES = (
              lambda w, h, x, y: f"A path goes from $(0,0)$ to $({w},{h})$ in steps of one unit to the right or up. "
              "How many "
              f"such paths do not pass through $({x},{y})$?", detours),
-    Template("bounded_sums", C, 2, integers((3, 5), (8, 16), (4, 7)),
+    Template("bounded_sums", C, 2, integers((3, 5), (8, 16), (4, 7), wanted=lambda k, n, m: n < k * m),
              lambda k, n, m: f"In how many ways can ${n}$ identical balls be put into ${k}$ different boxes, if no "
              "box may "
              f"hold more than ${m}$?", bounded_sums),
@@ -356,9 +357,8 @@ TEMPLATES = (
 
 
 def problems(seed: int, count: int, without: Iterable[str] = ()) -> list[dict[str, Any]]:
-    """`count` different problems, none of them in `without`, the templates in turn; one that has no more different
-    numbers is passed over. A smaller count is the beginning of a larger one. Raises UserError where no template has
-    any left."""
+    """`count` different problems, none of them in `without`, the templates in turn; one that gives no new problem in
+    200 draws is passed over. A smaller count is the beginning of a larger one. Raises UserError where none is left."""
     rows: list[dict[str, Any]] = []
     seen = set(without)
     left, turn = list(TEMPLATES), 0
@@ -373,7 +373,7 @@ def problems(seed: int, count: int, without: Iterable[str] = ()) -> list[dict[st
                 left.remove(t)
                 continue
             seen.add(t.text(*params))
-            rows.append({"id": f"parametric-{seed}-{len(rows)}", "source": "parametric", "problem": t.text(*params),
+            rows.append({"id": f"parametric-{seed}-{t.name}-{turn}", "source": "parametric", "problem": t.text(*params),
                          "answer": latex(t.answer(*params)), "template": t.name, "field": t.field,
                          "level": t.level})  # fmt: skip
         turn += 1
@@ -387,11 +387,18 @@ def main(argv: list[str]) -> None:
         if not flag.startswith("--") or name not in values or not text:
             raise UserError(f"{flag}: not understood; usage: {' '.join(f'[--{k}=...]' for k in values)}")
         values[name] = parse_flag(f"--{name}", type(values[name]), text)
+    if values["count"] < 1:
+        raise UserError(f"--count: {values['count']} is under its minimum 1")
     without = [p.problem for p in load_problems(values["without"])] if values["without"] else []
     rows = problems(values["seed"], values["count"], without)
     path = Path(values["out"])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    aside = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+        aside.rename(path)
+    except OSError as e:
+        raise UserError(f"--out: cannot write {path}: {e.strerror}") from None
     print(f"{path}: {len(rows)} problems from {len(TEMPLATES)} templates, seed {values['seed']}")
 
 

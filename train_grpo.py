@@ -263,10 +263,11 @@ def train(cfg: Config) -> None:
             return results
 
         first_len, last_len = cfg.max_response_len[0], cfg.max_response_len[-1]
+        if benchmarks:
+            print0(f"validation: {cfg.eval_k} samples a problem, temperature {cfg.eval_temperature}, top_p "
+                   f"{cfg.eval_top_p}, the stage's own length: not comparable with eval.py's 32,768")  # fmt: skip
         if benchmarks and state["base"] is None:
-            print0(f"evaluating the base model at the first and at the last context: {cfg.eval_k} samples a problem at "
-                   f"temperature {cfg.eval_temperature}, top_p {cfg.eval_top_p}; validation at a stage's own length is "
-                   "not comparable with eval.py's 32,768 tokens")  # fmt: skip
+            print0("evaluating the base model at the first and at the last context")
             state["base"] = {"first": evaluate_at(first_len), "last": evaluate_at(last_len)}
 
         for step in range(state["step"] + 1, cfg.total_steps + 1):

@@ -55,8 +55,16 @@ def test_each_interval_covers_its_own_target(name):
 def test_intervals_without_spread_and_without_repetition():
     assert population_interval([1.0] * 30) == (pytest.approx(0.025 ** (1 / 30)), 1.0)
     assert population_interval([0.0] * 30) == (0.0, pytest.approx(1 - 0.025 ** (1 / 30)))
-    assert population_interval([0.5]) == (0.0, 1.0)
-    assert sampling_interval([1, 0], [1, 1]) is None and sampling_interval([4, 0], [4, 4]) == (0.5, 0.5)
+    assert population_interval([1.0] * 9 + [0.0]) == pytest.approx(
+        (0.5550, 0.9975), abs=1e-4
+    )  # Clopper-Pearson, 9 of 10
+    assert population_interval([0.5, 0.5]) == pytest.approx((0.0126, 0.9874), abs=1e-4)
+    assert sampling_interval([1, 0], [1, 1]) is None
+    none_of_eight = 1 - 0.025 ** (1 / 8)
+    assert sampling_interval([4, 0], [4, 4]) == pytest.approx((0.5 - none_of_eight, 0.5 + none_of_eight))
+    assert sampling_interval([1, 0, 2, 2], [2] * 4) == (0.375, 0.875)  # one open problem moves it by a quarter at most
+    average, low, high = macro([[0.0] * 30, [0.5, 0.6] * 50])
+    assert high - average >= population_interval([0.0] * 30)[1] / 2 and low < average
 
 
 def test_pass_at_k_equals_all_subsets():
@@ -79,7 +87,7 @@ def test_the_paired_test_has_five_percent_false_alarms(monkeypatch):
     for i in range(2000):
         chances = rng.beta(0.4, 0.6, 30)
         a, b = (rng.binomial(16, chances) / 16 for _ in range(2))
-        result = paired(a, b, seed=i)
+        result = paired([(a, b)], seed=i)
         alarms += result["p"] < 0.05
         covered += result["low"] <= 0 <= result["high"]
     assert 0.035 <= alarms / 2000 <= 0.065 and 0.935 <= covered / 2000 <= 0.965
@@ -99,17 +107,27 @@ def test_two_points_are_not_a_difference_at_thirty_problems():
         return counts / 16
 
     published, reproduced, better = (evaluation_of(right) for right in (207, 197, 279))
-    result = paired(reproduced, published)
+    result = paired([(reproduced, published)])
     assert result["difference"] == pytest.approx(10 / 480) and result["p"] > 0.05 and result["low"] < 0 < result["high"]
-    assert paired(published, better)["p"] < 0.05
+    assert paired([(published, better)])["p"] < 0.05
+
+
+def test_a_comparison_over_benchmarks_weighs_them_equally():
+    rng = np.random.default_rng(0)
+    small = (rng.random(30) * 0.5, rng.random(30) * 0.5 + 0.4)
+    large = (rng.random(600) * 0.5 + 0.3, rng.random(600) * 0.5 + 0.25)
+    result = paired([small, large])
+    assert result["difference"] == pytest.approx(((small[1] - small[0]).mean() + (large[1] - large[0]).mean()) / 2)
+    assert result["difference"] > 0 and result["p"] < 0.01 and result["low"] > 0
+    assert paired([([0.5], [1.0])])["low"] == -0.5 and paired([([1, 0], [1, 0])])["high"] == 0
 
 
 def test_the_average_of_benchmarks_weighs_them_equally():
     small, large = [1.0, 0.0, 1.0], [0.25, 0.75] * 50
     average, low, high = macro([small, large])
     assert average == pytest.approx((2 / 3 + 0.5) / 2) and low < average < high
-    stderr = math.sqrt(statistics.variance(small) / 3 + statistics.variance(large) / 100) / 2
-    assert (high - low) / 2 >= 1.96 * stderr
+    below = [statistics.mean(m) - population_interval(m)[0] for m in (small, large)]
+    assert average - low == pytest.approx(math.hypot(*below) / 2)
 
 
 # ---------------------------------------------------------------------------------------------- answers and completions
@@ -166,10 +184,19 @@ def test_golds_as_completions_are_all_right_and_corrupted_ones_all_wrong(tmp_pat
 
 
 @pytest.mark.parametrize("line, message", [
-    ('{"benchmark": "b", "id": "1", "answer": "2"}\n', "no 'completions'"), ("[1]\n", "not a row"),
+    ('{"benchmark": "b", "id": "1", "answer": "2"}\n', "a list of completions"), ("[1]\n", "not a row"),
     ("x\n", "not a row"),
+    ('{"benchmark": "b", "id": "1", "gold": "2", "completions": [{"text": "3"}]}', "needs an 'answer'"),
+    ('{"benchmark": "b", "id": "1", "answer": [], "completions": [{"text": "3"}]}\n', "needs an 'answer'"),
+    ('{"benchmark": "b", "id": "1", "answer": null, "completions": [{"text": "3"}]}\n', "needs an 'answer'"),
+    ('{"benchmark": "average", "id": "1", "answer": "2", "completions": []}\n', "cannot be called"),
+    ('{"benchmark": "b", "id": "1", "answer": "2", "completions": [{"text": "3", "sample": [0]}]}\n', "integers for"),
+    ('{"benchmark": "b", "id": "1", "answer": "2", "completions": [{"text": "3", "tokens": -5}]}\n', "integers for"),
+    ('{"benchmark": "b", "id": "1", "answer": "2", "completions": [{"text": "3", "tokens": true}]}\n', "integers for"),
+    ('{"benchmark": "b", "id": "1", "answer": "2", "completions": [{"text": "3"}]}\n'
+     '{"benchmark": "b", "id": "1", "answer": "5", "completions": [{"text": "3"}]}\n', "with two answers"),
     ('{"benchmark": "b", "id": "1", "answer": "2", "completions": [{"text": 3}]}\n', "needs a text"),
-    ('{"benchmark": "b", "id": "1", "answer": "2", "completions": []}\n', "without completions"), ("", "no rows"),
+    ('{"benchmark": "b", "id": "1", "answer": "2", "completions": []}\n', "has no completions"), ("", "no rows"),
 ])  # fmt: skip
 def test_a_bad_file_of_completions_is_named_in_one_line(tmp_path, line, message):
     (tmp_path / "c.jsonl").write_text(line)
@@ -182,7 +209,10 @@ def test_a_bad_file_of_completions_is_named_in_one_line(tmp_path, line, message)
     (["--k=0"], "under its minimum"), (["--temperature=-1"], "not temperature >= 0"), (["--dtype=int8"], "none of"),
     (["--compare", "a"], "two results folders"), (["--compare", "a", "b"], "cannot be read"),
     (["--k"], "write --k=VALUE"),
-    (["--completions=x"], "needs --out_dir"), (["configs/tiny.py", "--benchmarks=nothing"], "no data/nothing.jsonl"),
+    (["--completions=x"], "takes --out_dir"), (["--completions=x", "--out_dir=y", "--k=2"], "nothing else"),
+    (["--dtype=float32,float32"], "twice"), (["--temperature=inf"], "not temperature"),
+    (["configs/tiny.py", "--eval_data="], "none named"),
+    (["configs/tiny.py", "--benchmarks=nothing"], "no data/nothing.jsonl"),
     (["configs/tiny.py", "--benchmarks=parametric,parametric"], "named twice"), (["--nonsense=1"], "no such setting"),
 ])  # fmt: skip
 def test_bad_flags_are_refused_in_one_line(tiny_model_dir, argv, message):
@@ -268,12 +298,60 @@ def test_both_samplers_have_the_same_greedy_accuracy(world, sums, tmp_path):
     assert results[0] == results[1] and 0 < results[0]["sums"]["pass_at_1"] < 1
 
 
+def test_numbers_as_golds_and_samples_without_numbers_are_read(tmp_path):
+    rows = [
+        {"benchmark": "b", "id": 7, "answer": [1, 2], "completions": [{"text": "\\boxed{2}"}]},
+        {"benchmark": "b", "id": 7, "answer": [1, 2], "completions": [{"text": "\\boxed{3}", "sample": None}]},
+        {"benchmark": "$a_{$|", "id": "1", "answer": 5, "completions": [{"text": "\\boxed{5}", "tokens": 3}]},
+    ]
+    (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    evaluation.main([f"--completions={tmp_path}/c.jsonl", f"--out_dir={tmp_path}/out"])
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert (results["b"]["pass_at_1"], results["b"]["k"], results["b"]["tokens_mean"]) == (0.5, 2, None)
+    assert results["$a_{$|"]["pass_at_1"] == 1 and (tmp_path / "out" / "accuracy.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_a_folder_does_not_mix_problems_and_keeps_other_benchmarks(world, sums, tmp_path):
+    """Other problems under the same ids are refused; fewer are reported alone; another benchmark adds to it."""
+    out = tmp_path / "out"
+    whole = json.loads(evaluated(world, sums, out, "--k=1")[0])["sums"]
+    rows = [json.loads(line) for line in sums.read_text().splitlines()]
+    (tmp_path / "few").mkdir()
+    few = tmp_path / "few" / "sums.jsonl"
+    few.write_text("".join(json.dumps(r) + "\n" for r in rows[:5]))
+    assert json.loads(evaluated(world, few, out, "--k=1")[0])["sums"]["num_problems"] == 5
+    other = tmp_path / "other.jsonl"
+    other.write_text(json.dumps(rows[0]) + "\n")
+    both = json.loads(evaluated(world, f"{other},{sums}", out, "--k=1")[0])
+    assert both["sums"] == whole and set(both) == {"other", "sums", "average"}
+    again = json.loads(evaluated(world, other, out, "--k=1")[0])
+    assert again["sums"] == whole and again["other"]["num_problems"] == 1
+    few.write_text("".join(json.dumps({**r, "answer": "77"}) + "\n" for r in rows))
+    done = subprocess.run(command(world, few, out, "--k=1"), cwd=ROOT, env=ENV, capture_output=True, text=True)
+    assert done.returncode == 2 and "is another problem there" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_two_ranks_of_vllm_go_on_where_one_has_nothing_left(world, sums, tmp_path):
+    pytest.importorskip("vllm", reason="vLLM is not installed")
+    flags = ("--k=1", "--sampler=vllm", "--process_group_timeout=100")
+    whole = evaluated(world, sums, tmp_path / "out", *flags, ranks=2)[:2]
+    file = tmp_path / "out" / "completions.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(lines[:-1]) + lines[-1][:20])
+    assert evaluated(world, sums, tmp_path / "out", *flags, ranks=2)[:2] == whole
+
+
 def test_a_comparison_names_what_changed(tmp_path, capsys):
     for name, scores in (("a", ([1, 1], [0, 0], [1, 0])), ("b", ([1, 1], [1, 1], [0, 0]))):
         (tmp_path / name).mkdir()
-        rows = [{"benchmark": "x", "id": str(i), "scores": s, "tokens": [1, 1]} for i, s in enumerate(scores)]
+        rows = [
+            {"benchmark": "x", "id": str(i), "gold": "1", "scores": s, "tokens": [1, 1]} for i, s in enumerate(scores)
+        ]
+        rows.append({"benchmark": "x", "id": "4", "gold": name, "scores": [1], "tokens": [1]})  # another problem
         (tmp_path / name / "graded.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     evaluation.main(["--compare", str(tmp_path / "a"), str(tmp_path / "b")])
     said = capsys.readouterr().out
-    assert "+16.7 [" in said and "not distinguishable" in said
+    assert "+16.7 [" in said and "not distinguishable" in said and "1 problems stand in one" in said
     assert re.search(r"x 1 +\| +0\.0 +\| +100\.0", said) and said.index("x 1") < said.index("x 2") and "x 0" not in said

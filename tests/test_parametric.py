@@ -50,6 +50,14 @@ def trinomial(n, k):
     return poly[k]
 
 
+def remainder_value(n, c):
+    """By long division by x^2 - 3x + 2."""
+    poly = [1] + [0] * n
+    for i in range(n - 1):
+        poly[i + 1], poly[i + 2] = poly[i + 1] + 3 * poly[i], poly[i + 2] - 2 * poly[i]
+    return poly[-2] * c + poly[-1]
+
+
 def last_zeros(n, base):
     value, zeros = math.factorial(n), 0
     while value % base == 0:
@@ -156,7 +164,7 @@ BRUTE = {
     "squares_of_roots": lambda p, q: sum(((-p + s * cmath.sqrt(p * p - 4 * q)) / 2) ** 2 for s in (1, -1)),
     "cubes_of_roots": lambda a, b, c: sum(r**3 for r in roots(1, a, b, c)),
     "weighted_powers": lambda n, r: sum(k * r**k for k in range(1, n + 1)),
-    "remainder_value": lambda n, c: (c**n - 1) % (c * c - 1) + 1 if n % 2 == 0 else (c**n - c) % (c * c - 1) + c,
+    "remainder_value": remainder_value,
     "recurrence": recurrence,
     "trinomial": trinomial,
     "committees": lambda a, b, k: sum(0 < sum(i < a for i in chosen) < k for chosen in combinations(range(a + b), k)),
@@ -238,5 +246,11 @@ def test_the_command_writes_problems_and_refuses_what_it_does_not_know(tmp_path)
     main([f"--out={tmp_path}/b.jsonl", "--count=40", f"--without={tmp_path}/a.jsonl"])
     a, b = ([json.loads(x) for x in (tmp_path / f"{n}.jsonl").read_text().splitlines()] for n in "ab")
     assert len(a) == len(b) == 40 and {r["problem"] for r in a}.isdisjoint(r["problem"] for r in b)
-    with pytest.raises(UserError, match="not understood"):
-        main(["--sed=3"])
+    for flag, message in (
+        ("--sed=3", "not understood"),
+        ("--count=0", "under its minimum"),
+        (f"--out={tmp_path}", "cannot write"),
+        (f"--out={tmp_path}/a.jsonl/b", "cannot write"),
+    ):
+        with pytest.raises(UserError, match=message):
+            main([flag])
