@@ -62,9 +62,7 @@ class Options:
             if getattr(self, name) < 1:
                 raise UserError(f"--{name}: {getattr(self, name)} is under its minimum 1")
         if not 0 <= self.temperature < math.inf or not 0 < self.top_p <= 1:
-            raise UserError(
-                f"--temperature={self.temperature} --top_p={self.top_p}: not temperature >= 0, 0 < top_p <= 1"
-            )
+            raise UserError(f"--temperature={self.temperature}, --top_p={self.top_p}: need >= 0, and 0 < top_p <= 1")
         if unknown := [d for d in self.dtype if d not in DTYPES]:
             raise UserError(f"--dtype: {unknown[0]!r} is none of {', '.join(DTYPES)}")
         if len(set(self.dtype)) < len(self.dtype):
@@ -121,9 +119,7 @@ def checked_row(row: Any) -> dict[str, Any]:
     if not isinstance(row, dict) or not isinstance(row.get("completions"), list):
         raise ValueError("needs benchmark, id, answer and a list of completions")
     golds = row.get("answer") if isinstance(row.get("answer"), list) else [row.get("answer")]
-    if not golds or not all(
-        isinstance(g, (str, int, float)) and not isinstance(g, bool) and str(g).strip() for g in golds
-    ):
+    if not golds or not all(type(g) in (str, int, float) and str(g).strip() for g in golds):
         raise ValueError("needs an 'answer': a text, a number, or a list of them")
     names = [row.get("benchmark"), row.get("id")]
     if not all(isinstance(n, (str, int)) and str(n).isprintable() for n in names) or names[0] in RESERVED:
@@ -214,9 +210,11 @@ def load_benchmarks(names: tuple[str, ...], options: Options) -> dict[str, list[
                 raise UserError(f"--benchmarks: no data/{name}.jsonl: `python data_prep.py bench` makes the paper's "
                                 "five; one of your own is named by its .jsonl file")  # fmt: skip
             problems = load_problems(f"data/{name}.jsonl")
-        if name in found or name in RESERVED or len({p.id for p in problems}) < len(problems):
-            raise UserError(f"--benchmarks: {name}: {'named twice' if name in found else 'two problems share an id'}"
-                            if name not in RESERVED else f"--benchmarks: none can be called {name!r}")  # fmt: skip
+        shared = len({p.id for p in problems}) < len(problems)
+        if wrong := "named twice" if name in found else "two problems share an id" if shared else "":
+            raise UserError(f"--benchmarks: {name}: {wrong}")
+        if name in RESERVED:
+            raise UserError(f"--benchmarks: none can be called {name!r}")
         found[name] = problems
     return found
 
@@ -336,9 +334,7 @@ def run_model(cfg: Config, options: Options) -> None:
     settle(outs, about)
     device = init_distributed(cfg)
     if device.type == "cuda" and cfg.sampler == "torch" and "float32" in formats:
-        raise UserError(
-            "--dtype: float32 does not run through FlashAttention on a GPU: --sampler=vllm, or --device=cpu"
-        )
+        raise UserError("--dtype: float32 does not run through FlashAttention on a GPU: --sampler=vllm or --device=cpu")
     if max_tokens < options.max_tokens:
         print0(f"at most {max_tokens} tokens a response: the model has no more positions")
     asked = {(name, p.id): p for name, part in problems.items() for p in part}
@@ -388,9 +384,7 @@ def main(argv: list[str]) -> None:
             run_model(load_config(rest), options)
             return
         if rest or not options.out_dir or set(values) - {"completions", "out_dir", "workers"}:
-            raise UserError(
-                "--completions takes --out_dir=DIR, --workers=N, and nothing else: the file is graded whole"
-            )
+            raise UserError("--completions takes --out_dir=DIR and --workers=N, nothing else: all of it is graded")
         source = Path(options.completions)
         report(Path(options.out_dir), source, options, {}, {"completions": options.completions})
     except OSError as e:  # what is read has its own messages

@@ -206,11 +206,11 @@ def test_a_bad_file_of_completions_is_named_in_one_line(tmp_path, line, message)
 
 
 @pytest.mark.parametrize("argv, message", [
-    (["--k=0"], "under its minimum"), (["--temperature=-1"], "not temperature >= 0"), (["--dtype=int8"], "none of"),
+    (["--k=0"], "under its minimum"), (["--temperature=-1"], "need >= 0"), (["--dtype=int8"], "none of"),
     (["--compare", "a"], "two results folders"), (["--compare", "a", "b"], "cannot be read"),
     (["--k"], "write --k=VALUE"),
     (["--completions=x"], "takes --out_dir"), (["--completions=x", "--out_dir=y", "--k=2"], "nothing else"),
-    (["--dtype=float32,float32"], "twice"), (["--temperature=inf"], "not temperature"),
+    (["--dtype=float32,float32"], "twice"), (["--temperature=inf"], "need >= 0"),
     (["configs/tiny.py", "--eval_data="], "none named"),
     (["configs/tiny.py", "--benchmarks=nothing"], "no data/nothing.jsonl"),
     (["configs/tiny.py", "--benchmarks=parametric,parametric"], "named twice"), (["--nonsense=1"], "no such setting"),
