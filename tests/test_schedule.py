@@ -1,0 +1,121 @@
+"""When the context is lengthened: on labelled curves, on noise of known size, and from the command line."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import schedule
+from configs import UserError
+from conftest import SHARED
+from schedule import collapsed, main, replay, trend, turning_point
+from test_train import ROOT
+
+CURVES = SHARED / "golden" / "controller"
+EXPECTED = json.loads((CURVES / "expected.json").read_text())["curves"] if CURVES.is_dir() else {}
+
+
+def test_a_trend_is_the_slope_over_its_standard_error():
+    rng = np.random.default_rng(0)
+    x = np.arange(50)
+    for slope in (-0.02, 0.0, 0.05):
+        y = slope * x + rng.normal(size=50)
+        fit, covariance = np.polyfit(x, y, 1, cov=True)
+        r = np.corrcoef((y - np.polyval(fit, x))[1:], (y - np.polyval(fit, x))[:-1])[0, 1]
+        expected = fit[0] / np.sqrt(covariance[0, 0])
+        assert trend(y) == pytest.approx(expected / np.sqrt((1 + max(0, r)) / (1 - max(0, r))), rel=0.1)
+    assert trend(np.ones(20)) == 0 and trend(np.arange(20.0)) == np.inf
+
+
+def test_wandering_noise_is_no_trend():
+    """Of noise without a trend, white or wandering (AR(1), 0.6), few windows seem to rise by three standard errors."""
+    rng, alarms = np.random.default_rng(1), {0.0: 0, 0.6: 0}
+    for r in alarms:
+        for _ in range(500):
+            noise, value = [], 0.0
+            for e in rng.normal(size=240):
+                value = r * value + e
+                noise.append(value)
+            alarms[r] += trend(np.array(noise)) > schedule.RISING
+    assert alarms[0.0] <= 5 and alarms[0.6] <= 10
+
+
+def rows(reward, clipped, length=None, stage=1):
+    length = np.full(len(reward), 1000.0) if length is None else length
+    return [
+        {
+            "step": i,
+            "stage": stage,
+            "reward_mean": float(a),
+            "response_len_mean": float(b),
+            "response_clip_ratio": float(c),
+        }
+        for i, (a, b, c) in enumerate(zip(reward, length, clipped, strict=True), 1)
+    ]
+
+
+def test_a_flat_reward_with_rising_clips_is_a_turning_point_and_neither_alone_is():
+    rng, n = np.random.default_rng(0), 90
+    flat, rising = 0.6 + 0.02 * rng.normal(size=n), 0.4 + 0.01 * np.arange(n) + 0.02 * rng.normal(size=n)
+    calm, clips = 0.05 + 0.005 * rng.normal(size=n), 0.05 + 0.004 * np.arange(n) + 0.005 * rng.normal(size=n)
+    assert turning_point(rows(flat, clips), window=80, patience=5)
+    assert not turning_point(rows(rising, clips), window=80, patience=5)
+    assert not turning_point(rows(flat, calm), window=80, patience=5)
+    assert not turning_point(rows(flat, clips)[:83], window=80, patience=5)  # too early to tell
+    assert not turning_point(rows(flat, clips / 100), window=80, patience=5)  # hardly anything is cut off
+    nothing = [{**r, "reward_mean": None} if i == 7 else r for i, r in enumerate(rows(flat, clips))]
+    assert turning_point(nothing, window=80, patience=5)
+
+
+def test_a_collapse_is_not_answered_with_a_longer_context():
+    n = 60
+    reward, clips = np.full(n, 0.6), np.full(n, 0.05)
+    reward[40:], clips[40:] = np.linspace(0.6, 0.1, 20), np.linspace(0.05, 0.8, 20)
+    length = np.where(np.arange(n) < 40, 1000.0, 5000.0)
+    assert collapsed(rows(reward, clips, length), window=30) and not turning_point(rows(reward, clips, length), 30, 5)
+    assert not collapsed(rows(reward, np.full(n, 0.05), length), window=30)  # worse, but not for length
+    assert not collapsed(rows(reward, clips, length)[:41], window=30)
+
+
+@pytest.mark.parametrize(
+    "name", EXPECTED or [pytest.param("", marks=pytest.mark.skip("the labelled curves are not here"))]
+)
+def test_labelled_curves(name):
+    expected, curve = EXPECTED[name], [json.loads(line) for line in (CURVES / name).read_text().splitlines()]
+    found = replay(curve)
+    if expected["kind"] == "should_fire":
+        assert expected["fire_in"][0] <= found["fire_step"] <= expected["fire_in"][1]
+        assert found["collapse_step"] is None
+    else:
+        assert found["fire_step"] is None  # after a collapse too
+        if "alarm_in" in expected:
+            assert expected["alarm_in"][0] <= found["collapse_step"] <= expected["alarm_in"][1]
+        else:
+            assert found["collapse_step"] is None
+
+
+def test_a_stage_begins_its_own_history(monkeypatch):
+    monkeypatch.setattr(schedule, "turning_point", lambda history: len(history) == 5)
+    part = rows(np.zeros(4), np.zeros(4))
+    assert replay(part + rows(np.zeros(4), np.zeros(4), stage=2))["fire_step"] is None
+    assert replay(part + rows(np.zeros(5), np.zeros(5), stage=2))["fire_step"] == 5
+
+
+def test_the_replay_command_ends_with_json(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows(np.zeros(3), np.zeros(3))) + '{"step": 4, "rew')
+    done = subprocess.run([sys.executable, "schedule.py", str(path)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and json.loads(done.stdout.splitlines()[-1]) == {
+        "fire_step": None,
+        "collapse_step": None,
+    }
+    path.write_text("nonsense\n{}\n")
+    for argv, message in (
+        ([str(path)], "not a row of metrics"),
+        ([str(tmp_path / "none")], "cannot read"),
+        ([], "usage"),
+    ):
+        with pytest.raises(UserError, match=message):
+            main(argv)
