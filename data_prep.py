@@ -191,7 +191,8 @@ def curate(rows: list[Row], tests: list[Row], s: Settings, malformed: list[dict[
     counts = [(name, Counter(r.source for r in part)) for name, part in
               (("read", rows), ("gradable", kept), ("not in the tests", new), ("distinct", left))]  # fmt: skip
     report = make_report(counts, dropped, malformed, kept, left, tests, leaked, pairs)
-    options = {k: v for k, v in asdict(s).items() if k not in ("out_dir", "workers")}
+    places = ("out_dir", "raw_dir", "input", "against", "workers")  # not what, but where: `origins` has the checksums
+    options = {k: v for k, v in asdict(s).items() if k not in places}
     report |= {"answers_by_model": by_model, "origins": origins, "settings": options}
     names = ("id", "source", "problem", "answer")
     write(out / "train.jsonl", [{name: getattr(r, name) for name in names} for r in left])

@@ -10,7 +10,6 @@ nothing but the rows of a stage: {reward_mean, response_len_mean, response_clip_
 """
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +119,6 @@ def main(argv: list[str]) -> None:
     print(f"{len(rows)} steps: " + ("no turning point" if found["fire_step"] is None else
           f"lengthen the context after step {found['fire_step']}"))  # fmt: skip
     print(json.dumps(found))
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

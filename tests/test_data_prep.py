@@ -239,8 +239,9 @@ def test_a_killed_run_ends_in_the_same_bytes(curated, tmp_path):
         (tmp_path / f"{name}.jsonl").write_bytes(b"".join(source.read_bytes().splitlines(keepends=True)[:count]))
 
     def argv(out):
-        return [sys.executable, "data_prep.py", "curate", f"--input={tmp_path}/raw.jsonl",
-                f"--against={tmp_path}/tests.jsonl", f"--out_dir={tmp_path / out}"]  # fmt: skip
+        folder = tmp_path if out == "whole" else tmp_path / ".." / tmp_path.name  # how a path is spelled does not count
+        return [sys.executable, "data_prep.py", "curate", f"--input={folder}/raw.jsonl",
+                f"--against={folder}/tests.jsonl", f"--out_dir={tmp_path / out}"]  # fmt: skip
 
     assert subprocess.run(argv("whole"), cwd=ROOT, capture_output=True).returncode == 0
     size = 0
