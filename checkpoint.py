@@ -29,7 +29,7 @@ from model import DTYPES, Qwen2
 MAY_CHANGE = {"resume", "out_dir", "max_steps", "save_every", "keep_checkpoints", "save_rollouts_every", "wandb",
               "sampler_slots", "sampler_memory_share", "sampler_sleep_level", "token_budget", "logprob_chunk",
               "activation_checkpointing", "reward_workers", "reward_timeout", "mismatch_limit", "smoke",
-              "process_group_timeout", "world_size"}  # fmt: skip
+              "process_group_timeout", "world_size", "shard_size", "gpu_dollars_per_hour", "stage_gpus"}  # fmt: skip
 
 
 def tensors(model: Qwen2, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -126,20 +126,35 @@ def load(folder: Path, model: Qwen2, optimizer: torch.optim.Optimizer) -> dict[s
     return json.loads((folder / "state.json").read_text(encoding="utf-8"))
 
 
-def prune(run_dir: Path, keep: int) -> None:
-    """Remove all but the `keep` newest checkpoints and the best one (highest `score` in state.json), exports too."""
-
-    def score(folder: Path) -> float:
+def scores(run_dir: Path) -> dict[int, list[tuple[float, str]]]:
+    """(smoothed reward, name) of each stage's checkpoints, the best first; those that cannot be read are left out."""
+    found: dict[int, list[tuple[float, str]]] = {}
+    for folder in (run_dir / "ckpt").glob("step_*[0-9]"):
         try:
-            return json.loads((folder / "state.json").read_text(encoding="utf-8"))["score"]
+            state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+            found.setdefault(state["stage"], []).append((float(state["score"]), folder.name))
         except (OSError, ValueError, KeyError, TypeError):
-            return float("-inf")  # damaged: never the best
+            continue
+    return {stage: sorted(entries, reverse=True) for stage, entries in found.items()}
 
-    folders = sorted((run_dir / "ckpt").glob("step_*[0-9]"))
-    best = max(folders, key=score, default=None)
-    for folder in folders[:-keep]:
-        if folder != best:
-            _remove(run_dir, folder.name)
+
+def best(run_dir: Path, stage: int) -> str | None:
+    """The name of the best whole checkpoint of a stage, naming each damaged one it skips."""
+    for _, name in scores(run_dir).get(stage, []):
+        problem = damage(run_dir / "ckpt" / name)
+        if problem is None:
+            return name
+        print(f"skipping damaged checkpoint {run_dir}/ckpt/{name}: {problem}", flush=True)
+    return None
+
+
+def prune(run_dir: Path, keep: int, in_use: str | None = None) -> None:
+    """Remove all but the `keep` newest checkpoints, the best of each stage and the one `in_use`; exports too."""
+    folders = sorted(folder.name for folder in (run_dir / "ckpt").glob("step_*[0-9]"))
+    kept = {entries[0][1] for entries in scores(run_dir).values()} | {in_use}
+    for name in folders[:-keep]:
+        if name not in kept:
+            _remove(run_dir, name)
 
 
 def _remove(run_dir: Path, name: str) -> None:
@@ -176,6 +191,7 @@ def open_run(cfg: Config) -> None:
     now = json.loads(json.dumps(dataclasses.asdict(cfg))) | {"world_size": int(os.environ.get("WORLD_SIZE", "1"))}
     # "deepscaler" sums over micro-batches and averages over ranks: there, and only there, these change the gradient
     may_change = MAY_CHANGE - ({"token_budget", "world_size"} if cfg.loss_agg == "deepscaler" else set())
+    may_change |= {"world_size"} if cfg.stage_gpus else set()  # unless the stages are meant to differ in it
     changed = sorted(k for k in now if k not in may_change and before.get(k) != now[k])
     if changed:
         key = changed[0]
@@ -226,4 +242,4 @@ def save_all(cfg: Config, model: Qwen2, optimizer: torch.optim.Optimizer, step: 
         publish(hf.with_suffix(".tmp"), hf)
     save(cfg.run_dir / "ckpt" / name, model, optimizer, state)
     if write:
-        prune(cfg.run_dir, cfg.keep_checkpoints)
+        prune(cfg.run_dir, cfg.keep_checkpoints, state["reference"])

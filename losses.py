@@ -34,6 +34,28 @@ def policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip
     return losses
 
 
+def sequence_logratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """GSPO's log-ratio (arXiv 2507.18071, eq. 7 and 14): the mean over its sequence's tokens, with each token's own
+    gradient, as in GSPO-token. (T,), for `policy_loss(it, zeros, ...)`, aggregated by "sequence"."""
+    log_ratio = torch.where(mask > 0, logprobs - old_logprobs, 0.0).detach()
+    mean = sequence_sum(log_ratio, cu_seqlens) / sequence_sum(mask.to(log_ratio.dtype), cu_seqlens).clamp(min=1)
+    return mean[sequence_index(cu_seqlens, mask.numel())] + (logprobs - logprobs.detach())
+
+
+def cispo_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_eps_low: float,
+               clip_eps_high: float) -> Tensor:  # fmt: skip
+    """CISPO a token (MiniMax-M1, arXiv 2506.13585, eq. 4 and 5): REINFORCE weighed by the clipped ratio, which carries
+    no gradient, so that no token loses its own. `clip_eps_low` of 1 or more: no lower bound. (T,)"""
+    ratio = (logprobs - old_logprobs).clamp(-20, 20).exp()
+    return -ratio.clamp(1 - clip_eps_low, 1 + clip_eps_high).detach() * advantages * logprobs
+
+
+def overlong_penalty(lengths: Tensor, max_len: int, buffer: int) -> Tensor:
+    """What is added to the rewards of long responses (DAPO, 2503.14476, eq. 13): 0 up to max_len - buffer tokens, from
+    there down to -1 at max_len and beyond, as in TRL (verl goes on below -1). lengths (S,) -> (S,)"""
+    return ((max_len - buffer - lengths) / buffer).clamp(-1, 0)
+
+
 def clipped(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_eps_low: float,
             clip_eps_high: float) -> Tensor:  # fmt: skip
     """1.0 where clipping took the gradient of `policy_loss` away (verl's pg_clipfrac before its mean). (T,)"""

@@ -108,9 +108,9 @@ def start_wandb(cfg: Config) -> Any:
         raise UserError(f"wandb: {e}") from None
 
 
-def progress_line(row: dict[str, Any], cfg: Config, seconds_left: float) -> str:
+def progress_line(row: dict[str, Any], last_step: int, seconds_left: float) -> str:
     evals = "".join(f"  {k} {v:.3f}" for k, v in row.items() if k.startswith("eval_"))
-    words = [f"step {row['step']}/{cfg.total_steps}", f"context {row['max_response_len']}",
+    words = [f"step {row['step']}/{last_step}", f"context {row['max_response_len']}",
              f"reward {row['reward_mean']:.3f}", f"length {row['response_len_mean']:.1f}",
              f"clipped {row['response_clip_ratio']:.3f}", f"{row['tokens_per_second']:,.0f} tokens/s",
              f"{seconds_left / 60:,.1f} min left"]  # fmt: skip
@@ -129,7 +129,8 @@ def dump_rollouts(path: Path, groups: list[list[Rollout]], prompts: list[Prompt]
             f.write(json.dumps(row) + "\n")
 
 
-def write_summary(cfg: Config, state: dict[str, Any], final: dict[str, dict], seconds: float) -> None:
+def write_summary(cfg: Config, state: dict[str, Any], final: dict[str, dict], seconds: float,
+                  cost: dict[str, float]) -> None:  # fmt: skip
     """summary.json: base and final over all benchmarks' problems at the first and the last context, and the cost."""
     summary: dict[str, Any] = {}
     for who, results in (("base", state["base"]), ("final", final)):
@@ -138,7 +139,7 @@ def write_summary(cfg: Config, state: dict[str, Any], final: dict[str, dict], se
             summary[f"{who}_{when}_benchmarks"] = results[when]
     summary |= {"first_context": cfg.max_response_len[0], "last_context": cfg.max_response_len[-1],
                 "steps": state["step"], "wall_time": seconds, "tokens": state["tokens"],
-                "world_size": dist.get_world_size()}  # fmt: skip
+                "world_size": dist.get_world_size(), "verdict": state["verdict"], **cost}  # fmt: skip
     if dist.get_rank() == 0:
         for when, context in (("first", cfg.max_response_len[0]), ("last", cfg.max_response_len[-1])):
             base, end = summary[f"base_{when}"], summary[f"final_{when}"]

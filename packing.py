@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from configs import Config, UserError
 from rollout import Rollout
@@ -33,9 +34,20 @@ def init_distributed(cfg: Config) -> torch.device:
     return device
 
 
-def print0(*args: Any) -> None:
+def device_mesh(cfg: Config, device: torch.device) -> DeviceMesh:
+    """The ranks as FSDP2 sees them: one row that shards the model, or with `shard_size` several such rows, each with a
+    copy of it (HSDP: gradients are summed within a row by shards, then across rows). Raises UserError."""
+    world, size = dist.get_world_size(), cfg.shard_size or dist.get_world_size()
+    if world % size:
+        raise UserError(f"shard_size: {world} ranks are no multiple of {size}")
+    if size == world:
+        return init_device_mesh(device.type, (world,), mesh_dim_names=("shard",))
+    return init_device_mesh(device.type, (world // size, size), mesh_dim_names=("replicate", "shard"))
+
+
+def print0(*args: Any, sep: str = " ") -> None:
     if dist.get_rank() == 0:
-        print(*args, flush=True)
+        print(*args, sep=sep, flush=True)
 
 
 @dataclass

@@ -4,9 +4,10 @@
 
 The context holds a model back when the reward has stopped rising while ever more responses are cut off: DeepScaleR
 switched from 8K to 16K after 1,000 steps, when the share of clipped responses had gone from 4.2 to 6.5% and the reward
-had flattened. A step's reward is a mean over a thousand samples of other problems each time and moves by 0.03, so both
-are judged by the slope of a least-squares line over a window of steps, in units of its own standard error. Reads
-nothing but the rows of a stage: {reward_mean, response_len_mean, response_clip_ratio}.
+had flattened. Or when neither moves any more while many are cut off. A step's reward is a mean over a thousand samples
+of other problems each time and moves by 0.03, so both are judged by the slope of a least-squares line over a window of
+steps, in units of its own standard error. Reads nothing but the rows of a stage: {reward_mean, response_len_mean,
+response_clip_ratio}. The replay takes window and patience from the config.json beside the metrics, if there is one.
 """
 
 import json
@@ -15,23 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from configs import UserError, run
+from configs import Config, UserError, run
 
-WINDOW = 240  # steps of a line: over fewer, noise of 0.03 hides a slow rise
-PATIENCE = 20  # steps in a row that must agree, against spikes
+WINDOW, PATIENCE = Config.stage_window, Config.stage_patience  # 240 and 20 steps: over fewer, noise hides a slow rise
 RISING, FLAT = 3.0, 1.5  # standard errors: a share of clipped responses that rises; a reward that does not
-CLIPPED = 0.005  # share of clipped responses below which the context holds nobody back
+CLIPPED, MANY = 0.005, 0.1  # shares of clipped responses: fewer hold nobody back; more do even where they rise no more
 LOST = 0.25  # share of its best reward that a collapsed run has lost
-
-
-def stage_at(step: int, stage_steps: tuple[int, ...]) -> int:
-    """The stage (from 0) that step `step` (from 1) belongs to; past the end, the last one."""
-    end = 0
-    for stage, steps in enumerate(stage_steps):
-        end += steps
-        if step <= end:
-            return stage
-    return len(stage_steps) - 1
 
 
 def trend(values: np.ndarray) -> float:
@@ -56,25 +46,42 @@ def columns(history: list[dict[str, Any]]) -> np.ndarray:
 
 
 def turning_point(history: list[dict[str, Any]], window: int = WINDOW, patience: int = PATIENCE) -> bool:
-    """Whether the context is now what holds the model back, from the rows of this stage so far: in each of the last
-    `patience` steps, over the `window` before it, the reward rises by less than FLAT standard errors and the share of
-    clipped responses by more than RISING, being above CLIPPED. Never in the first window + patience - 1 steps, nor in a
-    run that has `collapsed`."""
+    """Whether the context is now what holds the model back, from the rows of this stage so far.
+
+    That is so if in each of the last `patience` steps, over the `window` steps before it, either the reward rises by
+    less than FLAT standard errors and the share of clipped responses by more than RISING, being above CLIPPED; or the
+    reward is flat (less than FLAT either way), the share is steady (less than RISING either way) and above MANY. The
+    shares are means over the last third of the window. Never in the first window + patience - 1 steps, nor in a run
+    that has `collapsed`.
+    """
     reward, _, clipped = columns(history)
     if len(reward) < window + patience - 1:
         return False
     for end in range(len(reward) - patience + 1, len(reward) + 1):
-        part = slice(end - window, end)
-        if (trend(clipped[part]) <= RISING or trend(reward[part]) >= FLAT
-                or clipped[end - window // 3 : end].mean() <= CLIPPED):  # fmt: skip
+        reward_trend, clipped_trend = (trend(x[end - window : end]) for x in (reward, clipped))
+        share = clipped[end - window // 3 : end].mean()
+        squeezed = reward_trend < FLAT and clipped_trend > RISING and share > CLIPPED
+        stalled = abs(reward_trend) < FLAT and abs(clipped_trend) <= RISING and share > MANY
+        if not (squeezed or stalled):
             return False
     return not collapsed(history, window)
+
+
+def smoothing(window: int) -> int:
+    """Steps of the means that find the best and the ruin: a tenth of the window, at least 5."""
+    return max(5, window // 10)
+
+
+def smoothed_reward(history: list[dict[str, Any]], window: int = WINDOW) -> float:
+    """The mean reward of the last steps: what makes one checkpoint of a stage better than another."""
+    reward = columns(history)[0][-smoothing(window) :]
+    return float(reward.mean()) if reward.size else 0.0
 
 
 def collapsed(history: list[dict[str, Any]], window: int = WINDOW) -> bool:
     """Whether training has gone to ruin, where a longer context would only cost more: a mean reward, over a tenth of
     the window, of LOST less than this stage's best, while responses are longer and more of them cut off than then."""
-    values, n = columns(history), max(5, window // 10)
+    values, n = columns(history), smoothing(window)
     if values.shape[1] < 2 * n:
         return False
     means = np.apply_along_axis(np.convolve, 1, values, np.ones(n) / n, "valid")
@@ -82,20 +89,33 @@ def collapsed(history: list[dict[str, Any]], window: int = WINDOW) -> bool:
     return bool(now[0] < (1 - LOST) * best[0] and now[1] > best[1] and now[2] > best[2])
 
 
-def replay(rows: list[dict[str, Any]]) -> dict[str, int | None]:
-    """{fire_step, collapse_step}: after which step of a run the controller would first have asked for the longer
-    context, and seen a collapse. A stage (rows with equal `stage`, if they have one) begins its own history."""
-    found: dict[str, int | None] = {"fire_step": None, "collapse_step": None}
-    history: list[dict[str, Any]] = []
+def replay(rows: list[dict[str, Any]], window: int = WINDOW, patience: int = PATIENCE) -> dict[str, Any]:
+    """{fire_step, collapse_step, fire_steps}: after which step of a run the controller would first have asked for the
+    longer context, and seen a collapse (None: never); fire_steps has the first one of each stage. A stage (rows with
+    equal `stage`, if they have one) begins its own history."""
+    fires: list[int | None] = []
+    collapse, history = None, []
     for row in rows:
-        if history and history[-1].get("stage") != row.get("stage"):
-            history = []
+        if not history or history[-1].get("stage") != row.get("stage"):
+            history, fires = [], [*fires, None]
         history.append(row)
-        if found["fire_step"] is None and turning_point(history):
-            found["fire_step"] = row["step"]
-        if found["collapse_step"] is None and collapsed(history):
-            found["collapse_step"] = row["step"]
-    return found
+        if fires[-1] is None and turning_point(history, window, patience):
+            fires[-1] = row["step"]
+        if collapse is None and collapsed(history, window):
+            collapse = row["step"]
+    first = next((step for step in fires if step is not None), None)
+    return {"fire_step": first, "collapse_step": collapse, "fire_steps": fires}
+
+
+def run_settings(path: Path) -> tuple[int, int]:
+    """(window, patience) of a run's config.json, the defaults where there is none. Raises UserError."""
+    if not path.is_file():
+        return WINDOW, PATIENCE
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))["config"]
+        return int(config.get("stage_window", WINDOW)), int(config.get("stage_patience", PATIENCE))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        raise UserError(f"{path}: cannot be read: {e}") from None
 
 
 def main(argv: list[str]) -> None:
@@ -115,9 +135,12 @@ def main(argv: list[str]) -> None:
         except (ValueError, KeyError, TypeError) as e:
             if number < len(lines):  # the last may be torn
                 raise UserError(f"{argv[0]}:{number}: not a row of metrics: {e}") from None
-    found = replay(rows)
-    print(f"{len(rows)} steps: " + ("no turning point" if found["fire_step"] is None else
-          f"lengthen the context after step {found['fire_step']}"))  # fmt: skip
+    settings = run_settings(Path(argv[0]).parent / "config.json")
+    found = replay(rows, *settings)
+    fire, collapse = found["fire_step"], found["collapse_step"]
+    said = "no turning point" if fire is None else f"lengthen the context after step {fire}"
+    said += "" if collapse is None else f"; collapsed at step {collapse}"
+    print(f"{len(rows)} steps, window {settings[0]}, patience {settings[1]}: {said}")
     print(json.dumps(found))
 
 

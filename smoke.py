@@ -31,8 +31,8 @@ def settings(cfg: Config) -> Config:
     lengths = (cfg.max_response_len[0], cfg.max_response_len[-1])
     groups = (cfg.group_size[0], cfg.group_size[-1])
     return replace(cfg, run_name=f"{cfg.run_name}-smoke", max_response_len=lengths, group_size=groups,
-                   stage_steps=(1, 1), max_steps=0, save_every=1, save_rollouts_every=0, resume=False,
-                   wandb=False)  # fmt: skip
+                   stage_steps=(1, 1), stage_policy="fixed", stage_gpus=(), stage_from="last", max_steps=0,
+                   save_every=1, save_rollouts_every=0, resume=False, wandb=False)  # fmt: skip
 
 
 def remove_folder(cfg: Config) -> None:
@@ -81,7 +81,8 @@ def wipe_and_resume(cfg: Config, model: Qwen2, optimizer: torch.optim.Optimizer,
     still has the old ones, disagrees (`look` measures it); then a sync must make it agree. Then everything is wiped
     and loaded from the newest checkpoint: the same bits, and the sampler agrees again.
     """
-    before, generator = fingerprint(model, optimizer), torch.Generator().manual_seed(dist.get_rank())
+    part = next(model.parameters()).device_mesh.get_local_rank("shard")  # all copies of a shard change alike
+    before, generator = fingerprint(model, optimizer), torch.Generator().manual_seed(part)
     for size in (0.01, 0.03, 0.1, 0.3, 1.0, 3.0):  # relative
         for p in model.parameters():
             local = p._local_tensor

@@ -21,21 +21,22 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
 
 import checkpoint
 import smoke
+import stages
 import watch
 from configs import Config, UserError, load_config, run
 from eval import evaluate
-from losses import aggregate, clipped, group_advantages, kl_penalty, policy_loss, rollout_weights
+from groups import refill_prompts, step_prompts, to_train_on, with_advantages
+from ledger import charge, ledger_columns, ledger_lines
+from losses import aggregate, cispo_loss, clipped, kl_penalty, policy_loss, rollout_weights, sequence_logratio
 from metrics import Timer, dump_rollouts, json_row, progress_line, rollout_metrics, start_wandb, write_summary
 from model import DTYPES, ModelConfig, Qwen2, full_tensors, peak_flops, resolve_model, token_logprobs
-from packing import Batch, Counts, count, init_distributed, length, pack, plan_minibatches, print0
+from packing import Batch, Counts, count, device_mesh, init_distributed, length, pack, plan_minibatches, print0
 from prompts import ChatTokenizer, Prompt, encode_problems, load_problems, load_prompts
 from reward import RewardPool
-from rollout import Rollout, TorchSampler, VLLMSampler, gather_rollouts, make_sampler, response_text, sample_seed
-from schedule import stage_at
+from rollout import TorchSampler, VLLMSampler, gather_rollouts, make_sampler, response_text, sample_seed
 
 
 def all_sum(values: list[float] | Tensor) -> list[float]:
@@ -43,29 +44,6 @@ def all_sum(values: list[float] | Tensor) -> list[float]:
     total = torch.as_tensor(values, dtype=torch.float64).cpu()
     dist.all_reduce(total)
     return total.tolist()
-
-
-# --------------------------------------------------------------------------------------------------- data and groups
-
-
-def step_prompts(step: int, num_prompts: int, cfg: Config) -> list[int]:
-    """The prompts of a step: consecutive parts of a shuffled epoch, the last incomplete part of each left out."""
-    per_epoch = num_prompts // cfg.prompts_per_step
-    epoch, part = divmod(step - 1, per_epoch)
-    generator = torch.Generator().manual_seed(sample_seed(cfg.seed, "epoch", epoch))
-    order = torch.randperm(num_prompts, generator=generator)
-    return order[part * cfg.prompts_per_step : (part + 1) * cfg.prompts_per_step].tolist()
-
-
-def with_advantages(rollouts: list[Rollout], cfg: Config) -> list[list[Rollout]]:
-    """The groups of a step, each sample with its advantage."""
-    groups: dict[int, list[Rollout]] = {}
-    for r in rollouts:
-        groups.setdefault(r.prompt_id, []).append(r)
-    rewards = torch.tensor([[r.reward for r in g] for g in groups.values()], dtype=torch.float64)
-    advantages = group_advantages(rewards, cfg.normalize_advantage_std).tolist()
-    return [[replace(r, advantage=a) for r, a in zip(g, row, strict=True)]
-            for g, row in zip(groups.values(), advantages, strict=True)]  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------------------------------- the step
@@ -85,6 +63,20 @@ def fixed_logprobs(model: Qwen2, batches: list[Batch], cfg: Config) -> list[Tens
     return logprobs
 
 
+def policy_losses(logprobs: Tensor, old_logprobs: Tensor, b: Batch, cfg: Config) -> tuple[Tensor, Tensor]:
+    """The policy loss a token, and 1 where it was clipped. (T,), (T,)"""
+    clip = cfg.clip_eps_low, cfg.clip_eps_high
+    if cfg.policy_loss == "cispo":
+        sign = torch.ones_like(logprobs)
+        outside = clipped(logprobs, old_logprobs, sign, *clip) + clipped(logprobs, old_logprobs, -sign, *clip)
+        return cispo_loss(logprobs, old_logprobs, b.advantages, *clip), outside
+    if cfg.policy_loss == "gspo":
+        logprobs = sequence_logratio(logprobs, old_logprobs, b.response_mask, b.cu_seqlens)
+        old_logprobs = torch.zeros_like(logprobs)
+    losses = policy_loss(logprobs, old_logprobs, b.advantages, *clip, cfg.dual_clip or None)
+    return losses, clipped(logprobs, old_logprobs, b.advantages, *clip)
+
+
 def backward(model: Qwen2, batches: list[Batch], counts: Counts, cfg: Config) -> tuple[Tensor, Tensor]:
     """Add the gradient of one minibatch. Returns sums over this rank's tokens of (loss as aggregated, policy loss, KL,
     entropy, clipped, tokens), and its sampler mismatch where it was on-policy."""
@@ -94,7 +86,7 @@ def backward(model: Qwen2, batches: list[Batch], counts: Counts, cfg: Config) ->
     for b in batches:
         logprobs, entropy = batch_logprobs(model, b, cfg)  # (T,), (T,)
         old_logprobs = logprobs.detach() if b.old_logprobs is None else b.old_logprobs
-        pg = policy_loss(logprobs, old_logprobs, b.advantages, cfg.clip_eps_low, cfg.clip_eps_high)
+        pg, clips = policy_losses(logprobs, old_logprobs, b, cfg)
         weights = rollout_weights(old_logprobs, b.rollout_logprobs, b.response_mask, b.cu_seqlens,
                                   cfg.rollout_correction, cfg.rollout_correction_low,
                                   cfg.rollout_correction_high)  # fmt: skip
@@ -110,7 +102,6 @@ def backward(model: Qwen2, batches: list[Batch], counts: Counts, cfg: Config) ->
                          counts.max_len)  # fmt: skip
         (loss * scale).backward()
         with torch.no_grad():
-            clips = clipped(logprobs, old_logprobs, b.advantages, cfg.clip_eps_low, cfg.clip_eps_high)
             per_token = torch.stack([pg, kl, entropy, clips, torch.ones_like(pg)]) @ b.response_mask
             sums = sums.to(loss.device) + torch.cat([loss[None], per_token]).double()
             if b.old_logprobs is None:
@@ -174,8 +165,7 @@ def worst_case(model: Qwen2, reference: Qwen2 | None, optimizer: torch.optim.Opt
 
 def load_model(cfg: Config, path: Path, device: torch.device, dtype: torch.dtype) -> Qwen2:
     """The model sharded over all ranks, parameters in `dtype`."""
-    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    return Qwen2.from_pretrained(path, dtype, device, mesh, DTYPES[cfg.dtype])
+    return Qwen2.from_pretrained(path, dtype, device, device_mesh(cfg, device), DTYPES[cfg.dtype])
 
 
 # ------------------------------------------------------------------------------------------------------------ the loop
@@ -187,13 +177,13 @@ def main(argv: list[str]) -> None:
         raise UserError("wandb: not installed; pip install wandb, or leave --wandb=false")
     if cfg.smoke:
         with smoke.verdict():
-            train(smoke.settings(cfg))
+            train(smoke.settings(cfg), argv)
     else:
         checkpoint.open_run(cfg)
-        train(cfg)
+        train(cfg, argv)
 
 
-def train(cfg: Config) -> None:
+def train(cfg: Config, argv: list[str]) -> None:
     started = time.perf_counter()
     path = resolve_model(cfg.model)
     tokenizer = ChatTokenizer(path)
@@ -224,11 +214,11 @@ def train(cfg: Config) -> None:
     worst = worst_case(model, reference, optimizer, cfg) if cfg.smoke else None
 
     # where to begin
-    state: dict[str, Any] = {"step": 0, "tokens": 0, "seconds": 0.0, "gpu_seconds": 0.0, "skipped": 0, "timeouts": 0,
-                             "base": None, "score": 0.0}  # fmt: skip
+    state: dict[str, Any] = stages.new_state()
     dist.broadcast_object_list(found)
     if found[0]:
         state = checkpoint.load(found[0], model, optimizer)
+        stages.load_reference(cfg, state, reference)
         print0(f"resuming after step {state['step']} from {found[0]}")
     wandb = start_wandb(cfg) if rank == 0 else None
     if rank == 0:
@@ -243,10 +233,11 @@ def train(cfg: Config) -> None:
         sampler.wake()
         return sampler.load_weights(full_tensors(model, DTYPES[cfg.dtype]))
 
-    with Timer(device)("sync"):
+    timer = Timer(device)  # of what the ledger has not been charged with yet
+    timer.seconds["start"] = time.perf_counter() - started
+    with timer("sync"):
         sync()
         probe(sampler, model, prompts, cfg, state["step"])
-    rewards_since_save: list[float] = []
     begun_at, step_seconds, not_finite_in_a_row, smoke_rows = state["step"], [], 0, []
     before, evaluated = dict(state), {}  # evaluated: results of this step's weights by context
 
@@ -268,42 +259,58 @@ def train(cfg: Config) -> None:
                    f"{cfg.eval_top_p}, the stage's own length: not comparable with eval.py's 32,768")  # fmt: skip
         if benchmarks and state["base"] is None:
             print0("evaluating the base model at the first and at the last context")
-            state["base"] = {"first": evaluate_at(first_len), "last": evaluate_at(last_len)}
+            with timer("eval"):
+                state["base"] = {"first": evaluate_at(first_len), "last": evaluate_at(last_len)}
 
-        for step in range(state["step"] + 1, cfg.total_steps + 1):
-            timer, step_start, evaluated = Timer(device), time.perf_counter(), {}
-            stage = stage_at(step, cfg.stage_steps)
+        charged_at = time.perf_counter()
+        state["ledger"] = charge(state["ledger"], timer, charged_at - started, world)
+        timer = Timer(device)
+
+        while state["step"] < stages.last_step(state, cfg) and state["verdict"] != "collapsed":
+            # 0. the first step of a stage: its weights, optimizer state, data order and KL reference
+            step, step_start, evaluated = state["step"] + 1, time.perf_counter(), {}
+            if stages.is_due(state, cfg):
+                with timer("sync"):
+                    state = stages.begin_next(cfg, state, model, reference, optimizer)
+                    sync()
+            stage = state["stage"]
             max_len, group_size = cfg.max_response_len[stage], cfg.group_size[stage]
-            if step > 1 and stage_at(step - 1, cfg.stage_steps) != stage:
-                print0(f"stage {stage + 1} of {len(cfg.stage_steps)}: context {max_len}, {group_size} samples a prompt")
 
-            # 1. sample: each rank its share of the prompts
-            with timer("rollout"):
-                mine = step_prompts(step, len(prompts), cfg)[rank::world]
-                seeds = [[sample_seed(cfg.seed, stage, step, 0, p, s) for s in range(group_size)] for p in mine]
-                sampled = sampler.generate([prompts[p].ids for p in mine], seeds, max_len, cfg.temperature, cfg.top_p)
-                rollouts = [replace(r, prompt_id=mine[r.prompt_id]) for group in sampled for r in group]
-                cached_tokens = sampler.cached_tokens
-            with timer("tail"):
-                all_sum([0.0])  # wait for the rank whose answers are the longest
+            # 1. sample: each rank its share of the prompts; again, where uniform groups are refilled
+            groups, cached_tokens, attempt = [], 0, 0
+            drawn = step_prompts(step - state["order_began"], len(prompts), cfg)
+            while drawn:
+                with timer("rollout"):
+                    mine = drawn[rank::world]
+                    seeds = [[sample_seed(cfg.seed, stage, step, attempt, p, s) for s in range(group_size)]
+                             for p in mine]  # fmt: skip
+                    sampled = sampler.generate([prompts[p].ids for p in mine], seeds, max_len, cfg.temperature,
+                                               cfg.top_p)  # fmt: skip
+                    rollouts = [replace(r, prompt_id=mine[r.prompt_id]) for group in sampled for r in group]
+                    cached_tokens += sampler.cached_tokens if mine else 0
+                with timer("tail"):
+                    all_sum([0.0])  # wait for the rank whose answers are the longest
+
+                # 2. grade, tell everyone, compare within the group
+                with timer("reward"):
+                    texts = [response_text(prompts[r.prompt_id], r, tokenizer) for r in rollouts]
+                    rewards = pool.rewards(texts, [prompts[r.prompt_id].problem.answer for r in rollouts])
+                    rollouts = gather_rollouts([replace(r, reward=x) for r, x in zip(rollouts, rewards, strict=True)])
+                    groups += sorted(with_advantages(rollouts, max_len, cfg), key=lambda g: drawn.index(g[0].prompt_id))
+                attempt += 1
+                drawn = refill_prompts(groups, step, attempt, len(prompts), cfg)
             with timer("sync"):
                 sampler.sleep()
 
-            # 2. grade, and tell everyone
-            with timer("reward"):
-                texts = [response_text(prompts[r.prompt_id], r, tokenizer) for r in rollouts]
-                rewards = pool.rewards(texts, [prompts[r.prompt_id].problem.answer for r in rollouts])
-                rollouts = gather_rollouts([replace(r, reward=x) for r, x in zip(rollouts, rewards, strict=True)])
-
-            # 3. compare within the group, choose what to learn from, distribute it
-            groups = with_advantages(rollouts, cfg)
+            # 3. choose what to learn from, distribute it
             row = {"step": step, "stage": stage, "max_response_len": max_len, **rollout_metrics(groups), "lr": cfg.lr,
                    "mismatch_k3": None, "mismatch_max": None, "mismatch_ess": None}  # fmt: skip
-            mixed = [g for g in groups if len({r.reward for r in g}) > 1]
-            trained = mixed if cfg.drop_uniform_groups or not mixed else groups
-            plan = plan_minibatches(trained, cfg, world)
-            minibatches = [[pack(p, cfg.mask_truncated, device) for p in ranks[rank]] for ranks in plan]
-            if not mixed:
+            with timer("train"):
+                trained = to_train_on(groups, cfg)
+                plan = plan_minibatches(trained, cfg, world)
+                minibatches = [[pack(p, cfg.mask_truncated, device) for p in ranks[rank]] for ranks in plan]
+            row["groups_drawn"], row["groups_trained"] = len(groups), len(trained)
+            if not trained:
                 print0(f"step {step}: every group is uniform (all right or all wrong): no update")
 
             # 4. log-probabilities before anything moves; the first minibatch is on-policy and its forward gives them
@@ -344,7 +351,7 @@ def train(cfg: Config) -> None:
             with timer("probe"):
                 row["mismatch_sync_k3"] = probe(sampler, model, prompts, cfg, step)["k3"]
 
-            # 7. say what happened
+            # 7. say what happened, and what it means for the schedule
             _, pg_loss, kl, entropy, clips, tokens = all_sum(sums)
             per_token = max(1.0, tokens)
             row |= {"loss": sum(losses) / len(losses) if losses else None, "tokens_trained": int(tokens)}
@@ -354,50 +361,77 @@ def train(cfg: Config) -> None:
             timeouts, row["prompt_tokens_cached"] = map(int, all_sum([pool.timeouts, cached_tokens]))
             state["timeouts"] = before["timeouts"] + timeouts
             row["updates_skipped"], row["reward_timeouts"] = state["skipped"], state["timeouts"]
-            if benchmarks and (step % cfg.eval_every == 0 or step == cfg.total_steps):
+            previous, state = state, stages.after_step(state, row, cfg)
+            state["tokens"] += row["tokens_generated"]
+            stages.say(state, previous, cfg)
+            at_end = step == stages.last_step(state, cfg) or state["verdict"] == "collapsed"
+            at_end_of_stage = at_end or stages.is_due(state, cfg)
+            if benchmarks and (step % cfg.eval_every == 0 or at_end_of_stage):
                 with timer("eval"):
-                    results = evaluate_at(max_len)
+                    results = evaluate_at(cfg.eval_max_len or max_len)
                 row |= {f"eval_{name}": results[name]["accuracy"] for name in benchmarks}
-            state["step"], state["tokens"] = step, state["tokens"] + row["tokens_generated"]
-            rewards_since_save.append(row["reward_mean"])
             if rank == 0 and cfg.save_rollouts_every and step % cfg.save_rollouts_every == 0:
                 dump_rollouts(cfg.run_dir / "rollouts" / f"step_{step:06d}.jsonl", groups, prompts, tokenizer)
             seconds = time.perf_counter() - step_start
             state["seconds"] = before["seconds"] + time.perf_counter() - started
-            state["gpu_seconds"] = before["gpu_seconds"] + world * (time.perf_counter() - started)
             step_seconds = [*step_seconds[-19:], seconds]
             flops = 3 * model.flops(length(r) for g in trained for r in g) if plan else 0.0
             row |= {f"time_{phase}": timer.seconds.get(phase, 0.0)
                     for phase in ("reward", "logprobs", "train", "sync", "probe", "eval")}  # fmt: skip
-            rollout_seconds, tail_seconds = all_sum([timer.seconds["rollout"], timer.seconds["tail"]])
-            row |= {"time_rollout": rollout_seconds / world, "time_tail": tail_seconds / world}
+            for phase, total in zip(("rollout", "tail"), all_sum([timer.seconds["rollout"], timer.seconds["tail"]]),
+                                    strict=True):  # fmt: skip
+                timer.seconds[phase] = row[f"time_{phase}"] = total / world
             row |= {"time_step": seconds, "tokens_per_second": row["tokens_generated"] / (seconds - row["time_eval"])}
             row |= {"flops_trained": flops, "mfu": flops / (row["time_train"] * peak * world) if plan else None}
-            row["gpu_hours"] = state["gpu_seconds"] / 3600
             memory = timer.over_ranks(("rollout", "logprobs", "train", "sync", "probe"))
             row |= {f"memory_{phase}": gib for phase, gib in memory.items()}
+            now = time.perf_counter()
+            state["ledger"] = charge(state["ledger"], timer, now - charged_at, world)
+            row, timer, charged_at = row | ledger_columns(state["ledger"], cfg), Timer(device), now
             if rank == 0:
                 with open(cfg.run_dir / "metrics.jsonl", "a", encoding="utf-8") as f:
                     f.write(json.dumps(json_row(row), allow_nan=False) + "\n")
-                left = (cfg.total_steps - step) * sum(step_seconds) / len(step_seconds)
-                print(progress_line(row, cfg, left), flush=True)
+                last_step = step if at_end else stages.last_step(state, cfg)
+                left = (last_step - step) * sum(step_seconds) / len(step_seconds)
+                print(progress_line(row, last_step, left), flush=True)
                 if wandb:
                     wandb.log(row, step=step)
-            if cfg.save_every and (step % cfg.save_every == 0 or step == cfg.total_steps):
-                state["score"] = sum(rewards_since_save) / len(rewards_since_save)
-                rewards_since_save = []
-                checkpoint.save_all(cfg, model, optimizer, step, state)
+            if cfg.save_every and (step % cfg.save_every == 0 or at_end_of_stage):
+                with timer("checkpoint"):
+                    checkpoint.save_all(cfg, model, optimizer, step, state)
                 if cfg.smoke:
                     smoke_rows.append(row)
                     look = partial(probe, sampler, model, prompts, cfg, step)
                     smoke.wipe_and_resume(cfg, model, optimizer, sync, look)
 
-        if begun_at >= cfg.total_steps and (cfg.run_dir / "summary.json").is_file():
+            if stages.wants_other_gpus(state, cfg):
+                break
+
+        if stages.wants_other_gpus(state, cfg) and state["step"] < stages.last_step(state, cfg):
+            print0(
+                f"{cfg.run_dir}/hf/step_{state['step']:06d} is exported; the next stage wants "
+                f"{cfg.stage_gpus[state['stage'] + 1]} GPUs. Go on with\n  {stages.next_command(state, cfg, argv)}"
+            )
+        elif begun_at == state["step"] and (cfg.run_dir / "summary.json").is_file():
             print0(f"{cfg.run_dir} was finished already")
-        elif benchmarks:
-            print0("evaluating the final model at the first and at the last context")
-            final = {"first": evaluate_at(first_len), "last": evaluate_at(last_len)}
-            write_summary(cfg, state, final, before["seconds"] + time.perf_counter() - started)
+        else:
+            if state["verdict"] == "collapsed" and cfg.save_every:
+                best = stages.best_checkpoint(cfg, state)
+                print0(f"the result of this run is its best checkpoint, {cfg.run_dir}/hf/{best}")
+                checkpoint.load(cfg.run_dir / "ckpt" / best, model, optimizer)
+                sync()
+                evaluated = {}
+            final = {}
+            if benchmarks:
+                print0("evaluating the final model at the first and at the last context")
+                with timer("eval"):
+                    final = {"first": evaluate_at(first_len), "last": evaluate_at(last_len)}
+            now = time.perf_counter()
+            state["ledger"] = charge(state["ledger"], timer, now - charged_at, world)
+            if final:
+                cost = ledger_columns(state["ledger"], cfg)
+                write_summary(cfg, state, final, before["seconds"] + now - started, cost)
+        print0(*ledger_lines(state["ledger"], cfg), sep="\n")
         if worst:
             smoke.report(cfg, worst, smoke_rows, device)
             smoke.remove_folder(cfg)

@@ -49,8 +49,18 @@ class Config:
     max_prompt_len: int = 1024  # tokens; longer prompts are counted and left out
     max_response_len: tuple[int, ...] = (8192,)  # tokens, one entry a stage
     # the context schedule
-    stage_policy: Literal["fixed"] = "fixed"
-    stage_steps: tuple[int, ...] = (1040,)  # steps, one entry a stage
+    # auto = a stage ends at its turning point (schedule.py), or after stage_steps; the last one after stage_steps alone
+    stage_policy: Literal["fixed", "auto"] = "fixed"
+    stage_steps: tuple[int, ...] = (1040,)  # steps, one entry a stage; under auto the patience limit
+    stage_window: int = 240  # steps that a trend is judged by
+    stage_patience: int = 20  # steps in a row that must agree
+    stage_from: Literal["best", "last"] = "last"  # the checkpoint of a stage that the next one carries on from
+    # What a stage finds: reset = as in a new run (DeepScaleR reset all three), keep = as the stage before left it.
+    stage_optimizer: Literal["reset", "keep"] = "reset"
+    stage_data_order: Literal["reset", "keep"] = "reset"
+    stage_reference: Literal["reset", "keep"] = "reset"  # reset: the KL reference is the weights the stage begins with
+    # GPUs, one entry a stage: where the next one wants another number, the run stops and prints the command; () = never
+    stage_gpus: tuple[int, ...] = ()
     max_steps: int = 0  # cuts the whole run short; 0 = no cap
     # the optimizer
     minibatches: int = 2  # optimizer steps a rollout step (128 prompts in updates of 64)
@@ -61,16 +71,20 @@ class Config:
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     # the loss
+    policy_loss: Literal["ppo", "gspo", "cispo"] = "ppo"  # ratios a token or a sequence, clipped; or weights, clipped
     clip_eps_low: float = 0.2  # the ratio is clipped to 1 - low .. 1 + high
     clip_eps_high: float = 0.2
+    dual_clip: float = 0.0  # bounds the loss of bad actions at this times |advantage|; 0 = off
     kl_coef: float = 0.001  # times the KL penalty against the frozen start; 0 = no reference model in memory
     kl_estimator: Literal["k1", "k2", "k3", "k3_clamped"] = "k3_clamped"
     entropy_coef: float = 0.001  # times the entropy bonus
     loss_agg: Literal["token", "sequence", "dr_grpo", "deepscaler"] = "token"
     normalize_advantage_std: bool = True
     mask_truncated: bool = False  # truncated responses give no gradient (DeepScaleR trains on them)
+    overlong_buffer: int = 0  # tokens before the limit over which the reward falls by up to 1; 0 = off
     # Groups that are all right or all wrong leave the batch. (A step of such groups alone never updates anything.)
     drop_uniform_groups: bool = False
+    refill_attempts: int = 0  # times that other prompts are drawn in place of dropped ones
     rollout_correction: Literal["none", "truncate", "mask", "sequence_mask"] = "none"
     rollout_correction_low: float = 0.5  # weight bounds, see losses.rollout_weights
     rollout_correction_high: float = 2.0
@@ -81,6 +95,8 @@ class Config:
     token_budget: int = 32768  # tokens a micro-batch on a rank
     logprob_chunk: int = 2048  # tokens whose logits exist at once
     activation_checkpointing: bool = True
+    shard_size: int = 0  # ranks that share one copy of the weights (HSDP: the GPUs of a node); 0 = all of them (FSDP)
+    gpu_dollars_per_hour: float = 0.0  # for the ledger; 0 = no dollars
     reward_workers: int = 8  # grading processes on a rank
     reward_timeout: float = 2.0  # seconds an answer may take before its worker is killed
     process_group_timeout: int = 7200  # seconds a rank may wait for the others
@@ -89,6 +105,7 @@ class Config:
     eval_k: int = 16  # samples a problem
     eval_temperature: float = 0.6
     eval_top_p: float = 1.0
+    eval_max_len: int = 0  # tokens of a response; 0 = the stage's own context
 
     @property
     def run_dir(self) -> Path:
@@ -103,6 +120,7 @@ class Config:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, checked(field.name, field.type, getattr(self, field.name)))
         self._check_ranges()
+        self._check_choices()
         stages = len(self.max_response_len)
         for name in ("group_size", "stage_steps"):
             if len(getattr(self, name)) != stages:
@@ -134,14 +152,16 @@ class Config:
                     "max_response_len": 1, "stage_steps": 1, "minibatches": 1, "token_budget": 2, "eval_k": 1,
                     "logprob_chunk": 1, "reward_workers": 1, "process_group_timeout": 1, "lr": 0, "weight_decay": 0,
                     "clip_eps_low": 0, "clip_eps_high": 0, "eval_temperature": 0, "rollout_correction_low": 0,
-                    "adam_beta1": 0, "adam_beta2": 0}  # fmt: skip
+                    "adam_beta1": 0, "adam_beta2": 0, "stage_window": 8, "stage_patience": 1,
+                    "stage_gpus": 1, "overlong_buffer": 0, "refill_attempts": 0, "shard_size": 0,
+                    "gpu_dollars_per_hour": 0, "eval_max_len": 0}  # fmt: skip
         for name, low in at_least.items():
             value = getattr(self, name)
             for v in value if isinstance(value, tuple) else (value,):
                 if v < low:
                     why = " (a group of one has no advantage)" if name == "group_size" else ""
                     raise UserError(f"{name}: {v} is under its minimum {low}{why}")
-            if value == ():
+            if value == () and name != "stage_gpus":
                 raise UserError(f"{name}: at least one entry is needed")
         for name in ("temperature", "max_grad_norm", "adam_eps", "reward_timeout", "mismatch_limit"):
             if getattr(self, name) <= 0:
@@ -156,8 +176,25 @@ class Config:
         if self.process_group_timeout > 10**9:
             raise UserError(f"process_group_timeout: {self.process_group_timeout} seconds is too long")
         for name in ("clip_eps_low", "adam_beta1", "adam_beta2"):
-            if getattr(self, name) >= 1:
+            if getattr(self, name) >= 1 and not (name == "clip_eps_low" and self.policy_loss == "cispo"):
                 raise UserError(f"{name}: {getattr(self, name)} must be under 1")
+
+    def _check_choices(self) -> None:
+        """Settings that do not go together."""
+        if self.dual_clip and (self.dual_clip <= 1 or self.policy_loss == "cispo"):
+            raise UserError(f"dual_clip: {self.dual_clip} must be above 1, or 0 for none; cispo takes none")
+        if self.overlong_buffer > self.max_response_len[0]:
+            raise UserError(f"overlong_buffer: {self.overlong_buffer} is longer than max_response_len")
+        if self.refill_attempts and not self.drop_uniform_groups:
+            raise UserError("refill_attempts: only dropped groups are replaced; needs drop_uniform_groups=true")
+        if self.stage_from == "best" and not self.save_every:
+            raise UserError("stage_from: best is a checkpoint's; needs save_every above 0")
+        if self.stage_gpus and len(self.stage_gpus) != len(self.max_response_len):
+            raise UserError(f"stage_gpus: {len(self.stage_gpus)} entries for {len(self.max_response_len)} stages")
+        if len(set(self.stage_gpus)) > 1 and not self.save_every:
+            raise UserError("stage_gpus: other GPUs go on from a checkpoint; needs save_every above 0")
+        if self.eval_max_len > self.max_response_len[-1]:
+            raise UserError(f"eval_max_len: {self.eval_max_len} is beyond the longest max_response_len")
 
 
 def checked(name: str, kind: Any, value: Any) -> Any:

@@ -2,9 +2,10 @@
 
 The loss is 8k.py's: two minibatches, clip 0.2, KL 0.001 against the frozen base, entropy bonus 0.001. What differs:
 sizes (model, data, prompts, samples, lengths, budgets, evaluation), the learning rate (70 times higher, for a model
-some 6,000 times smaller), the temperature (1.0, in evaluation too: the base model is sure of itself), and the stages
-(three contexts in one run). Problems carry no instruction, since the model knows only one task. It runs on the CPU even
-where there is a GPU, in float32, where a resumed run is bitwise the uninterrupted one.
+some 6,000 times smaller), the temperature (1.0, in evaluation too: the base model is sure of itself), and the stages:
+three contexts in one run, each ended by the controller, which here looks at windows of 16 steps. Problems carry no
+instruction, since the model knows only one task. It runs on the CPU even where there is a GPU, in float32, where a
+resumed run is bitwise the uninterrupted one.
 """
 
 from configs import Config
@@ -20,7 +21,10 @@ Config(
     temperature=1.0,
     max_prompt_len=40,
     max_response_len=(44, 54, 74),
-    stage_steps=(40, 30, 30),
+    stage_policy="auto",
+    stage_steps=(50, 40, 40),
+    stage_window=16,
+    stage_patience=3,
     lr=7e-5,
     device="cpu",
     dtype="float32",

@@ -96,21 +96,34 @@ def test_labelled_curves(name):
             assert found["collapse_step"] is None
 
 
-def test_a_stage_begins_its_own_history(monkeypatch):
-    monkeypatch.setattr(schedule, "turning_point", lambda history: len(history) == 5)
-    part = rows(np.zeros(4), np.zeros(4))
-    assert replay(part + rows(np.zeros(4), np.zeros(4), stage=2))["fire_step"] is None
-    assert replay(part + rows(np.zeros(5), np.zeros(5), stage=2))["fire_step"] == 5
+def test_a_stage_begins_its_own_history():
+    clips = np.linspace(0.1, 0.3, 8)
+    one, other = rows(np.full(8, 0.5), clips), rows(np.full(8, 0.5), clips, stage=2)
+    assert replay(one, 8, 1)["fire_steps"] == [8]
+    assert replay(one[:4] + other[4:], 8, 1) == {"fire_step": None, "collapse_step": None, "fire_steps": [None, None]}
+    assert replay(one[:4] + other, 8, 1)["fire_steps"] == [None, 8] and replay(one + other, 8, 1)["fire_steps"] == [
+        8,
+        8,
+    ]
+
+
+def test_many_clipped_responses_and_no_progress_are_a_turning_point_too():
+    rng, n = np.random.default_rng(3), 90
+    flat, noise = 0.6 + 0.02 * rng.normal(size=n), 0.01 * rng.normal(size=n)
+    slope = 0.002 * np.arange(n)
+    assert turning_point(rows(flat, 0.3 + noise), window=80, patience=5)
+    assert not turning_point(rows(flat, 0.05 + noise), window=80, patience=5)  # few are cut off
+    assert not turning_point(rows(flat + slope, 0.3 + noise), window=80, patience=5)  # still learning
+    assert not turning_point(rows(flat - slope, 0.3 + noise), window=80, patience=5)  # something else is wrong
+    assert not turning_point(rows(flat, 0.5 + noise - slope), window=80, patience=5)  # ever fewer are
 
 
 def test_the_replay_command_ends_with_json(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps(r) + "\n" for r in rows(np.zeros(3), np.zeros(3))) + '{"step": 4, "rew')
     done = subprocess.run([sys.executable, "schedule.py", str(path)], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and json.loads(done.stdout.splitlines()[-1]) == {
-        "fire_step": None,
-        "collapse_step": None,
-    }
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {"fire_step": None, "collapse_step": None, "fire_steps": [None]}
     path.write_text("nonsense\n{}\n")
     for argv, message in (
         ([str(path)], "not a row of metrics"),

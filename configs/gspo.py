@@ -1,0 +1,23 @@
+"""GSPO's loss (2507.18071, section 5.1) on the 8K stage: one ratio a sequence, clipped to 1 - 0.0003 .. 1 + 0.0004.
+
+Each step in 4 minibatches, sequences alike, no KL. Whole sequences whose probability sampler and trainer disagree on by
+more than 3 times lose their gradient (`sequence_mask`).
+"""
+
+from configs import Config
+
+Config(
+    run_name="gspo",
+    model="deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B",
+    policy_loss="gspo",
+    clip_eps_low=0.0003,
+    clip_eps_high=0.0004,
+    loss_agg="sequence",
+    minibatches=4,
+    kl_coef=0.0,
+    entropy_coef=0.0,
+    rollout_correction="sequence_mask",
+    rollout_correction_high=3.0,
+    sampler="vllm",
+    sampler_slots=256,
+)
