@@ -1,8 +1,9 @@
 """Figures of a run: `python plot.py out/tiny [out/other ...]` reads metrics.jsonl, writes figures/*.png beside it.
 
 The paper's story in four panels: reward, response length, share of clipped responses, accuracy on held-out problems,
-with the context switches marked. One file each and all four in curves.png. Further runs are drawn into the first one's
-figures for comparison (a control, say).
+with the context switches marked. One file each and all four in curves.png; tokens.png has the accuracy against the
+tokens generated for it, which is what runs with other contexts are compared by. Further runs are drawn into the first
+one's figures (a control, say).
 """
 
 import json
@@ -51,11 +52,17 @@ def smooth(values: list[float], window: int) -> list[float]:
 
 
 def base_accuracy(run_dir: Path, key: str) -> float | None:
-    """The base model's accuracy at the first context, from summary.json where the run has ended."""
+    """The base model's accuracy at the context of the evaluations within the run: the first one, unless `eval_max_len`
+    is the last; from summary.json, where the run has ended."""
     path = run_dir / "summary.json"
     if not path.is_file():
         return None
-    return json.loads(path.read_text(encoding="utf-8"))["base_first_benchmarks"][key.removeprefix("eval_")]["accuracy"]
+    limit = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))["config"].get("eval_max_len", 0)
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    context = {0: "first", summary["first_context"]: "first", summary["last_context"]: "last"}.get(limit)
+    if context is None:
+        return None
+    return summary[f"base_{context}_benchmarks"][key.removeprefix("eval_")]["accuracy"]
 
 
 def draw(axes: Axes, runs: dict[Path, list[dict]], title: str, key: str, label: str) -> None:
@@ -88,6 +95,26 @@ def draw(axes: Axes, runs: dict[Path, list[dict]], title: str, key: str, label: 
         axes.legend(fontsize=8)
 
 
+def draw_by_tokens(axes: Axes, runs: dict[Path, list[dict]]) -> None:
+    """Held-out accuracy against the tokens generated up to then, with context switches as larger marks."""
+    for color, (run_dir, rows) in enumerate(runs.items()):
+        tokens, total = [], 0
+        for row in rows:
+            total += row["tokens_generated"]
+            tokens.append(total / 1e6)
+        switches = [i for i in range(1, len(rows)) if rows[i]["stage"] != rows[i - 1]["stage"]]
+        for name in sorted({k for row in rows for k in row if k.startswith("eval_")}):
+            points = [(t, row[name]) for t, row in zip(tokens, rows, strict=True) if name in row]
+            base = base_accuracy(run_dir, name)
+            points = ([(0.0, base)] if base is not None else []) + points
+            axes.plot(*zip(*points, strict=True), ".-", color=f"C{color}", label=f"{run_dir.name}: {name[5:]}")
+        for i in switches:
+            axes.axvline(tokens[i - 1], color=f"C{color}", linestyle="--", linewidth=1)
+    axes.set(title="Held-out accuracy", xlabel="million tokens generated", ylabel="accuracy")
+    axes.grid(alpha=0.2)
+    axes.legend(fontsize=8)
+
+
 def main(argv: list[str]) -> None:
     if not argv or any(a.startswith("-") for a in argv):
         raise UserError("usage: python plot.py out/RUN [out/OTHER ...]")
@@ -109,9 +136,15 @@ def main(argv: list[str]) -> None:
         for axes in grid.flat[len(panels) :]:
             axes.set_visible(False)
         figure.savefig(folder / "curves.png", dpi=110)
+        written = [*panels, "curves"]
+        if "accuracy" in panels:
+            figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+            draw_by_tokens(axes, runs)
+            figure.savefig(folder / "tokens.png", dpi=120)
+            written.append("tokens")
     except OSError as e:
         raise UserError(f"{folder}: cannot write the figures: {e.strerror}") from None
-    print(f"wrote {', '.join(f'{folder}/{n}.png' for n in [*panels, 'curves'])}")
+    print(f"wrote {', '.join(f'{folder}/{n}.png' for n in written)}")
 
 
 if __name__ == "__main__":

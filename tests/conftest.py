@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 import tiny
 from model import token_logprobs
@@ -50,3 +51,21 @@ def world(tmp_path_factory) -> Path:
         rows = [{"problem": f"{a}+{b}=?", "answer": str(a + b)} for a, b in pairs]
         (path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="session")
+def six_steps(world, tmp_path_factory) -> Path:
+    """The folder of a run of six steps in two stages, four and two."""
+    from test_train import flags, train
+
+    out = tmp_path_factory.mktemp("six")
+    train(flags(world, out, eval_every=3))
+    return out / "run"
+
+
+@pytest.fixture
+def group_of_one():
+    """A process group of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield torch.device("cpu")
+    dist.destroy_process_group()

@@ -13,7 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from losses import aggregate, clipped, group_advantages, kl_penalty, policy_loss, rollout_weights, sequence_sum
+from losses import (
+    aggregate,
+    cispo_loss,
+    clipped,
+    group_advantages,
+    kl_penalty,
+    overlong_penalty,
+    policy_loss,
+    rollout_weights,
+    sequence_logratio,
+    sequence_sum,
+)
 
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
 AGGREGATIONS = ("token", "sequence", "dr_grpo", "deepscaler")
@@ -73,6 +84,18 @@ def test_advantages_match_trl_on_a_whole_batch(case):
     std = rewards.std(dim=1, keepdim=True)  # TRL adds 1e-4 where DeepScaleR and verl add 1e-6
     rescaled = group_advantages(rewards, True) * (std + 1e-6) / (std + 1e-4)
     same(rescaled.flatten(), torch.tensor(case["expected"]["trl_group"]))
+
+
+@needs_golden
+def test_a_biased_std_would_be_noticed():
+    (case,) = (c for c in golden("01_group_advantages")["cases"] if c["case"] == "ragged_groups_binary")
+    index, rewards = torch.tensor(case["inputs"]["group_index"]), torch.tensor(case["inputs"]["rewards"]).double()
+    want, wrong = torch.tensor(case["expected"]["deepscaler_zscore"]).double(), torch.zeros(len(rewards))
+    for g in index.unique():
+        group = rewards[index == g]
+        wrong[index == g] = ((group - group.mean()) / (group.std(correction=0) + 1e-6)).float()
+    with pytest.raises(AssertionError):
+        same(wrong, want, rtol=1e-3)
 
 
 @few_examples
@@ -181,6 +204,15 @@ def test_deepscaler_aggregation_sums_micro_batch_means(policy):
     policy.check(policy.aggregate(losses, "deepscaler"), want["whole_batch_token_mean"])
 
 
+def test_means_of_means_would_be_noticed(policy):
+    """Averaging micro-batch means is neither DeepScaleR's sum of them nor the token mean."""
+    want, losses = policy.file["expected"], policy.losses(0.2, 0.2)
+    mean_of_means = policy.by_micro_batch(losses, "deepscaler") / len(policy.parts)
+    for entry in (want["deepscaler"]["sum_of_microbatch_token_means"], want["deepscaler"]["whole_batch_token_mean"]):
+        with pytest.raises(AssertionError):
+            policy.check(mean_of_means, entry)
+
+
 def test_whole_deepscaler_loss_matches_its_code(policy):
     """Policy loss, minus 0.001 entropy, plus 0.001 clamped k3, as a sum of micro-batch means."""
     policy.entropy.requires_grad_()
@@ -263,6 +295,16 @@ def test_kl_values_and_gradients_match(reference, estimator):
 
 
 @needs_golden
+def test_an_unclamped_k3_would_be_noticed():
+    file = golden("03_kl")
+    logprobs, ref = (ragged(file["inputs"][k], file["inputs"]["mask"]) for k in ("logprobs", "ref_logprobs"))
+    want = ragged(file["expected"]["deepscaler_low_var_kl"]["values"], file["inputs"]["mask"])
+    same(kl_penalty(logprobs, ref, "k3_clamped"), want, 1e-9, 1e-9)
+    with pytest.raises(AssertionError):
+        same(kl_penalty(logprobs, ref, "k3"), want, 1e-9, 1e-9)
+
+
+@needs_golden
 def test_k3_without_clamp_matches_trl():
     file = golden("03_kl")
     inputs, want = file["inputs"], file["expected"]["trl_k3_no_clamp"]
@@ -271,6 +313,89 @@ def test_k3_without_clamp_matches_trl():
     same(total, want["sum"], 1e-9)
     total.backward()
     same(logprobs.grad, ragged(want["grad_of_sum"], inputs["mask"]), 1e-9, 1e-9)
+
+
+# ------------------------------------------------------------------------------------------------- GSPO, CISPO, lengths
+
+
+class Regime:
+    """The packed inputs of one regime of 04_gspo_cispo."""
+
+    def __init__(self, name: str) -> None:
+        regime = golden("04_gspo_cispo")["regimes"][name]
+        i, self.expected = regime["inputs"], regime["expected"]
+        self.mask, self.cu_seqlens = i["mask"], offsets(i["mask"])
+        self.logprobs, self.old = (ragged(i[k], self.mask) for k in ("logprobs", "old_logprobs"))
+        self.advantages, self.ones = per_token(i["advantages_per_sequence"], self.mask), torch.ones_like(self.old)
+        self.logprobs.requires_grad_()
+
+    def check(self, losses: Tensor, how: str, loss: float, want: dict) -> None:
+        total = aggregate(losses, self.ones, self.cu_seqlens, how, losses.numel(), len(self.mask), 1)
+        same(total, loss)
+        (grad,) = torch.autograd.grad(total, self.logprobs)
+        same(grad, ragged(want["dloss_dlogprobs"], self.mask))
+
+
+@needs_golden
+@pytest.mark.parametrize("name", ["gspo_small_drift", "large_drift"])
+def test_gspo_matches_verl_and_trl(name):
+    """In double precision verl's loss a token as well; TRL computes a sequence's, with equal value and gradient."""
+    regime = Regime(name)
+    log_ratio = sequence_logratio(regime.logprobs, regime.old, regime.ones, regime.cu_seqlens)
+    zeros = torch.zeros_like(log_ratio)
+    want = regime.expected["verl_gspo"]
+    first = regime.cu_seqlens[:-1].long()
+    same(log_ratio[first].exp(), torch.tensor(want["seq_ratio"]).double())
+    clip = want["clip_low"], want["clip_high"]
+    losses = policy_loss(log_ratio, zeros, regime.advantages, *clip)
+    same(losses, ragged(want["per_token_loss"], regime.mask))
+    same(clipped(log_ratio, zeros, regime.advantages, *clip).double().mean(), want["clipfrac"])
+    regime.check(losses, "sequence", want["loss_seq_mean_token_mean"], want)
+    losses = policy_loss(sequence_logratio(regime.logprobs, regime.old, regime.ones, regime.cu_seqlens), zeros,
+                         regime.advantages, *clip)  # fmt: skip
+    regime.check(losses, "sequence", regime.expected["trl_gspo"]["loss"], regime.expected["trl_gspo"])
+    if name == "large_drift":
+        tokens = policy_loss(regime.logprobs, regime.old, regime.advantages, *clip)
+        with pytest.raises(AssertionError):  # a ratio a token is another algorithm
+            regime.check(tokens, "sequence", want["loss_seq_mean_token_mean"], want)
+
+
+@needs_golden
+@pytest.mark.parametrize("name", ["gspo_small_drift", "large_drift"])
+def test_cispo_matches_verl_and_trl(name):
+    """TRL's weight has a cap and no lower bound: clip_eps_low 1."""
+    regime = Regime(name)
+    for key in ("verl_cispo_0.2_0.28", "verl_cispo_nolow_4"):
+        want = regime.expected[key]
+        losses = cispo_loss(regime.logprobs, regime.old, regime.advantages, want["clip_low"], want["clip_high"])
+        same(losses, ragged(want["per_token_loss"], regime.mask))
+        regime.check(losses, "token", want["loss_token_mean"], want)
+        sign, clip = regime.ones, (want["clip_low"], want["clip_high"])
+        outside = sum(clipped(regime.logprobs, regime.old, s, *clip) for s in (sign, -sign))
+        same(outside.double().mean(), want["clipfrac"])
+    for key in ("trl_cispo_max1.2", "trl_cispo_max5.0"):
+        want = regime.expected[key]
+        losses = cispo_loss(regime.logprobs, regime.old, regime.advantages, 1.0, want["weight_cap"] - 1)
+        regime.check(losses, "token", want["loss_token_mean"], want)
+
+
+def test_a_masked_token_leaves_the_sequence_ratio_alone():
+    logprobs = torch.tensor([-9.0, -1.0, -1.0, -2.0], requires_grad=True)
+    old, mask = torch.tensor([0.0, -1.1, -1.4, -1.5]), torch.tensor([0.0, 1.0, 1.0, 1.0])
+    log_ratio = sequence_logratio(logprobs, old, mask, torch.tensor([0, 3, 4], dtype=torch.int32))
+    torch.testing.assert_close(log_ratio.detach(), torch.tensor([0.25, 0.25, 0.25, -0.5]))
+    (log_ratio * mask).sum().backward()
+    torch.testing.assert_close(logprobs.grad, mask)
+
+
+@needs_golden
+def test_soft_overlong_penalty_matches_trl_and_verl():
+    for case in golden("07_overlong")["cases"]:
+        lengths = torch.tensor(case["lengths"], dtype=torch.float64)
+        penalty = overlong_penalty(lengths, case["max_len"], case["buffer"])
+        same(penalty, case["expected_trl"])
+        within = lengths <= case["max_len"]  # beyond, verl goes on falling; no response is longer than its limit
+        same(penalty[within] * case["penalty_factor"], torch.tensor(case["expected_verl_dapo"]).double()[within])
 
 
 # ----------------------------------------------------------------------------------------------------------- correction

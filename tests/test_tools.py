@@ -13,7 +13,6 @@ import torch
 import data_prep
 import metrics
 import plot
-import schedule
 import tiny
 from configs import UserError, load_config
 from eval_grade import Graded, summarize
@@ -21,11 +20,6 @@ from prompts import ChatTokenizer, load_problems
 from reward import reward
 from rollout import Rollout
 from test_train import ENV, ROOT, flags
-
-
-def test_each_step_belongs_to_its_stage():
-    stages = [schedule.stage_at(step, (2, 1, 3)) for step in range(1, 9)]
-    assert stages == [0, 0, 1, 2, 2, 2, 2, 2]
 
 
 def test_accuracy_and_its_standard_error_are_those_of_the_problem_means():
@@ -113,6 +107,7 @@ def test_figures_are_drawn_from_metrics(tmp_path):
             "reward_mean": 0.1 * s,
             "response_len_mean": 9,
             "response_clip_ratio": None if s == 3 else 0.2,
+            "tokens_generated": 1000,
         }
         | ({"eval_test": 0.5} if s % 2 else {})
         for s in range(1, 8)
@@ -120,8 +115,13 @@ def test_figures_are_drawn_from_metrics(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows) + '{"torn')
     plot.main([str(tmp_path)])
     figures = {p.name: p.read_bytes() for p in (tmp_path / "figures").iterdir()}
-    assert set(figures) == {"reward.png", "length.png", "clip_ratio.png", "accuracy.png", "curves.png"}
+    assert set(figures) == {"reward.png", "length.png", "clip_ratio.png", "accuracy.png", "curves.png", "tokens.png"}
     assert all(data.startswith(b"\x89PNG") and len(data) > 5000 for data in figures.values())
+    for limit, base in ((0, 0.1), (8, 0.1), (16, 0.2), (9, None)):  # the base model's point, where it was evaluated
+        (tmp_path / "config.json").write_text(json.dumps({"config": {"eval_max_len": limit}}))
+        both = {f"base_{w}_benchmarks": {"test": {"accuracy": a}} for w, a in (("first", 0.1), ("last", 0.2))}
+        (tmp_path / "summary.json").write_text(json.dumps(both | {"first_context": 8, "last_context": 16}))
+        assert plot.base_accuracy(tmp_path, "eval_test") == base
     assert plot.smooth([1.0, 2.0, 3.0, 10.0], 3) == [1.5, 2.0, 5.0, 6.5]
 
 

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 import checkpoint
+import groups
 import packing
 import train_grpo
 from configs import UserError, load_config, run
@@ -69,13 +70,6 @@ def responses(run_dir, step):
     return [json.loads(line) for line in lines]
 
 
-@pytest.fixture(scope="session")
-def six_steps(world, tmp_path_factory):
-    out = tmp_path_factory.mktemp("six")
-    train(flags(world, out, eval_every=3))
-    return out / "run"
-
-
 # ------------------------------------------------------------------------------------------------- gradients and packs
 
 
@@ -111,6 +105,28 @@ def test_other_denominators_do_not_know_the_world_either(tiny_model_dir, tmp_pat
     split = gradients(tiny_model_dir, tmp_path / "2", 2, "token_budget=132", option)
     assert largest_difference(split, whole) < 1e-6
     assert largest_difference(whole, gradients(tiny_model_dir, tmp_path / "3", 1, "token_budget=100000")) > 1e-2
+
+
+@pytest.mark.slow
+def test_deepscaler_aggregation_sums_means_of_micro_batches_and_averages_ranks(tiny_model_dir, tmp_path):
+    """On two ranks, one with a dummy pack: as if each micro-batch's mean were added by hand, over the ranks."""
+    options = "loss_agg=deepscaler", "token_budget=200"
+    two = gradients(tiny_model_dir, tmp_path / "2", 2, *options)
+    assert two["empty"] > 0 and max(two["packs"]) > 1
+    by_hand = gradients(tiny_model_dir, tmp_path / "1", 1, *options, "ranks_here=2")
+    assert by_hand["packs"] == two["packs"] and largest_difference(two, by_hand) < 1e-6
+    token_mean = gradients(tiny_model_dir, tmp_path / "3", 2, "token_budget=200")
+    assert largest_difference(two, token_mean) > 1
+
+
+@pytest.mark.slow
+def test_shards_within_a_node_and_copies_across_nodes_do_not_change_gradients(tiny_model_dir, tmp_path):
+    """HSDP: four ranks as two copies of the model, each in two shards."""
+    whole = gradients(tiny_model_dir, tmp_path / "1", 1, "token_budget=100000")
+    for shard_size in (1, 2, 4):
+        split = gradients(tiny_model_dir, tmp_path / "4", 4, "token_budget=132", f"shard_size={shard_size}")
+        assert split["copies"] == 4 // shard_size
+        assert largest_difference(split, whole) < 1e-6, shard_size
 
 
 @pytest.mark.slow
@@ -159,19 +175,12 @@ def test_pack_shifts_once_and_aligns_everything_with_targets():
 
 def test_an_epoch_gives_every_prompt_at_most_once_in_an_order_of_its_own(world, tmp_path):
     cfg = load_config(flags(world, tmp_path))
-    parts = [[train_grpo.step_prompts(s, 26, cfg) for s in steps] for steps in ((1, 2, 3), (4, 5, 6))]
+    parts = [[groups.step_prompts(s, 26, cfg) for s in steps] for steps in ((1, 2, 3), (4, 5, 6))]
     first, second = (sum(p, []) for p in parts)
     assert len(set(first)) == len(first) == 24 and first != second and set(first + second) <= set(range(26))
 
 
 # ------------------------------------------------------------------------------------------ old log-probabilities, FSDP
-
-
-@pytest.fixture
-def group_of_one():
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield torch.device("cpu")
-    dist.destroy_process_group()
 
 
 def one_minibatch(cfg, device):
@@ -245,7 +254,7 @@ def test_a_run_writes_what_the_design_lists(six_steps):
         time_sync time_step tokens_per_second mfu gpu_hours""".split()
     assert all(set(names) <= set(r) for r in rows)
     assert 0 < rows[0]["reward_mean"] < 1 and rows[0]["mismatch_k3"] < 1e-6 and rows[0]["kl"] != rows[5]["kl"]
-    assert [r["step"] for r in rows if "eval_test" in r] == [3, 6]
+    assert [r["step"] for r in rows if "eval_test" in r] == [3, 4, 6]  # every third, and at a stage's end
     summary = json.loads((six_steps / "summary.json").read_text())
     assert all(
         set(summary[k]) == {"accuracy", "stderr"} for k in ("base_first", "base_last", "final_first", "final_last")
@@ -289,7 +298,10 @@ def test_resume_is_exact(world, tmp_path, six_steps, ranks):
     for step in range(1, 7):
         assert responses(tmp_path / "run", step) == responses(whole, step)
     ours, theirs = (json.loads((r / "summary.json").read_text()) for r in (tmp_path / "run", whole))
-    assert {k: v for k, v in ours.items() if k != "wall_time"} == {k: v for k, v in theirs.items() if k != "wall_time"}
+    for summary in (ours, theirs):
+        for name in [n for n in summary if n.startswith(("wall_time", "gpu_hours"))]:
+            assert summary.pop(name) >= 0
+    assert ours == theirs
 
 
 @pytest.mark.slow
@@ -399,15 +411,20 @@ def test_every_kind_of_damage_is_noticed(six_steps, tmp_path):
     assert damaged(lambda f: (f / "manifest.json").write_text("{}")) is not None
 
 
-def test_pruning_keeps_the_newest_and_the_best(tmp_path):
-    for step, score in ((10, 0.1), (20, 0.9), (30, 0.3), (40, 0.4)):
+def test_pruning_keeps_the_newest_the_best_of_each_stage_and_the_reference(tmp_path):
+    for step, stage, score in ((5, 0, 0.1), (10, 0, 0.1), (20, 0, 0.9), (25, 1, 0.5), (30, 1, 0.3), (40, 1, 0.4)):
         for kind in ("ckpt", "hf"):
             (tmp_path / kind / f"step_{step:06d}").mkdir(parents=True)
-        (tmp_path / "ckpt" / f"step_{step:06d}" / "state.json").write_text(json.dumps({"score": score}))
+        (tmp_path / "ckpt" / f"step_{step:06d}" / "state.json").write_text(json.dumps({"score": score, "stage": stage}))
     (tmp_path / "ckpt/step_000030/state.json").unlink()  # damaged: in no one's way
-    checkpoint.prune(tmp_path, 1)
+    checkpoint.prune(tmp_path, 1, "step_000010")
     for kind in ("ckpt", "hf"):
-        assert sorted(p.name for p in (tmp_path / kind).iterdir()) == ["step_000020", "step_000040"]
+        left = sorted(p.name for p in (tmp_path / kind).iterdir())
+        assert left == ["step_000010", "step_000020", "step_000025", "step_000040"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "damage", lambda folder: "torn" if folder.name == "step_000020" else None)
+        assert checkpoint.best(tmp_path, 0) == "step_000010"
+    assert checkpoint.best(tmp_path, 0) is None and checkpoint.best(tmp_path, 7) is None  # none of these is whole
 
 
 def test_metrics_lose_later_rows_and_a_torn_line(tmp_path):

@@ -1,0 +1,316 @@
+"""Stages within a run: who ends them, what the next one begins with, other numbers of GPUs, refills, the ledger."""
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import checkpoint
+import stages
+import train_grpo
+from configs import UserError, load_config, parse_config_file
+from groups import is_mixed, refill_prompts, to_train_on, with_advantages
+from ledger import charge, ledger_columns, ledger_lines
+from metrics import Timer
+from packing import device_mesh
+from rollout import Rollout
+from schedule import replay
+from test_train import ENV, ROOT, flags, metrics, responses, train, weights_hash
+
+
+def rows_of(run_dir):
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+# --------------------------------------------------------------------------------------------------- the end of a stage
+
+
+@pytest.mark.slow
+def test_the_controller_ends_a_stage_where_the_replay_says(world, tmp_path):
+    """Without learning, the reward is flat and many responses of at most 12 tokens are cut off."""
+    changes = dict(max_response_len="12,24", stage_steps="40,3", lr=0, stage_window=8, stage_patience=1)
+    said = train(flags(world, tmp_path, **changes, save_rollouts_every=0, kl_coef=0))
+    rows = rows_of(tmp_path / "run")
+    switch = sum(r["stage"] == 0 for r in rows)
+    assert 8 <= switch < 40 and len(rows) == switch + 3  # the last stage takes its steps
+    assert replay(rows, 8, 1)["fire_steps"][0] == switch
+    assert f"stage 1 of 2 (context 12) ends at its turning point: {switch} steps" in said
+    assert f"stage 2 of 2 begins from step_{switch:06d}: context 24" in said
+    command = [sys.executable, "schedule.py", tmp_path / "run" / "metrics.jsonl"]  # reads the run's own window
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert json.loads(done.stdout.splitlines()[-1])["fire_step"] == switch
+
+
+def judged(cfg, rewards, lengths, clips, state=None):
+    """The state after these steps, and the verdicts."""
+    state, verdicts = state or stages.new_state(), []
+    for reward, length, clip in zip(rewards, lengths, clips, strict=True):
+        row = dict(step=state["step"] + 1, reward_mean=reward, response_len_mean=length, response_clip_ratio=clip)
+        state = stages.after_step(state, row, cfg)
+        verdicts.append(state["verdict"])
+    return state, verdicts
+
+
+def test_verdicts_of_the_loop(world, tmp_path, group_of_one):
+    cfg = load_config(flags(world, tmp_path, stage_window=8, stage_patience=2, stage_steps="20,5"))
+    ups = [0.1 + 0.02 * i for i in range(30)]
+    state, verdicts = judged(cfg, ups[:20], [9.0] * 20, [0.5 - 0.01 * i for i in range(20)])
+    assert verdicts == [None] * 19 + ["lengthen"]  # out of patience
+    assert stages.is_due(state, cfg) and not stages.is_last(state, cfg) and stages.last_step(state, cfg) == 25
+    assert state["score"] == pytest.approx(sum(ups[15:20]) / 5)  # the mean of the last five
+    state |= dict(stage=1, stage_began=20, history=[], verdict=None)
+    _, verdicts = judged(cfg, ups[:5], [9.0] * 5, [0.5] * 5, state)
+    assert verdicts == [None] * 5  # a limit is nothing the last stage goes on from
+    ruin = [0.6] * 8 + [0.1] * 5
+    state, verdicts = judged(cfg, ruin, [9.0] * 8 + [24.0] * 5, [0.2] * 8 + [1.0] * 5)
+    assert "lengthen" not in verdicts[8:] and verdicts[-1] == "collapsed" and not stages.is_due(state, cfg)
+    fixed = load_config(flags(world, tmp_path, stage_policy="fixed", stage_window=8, stage_patience=2))
+    _, verdicts = judged(fixed, ruin, [9.0] * 8 + [24.0] * 5, [0.2] * 8 + [1.0] * 5)
+    assert verdicts[:4] == [None, None, None, "lengthen"] and "collapsed" not in verdicts
+
+
+@pytest.mark.slow
+def test_a_collapsed_run_stops_and_its_result_is_the_best_checkpoint(world, tmp_path):
+    """A KL penalty with the wrong sign drives the model away from its start until it only babbles."""
+    changes = dict(max_response_len="24", group_size="4", stage_steps="60", kl_coef=-0.3, lr=3e-4, save_every=2)
+    changes |= dict(
+        stage_window=8, stage_patience=3, keep_checkpoints=1, save_rollouts_every=0, eval_every=50, eval_k=16
+    )
+    said = train(flags(world, tmp_path, **changes))
+    rows, run_dir = rows_of(tmp_path / "run"), tmp_path / "run"
+    assert len(rows) < 60 and replay(rows, 8, 3)["collapse_step"] == len(rows)
+    assert "the run has collapsed" in said
+    scores = {p.name: json.loads((p / "state.json").read_text()) for p in (run_dir / "ckpt").iterdir()}
+    best = max(scores, key=lambda name: scores[name]["score"])
+    assert scores[f"step_{len(rows):06d}"]["verdict"] == "collapsed" and best != f"step_{len(rows):06d}"
+    assert f"its best checkpoint, {run_dir}/hf/{best}" in said
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert summary["verdict"] == "collapsed" and summary["final_first"]["accuracy"] > rows[-1]["eval_test"]
+    (run_dir / "summary.json").unlink()
+    again = train([*flags(world, tmp_path, **changes), "--resume=true"])
+    assert len(rows_of(run_dir)) == len(rows) and f"hf/{best}" in again
+    repeated = json.loads((run_dir / "summary.json").read_text())
+    assert repeated["final_first"] == summary["final_first"] and repeated["final_last"] == summary["final_last"]
+
+
+# --------------------------------------------------------------------------------------------- what a stage begins with
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", ["last", "best"])
+def test_resume_across_a_switch_is_exact(world, tmp_path, start):
+    """Stopped just before the switch, just after it (with another KL reference), or not at all: the same run."""
+    changes = dict(stage_steps="4,3", stage_from=start, save_every=2, kl_coef=0.1, eval_every=0, keep_checkpoints=1)
+    train(flags(world, tmp_path, run_name="whole", **changes))
+    for stops in ((4,), (5, 6)):
+        name = f"stopped{stops[0]}"
+        for cut in (*stops, 0):
+            train([*flags(world, tmp_path, run_name=name, **changes, max_steps=cut), "--resume=true"])
+        assert metrics(tmp_path / name) == metrics(tmp_path / "whole")
+        assert weights_hash(tmp_path / name, 7) == weights_hash(tmp_path / "whole", 7)
+
+
+@pytest.mark.slow
+def test_what_is_kept_and_what_is_reset_makes_a_difference(world, tmp_path):
+    """The second stage of five runs that differ in one choice: nothing changes before it, and there each does."""
+    keep = dict(stage_optimizer="keep", stage_data_order="keep", stage_reference="keep")
+    runs = {"keep": keep, "reset": dict.fromkeys(keep, "reset")}
+    runs |= {name: keep | {name: "reset"} for name in keep}
+    for name, choice in runs.items():
+        train(flags(world, tmp_path, run_name=name, stage_steps="3,2", kl_coef=0.1, save_every=9, **choice))
+    found = {name: metrics(tmp_path / name) for name in runs}
+    assert all(rows[:3] == found["keep"][:3] for rows in found.values())
+    drawn = {name: sorted({r["id"] for r in responses(tmp_path / name, 4)}) for name in runs}
+    first = sorted({r["id"] for r in responses(tmp_path / "keep", 1)})
+    assert drawn["reset"] == drawn["stage_data_order"] == first != drawn["keep"]
+    assert drawn["keep"] == drawn["stage_optimizer"] == drawn["stage_reference"]
+    kl = {name: rows[3]["kl"] for name, rows in found.items()}  # in step 4, before its second minibatch moves
+    assert kl["stage_reference"] < 0.7 * kl["keep"] and kl["stage_optimizer"] != kl["keep"]
+    assert len({weights_hash(tmp_path / name, 5) for name in runs}) == len(runs)
+
+
+def test_the_next_stage_begins_with_the_best_weights(world, tmp_path, group_of_one):
+    device, dtype = group_of_one, torch.float32
+    for optimizer_choice in ("keep", "reset"):
+        cfg = load_config(flags(world, tmp_path, run_name=optimizer_choice, stage_from="best", keep_checkpoints=1,
+                                stage_optimizer=optimizer_choice))  # fmt: skip
+        model, reference = (train_grpo.load_model(cfg, world / "base", device, dtype) for _ in range(2))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        state, kept = stages.new_state(), {}
+        for step, score in ((1, 0.2), (2, 0.9), (3, 0.5)):
+            for p in model.parameters():
+                p.grad = torch.ones_like(p)
+            optimizer.step()
+            state |= {"step": step, "score": score, "verdict": "lengthen"}
+            checkpoint.save_all(cfg, model, optimizer, step, state)
+            kept[step] = {n: p.full_tensor().clone() for n, p in model.named_parameters()}
+        state = stages.begin_next(cfg, state, model, reference, optimizer)
+        for m in (model, reference):
+            assert all(torch.equal(p.full_tensor(), kept[2][n]) for n, p in m.named_parameters())
+        assert state["stage"] == 1 and state["stage_began"] == 3 and state["reference"] == "step_000002"
+        assert state["verdict"] is None and state["history"] == []
+        steps = {float(s["step"]) for s in optimizer.state.values()}
+        assert steps == ({2.0} if optimizer_choice == "keep" else set())
+
+
+@pytest.mark.slow
+def test_a_stage_for_other_gpus_is_begun_by_the_printed_command(world, tmp_path):
+    argv = flags(world, tmp_path, stage_gpus="1,2", save_rollouts_every=0, eval_every=3)
+    said = train(argv)
+    assert [r["step"] for r in rows_of(tmp_path / "run")] == [1, 2, 3, 4]
+    assert not (tmp_path / "run" / "summary.json").exists() and "wants 2 GPUs" in said
+    command = shlex.split(next(line for line in said.splitlines() if "torchrun" in line))
+    assert command[1:3] == ["--nproc_per_node=2", "train_grpo.py"] and command[-1] == "--resume=true"
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", *command[1:]], cwd=ROOT,
+                          env=ENV, capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [r["stage"] for r in rows_of(tmp_path / "run")] == [0] * 4 + [1] * 2
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["world_size"] == 2
+
+
+def test_the_command_for_more_nodes(monkeypatch):
+    cfg = load_config(["configs/faithful.py"])
+    state = stages.new_state() | {"verdict": "lengthen", "step": 1040}
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert stages.wants_other_gpus(state, cfg) and not stages.wants_other_gpus(state | {"stage": 1}, cfg)
+    said = stages.next_command(state, cfg, ["configs/faithful.py", "--run_name=a b", "--resume=false"])
+    assert said == ("torchrun --nnodes=4 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=FIRST_NODE:29500 "
+                    "train_grpo.py configs/faithful.py '--run_name=a b' --resume=true")  # fmt: skip
+
+
+@pytest.mark.slow
+def test_checkpoints_go_from_two_ranks_to_four_to_one(world, tmp_path, six_steps):
+    """Each part of the run at another world size, the middle one as two copies of two shards: the same losses."""
+    argv = flags(world, tmp_path, save_every=2, save_rollouts_every=0)
+    train([*argv, "--max_steps=2"], ranks=2)
+    train([*argv, "--max_steps=4", "--shard_size=2", "--resume=true"], ranks=4)
+    train([*argv, "--resume=true"])
+    ours, theirs = metrics(tmp_path / "run"), metrics(six_steps)
+    assert [r["step"] for r in ours] == [1, 2, 3, 4, 5, 6]
+    for one, other in zip(ours, theirs, strict=True):
+        for key in ("loss", "kl", "entropy", "grad_norm", "reward_mean", "tokens_generated"):
+            assert one[key] == pytest.approx(other[key], rel=1e-4, abs=1e-6), (one["step"], key)
+
+
+def test_ranks_that_make_no_whole_copies_are_refused(world, tmp_path, group_of_one):
+    cfg = load_config(flags(world, tmp_path, shard_size=2))
+    with pytest.raises(UserError, match="shard_size: 1 ranks are no multiple of 2"):
+        device_mesh(cfg, group_of_one)
+
+
+# ------------------------------------------------------------------------------------------------------- groups, refill
+
+
+def group(prompt_id, rewards, lengths=None):
+    lengths = lengths or [3] * len(rewards)
+    return [Rollout(prompt_id, s, [1], [5] * n, [-1.0] * n, "stop", reward=r)
+            for s, (r, n) in enumerate(zip(rewards, lengths, strict=True))]  # fmt: skip
+
+
+def test_refills_are_other_prompts_as_many_as_are_expected_to_be_needed(world, tmp_path):
+    cfg = load_config(flags(world, tmp_path, drop_uniform_groups=True, refill_attempts=2, prompts_per_step=8))
+    groups = [group(p, [0.0, 1.0] if p < 4 else [1.0, 1.0]) for p in range(8)]
+    drawn = refill_prompts(groups, 5, 1, 64, cfg)
+    assert len(drawn) == 8 and not set(drawn) & set(range(8))  # 4 are missing, half of them come out mixed
+    assert drawn == refill_prompts(groups, 5, 1, 64, cfg) != refill_prompts(groups, 6, 1, 64, cfg)
+    assert drawn != refill_prompts(groups, 5, 2, 64, cfg) and refill_prompts(groups, 5, 3, 64, cfg) == []
+    assert refill_prompts([group(p, [0.0, 1.0]) for p in range(8)], 5, 1, 64, cfg) == []
+    assert len(refill_prompts(groups, 5, 1, 10, cfg)) == 2  # no more than there are
+    assert refill_prompts([group(p, [0.0, 0.0]) for p in range(8)], 5, 1, 64, cfg) != []  # none mixed at all
+
+
+def test_the_first_mixed_groups_are_trained_on_in_prompt_order(world, tmp_path):
+    cfg = load_config(flags(world, tmp_path, drop_uniform_groups=True, prompts_per_step=2))
+    rollouts = [r for p, rewards in ((9, [0, 1]), (3, [1, 1]), (7, [1, 0]), (5, [0, 1])) for r in group(p, rewards)]
+    groups = with_advantages(rollouts, 8, cfg)
+    assert [g[0].prompt_id for g in to_train_on(groups, cfg)] == [7, 9]
+    cfg = load_config(flags(world, tmp_path))
+    assert [g[0].prompt_id for g in to_train_on(groups, cfg)] == [3, 5, 7, 9]
+    assert to_train_on(with_advantages(group(3, [1, 1]), 8, cfg), cfg) == [] and not is_mixed(group(3, [1, 1]))
+
+
+def test_long_responses_are_punished_before_they_are_compared(world, tmp_path):
+    cfg = load_config(flags(world, tmp_path, overlong_buffer=4, normalize_advantage_std=False))
+    (groups,) = with_advantages(group(3, [1.0, 1.0, 0.0], [3, 6, 8]), 8, cfg)
+    shaped = torch.tensor([1.0, 0.5, -1.0])
+    assert [r.advantage for r in groups] == pytest.approx((shaped - shaped.mean()).tolist())
+    assert [r.reward for r in groups] == [1.0, 1.0, 0.0]  # what is reported stays accuracy
+    assert to_train_on(with_advantages(group(3, [1.0, 1.0], [3, 6]), 8, cfg), cfg) != []
+
+
+@pytest.mark.slow
+def test_uniform_groups_are_refilled_alike_on_any_number_of_ranks(world, tmp_path):
+    changes = dict(drop_uniform_groups=True, refill_attempts=2, group_size="2,2", stage_steps="2,1", save_every=0)
+    train(flags(world, tmp_path, run_name="one", **changes))
+    train(flags(world, tmp_path, run_name="two", **changes), ranks=2)
+    one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
+    assert responses(tmp_path / "one", 1) == responses(tmp_path / "two", 1)
+    for a, b in zip(one, two, strict=True):
+        assert (a["groups_drawn"], a["groups_trained"]) == (b["groups_drawn"], b["groups_trained"])
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4, abs=1e-6)
+    assert all(r["groups_drawn"] > 8 >= r["groups_trained"] > 0 for r in one)
+    ids = [r["id"] for r in responses(tmp_path / "one", 1)]
+    assert len(ids) == 2 * len(set(ids)) == 2 * one[0]["groups_drawn"]  # no prompt twice in a step
+    trained = {i for i in ids if len({r["reward"] for r in responses(tmp_path / "one", 1) if r["id"] == i}) > 1}
+    assert len(trained) >= one[0]["groups_trained"]
+
+
+LOSS_SETTINGS = """policy_loss clip_eps_low clip_eps_high dual_clip kl_coef kl_estimator entropy_coef loss_agg
+    normalize_advantage_std mask_truncated drop_uniform_groups refill_attempts rollout_correction rollout_correction_low
+    rollout_correction_high stage_from stage_optimizer stage_data_order stage_reference temperature""".split()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["faithful", "modern", "dapo", "dr_grpo", "gspo", "cispo"])
+def test_the_variants_train(world, tmp_path, name):
+    """The algorithm of each config file, in a world that fits here."""
+    values = {k: v for k, v in parse_config_file(f"configs/{name}.py").items() if k in LOSS_SETTINGS}
+    values |= {"overlong_buffer": 6} if name == "dapo" else {}
+    values |= {"minibatches": 4} if name in ("dapo", "gspo") else {}
+    train(flags(world, tmp_path, stage_steps="2,1", save_every=3, **values))
+    rows = rows_of(tmp_path / "run")
+    assert [r["stage"] for r in rows] == [0, 0, 1] and all(r["grad_norm"] > 0 for r in rows)
+    assert all((r["kl"] != 0) == (name == "faithful") for r in rows)
+    base = (world / "base" / "model.safetensors").read_bytes()
+    assert (tmp_path / "run/hf/step_000003/model.safetensors").read_bytes() != base
+
+
+# ---------------------------------------------------------------------------------------------------------- the ledger
+
+
+def test_the_ledger_adds_up_and_says_what_it_could_not_place():
+    timer = Timer(torch.device("cpu"))
+    start = time.perf_counter()
+    with timer("rollout"):
+        sum(range(200_000))
+    with timer("probe"):
+        sum(range(100_000))
+    elapsed = time.perf_counter() - start + 1.0
+    ledger = charge(charge({}, timer, elapsed, 4), timer, elapsed, 4)
+    assert sum(ledger.values()) == pytest.approx(8 * elapsed) and ledger["generate"] == 8 * timer.seconds["rollout"]
+    assert ledger["sync"] > 0 and ledger["other"] == pytest.approx(8, rel=0.01)
+    cfg = load_config(["configs/tiny.py", "--gpu_dollars_per_hour=2"])
+    columns = ledger_columns(ledger, cfg)
+    hours = columns.pop("gpu_hours")
+    assert columns.pop("dollars") == 2 * hours and sum(columns.values()) == pytest.approx(hours)
+    assert ledger_lines(ledger, cfg)[-1].split()[0] == "total"
+
+
+@pytest.mark.slow
+def test_a_runs_ledger_covers_its_wall_clock(world, tmp_path, six_steps):
+    rows, summary = rows_of(six_steps), json.loads((six_steps / "summary.json").read_text())
+    for row in rows:
+        parts = [row[k] for k in row if k.startswith("gpu_hours_")]
+        assert len(parts) == 10 and sum(parts) == pytest.approx(row["gpu_hours"])
+    assert [r["gpu_hours"] for r in rows] == sorted(r["gpu_hours"] for r in rows)
+    assert summary["gpu_hours"] * 3600 == pytest.approx(summary["wall_time"], rel=0.001)
+    assert summary["gpu_hours_other"] < 0.05 * summary["gpu_hours"]
+    assert summary["gpu_hours_checkpoint"] > 0 and summary["gpu_hours_eval"] > 0
+    shutil.copytree(six_steps, tmp_path / "run")  # resumed: it goes on from what was spent
+    train([*flags(world, tmp_path, eval_every=3), "--resume=true"])
+    assert rows_of(tmp_path / "run") == rows
