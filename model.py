@@ -357,10 +357,12 @@ class _TokenLogprobs(torch.autograd.Function):
             # d logprob = onehot - p;  d entropy = -p (log p + entropy)
             logits.add_(entropy[j, None]).mul_(grad_entropy[j, None]).add_(grad_logprobs[j, None])
             grad_logits = probs.mul_(logits).neg_()
+            del logits, probs  # so that no more than two chunks exist at once
             grad_logits.scatter_add_(-1, targets[j, None], grad_logprobs[j, None])
             grad_logits = grad_logits.div_(ctx.temperature).to(hidden.dtype)
             grad_hidden[j] = grad_logits @ weight
             grad_weight += grad_logits.T @ hidden[j]
+            del grad_logits
         return grad_hidden, grad_weight.to(weight.dtype), None, None, None
 
 

@@ -67,6 +67,7 @@ def main(model_dir: str, out: str, *options: str) -> None:
         losses = losses + cfg.kl_coef * kl_penalty(logprobs, b.ref_logprobs, cfg.kl_estimator)
         real = b.response_mask > 0
         (losses[real].mean() / ranks_here if real.any() else 0 * losses.sum()).backward()
+    mesh = next(model.parameters()).device_mesh
     gradients = {name: p.grad.full_tensor() for name, p in model.named_parameters()}
     if dist.get_rank() == 0:
         torch.save(
@@ -74,7 +75,7 @@ def main(model_dir: str, out: str, *options: str) -> None:
                 "gradients": gradients,
                 "packs": [len(r) for r in plan],
                 "empty": sum(not p for r in plan for p in r),
-                "copies": packing.device_mesh(cfg, device).size() // packing.device_mesh(cfg, device)["shard"].size(),
+                "copies": mesh.size() // mesh["shard"].size(),
             },
             out,
         )
