@@ -85,12 +85,13 @@ def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, estimator: str) -> Tensor
 
 
 def rollout_weights(old_logprobs: Tensor, rollout_logprobs: Tensor, mask: Tensor, cu_seqlens: Tensor, how: str,
-                    low: float, high: float) -> Tensor:  # fmt: skip
+                    low: float | None, high: float) -> Tensor:  # fmt: skip
     """Importance weights between trainer and sampler, times the loss, without gradient. (T,)
 
     w = e^(old - rollout). "truncate": min(w, high) (TIS); "mask": w where low <= w <= high, else 0 (IcePop);
-    "sequence_mask": the product over a sequence where <= high, else 0 (TRL's sequence_mask); "none": 1.
+    "sequence_mask": the same of the product over a sequence (TRL's sequence_mask); "none": 1. Without `low`, no bound.
     """
+    low = low or 0.0
     log_ratio = (old_logprobs - rollout_logprobs).detach()
     if how == "none":
         return torch.ones_like(log_ratio)
@@ -101,7 +102,7 @@ def rollout_weights(old_logprobs: Tensor, rollout_logprobs: Tensor, mask: Tensor
         return torch.where((weights >= low) & (weights <= high), weights, 0.0)
     if how == "sequence_mask":
         weights = sequence_sum(log_ratio * mask, cu_seqlens).exp()
-        weights = torch.where(weights <= high, weights, 0.0)
+        weights = torch.where((weights >= low) & (weights <= high), weights, 0.0)
         return weights[sequence_index(cu_seqlens, mask.numel())]
     raise ValueError(f"unknown rollout correction {how!r}")
 

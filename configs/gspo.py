@@ -17,6 +17,7 @@ Config(
     kl_coef=0.0,
     entropy_coef=0.0,
     rollout_correction="sequence_mask",
+    rollout_correction_low=0.0,
     rollout_correction_high=3.0,
     sampler="vllm",
     sampler_slots=256,

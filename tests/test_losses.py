@@ -72,6 +72,9 @@ def test_advantages_match_deepscaler_and_verl_group_by_group(case):
         same(normalized, want["deepscaler_zscore"][group], atol=1e-6)
         same(normalized, want["verl_grpo_std"][group], atol=1e-6)
         same(group_advantages(rewards[group][None], False)[0], want["verl_grpo_no_std"][group], atol=1e-6)
+        if group.sum() > 1 and set(rewards.tolist()) == {0.0, 1.0}:  # it gives 0 alone, and holds variances to 1e-6
+            rows = group_advantages(rewards[group][None].float(), True)[0]
+            same(rows, want["verl_grpo_vectorized_f32"][group], 1e-5, 1e-5)
 
 
 @needs_golden
@@ -425,6 +428,8 @@ def test_rollout_weights_match_verl_icepop_and_trl():
         ("mask", 0.5, 5, want["trl"]["token_mask_0.5_5.0"]["weights_times_mask"]),
         ("mask", 0, 2, want["trl"]["token_mask_None_2.0"]["weights_times_mask"]),
         ("sequence_mask", 0, 3, want["trl"]["sequence_mask_None_3.0"]["weights_times_mask"]),
+        ("sequence_mask", None, 3, want["trl"]["sequence_mask_None_3.0"]["weights_times_mask"]),
+        ("sequence_mask", 0.5, 2, want["trl"]["sequence_mask_0.5_2.0"]["weights_times_mask"]),
     ):
         same(case.weights(how, low, high), ragged(weights, case.mask), 1e-9, 1e-12)
     assert torch.equal(case.weights("none", 0.5, 2), case.ones)
