@@ -328,7 +328,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_earlier_one_in_use(worl
         [sys.executable, "-c", killer, *flags(world, tmp_path)], cwd=ROOT, env=ENV, capture_output=True
     )
     assert done.returncode == -9 and (tmp_path / "run/ckpt/step_000006.tmp").is_dir()
-    assert checkpoint.find(tmp_path / "run").name == "step_000003"
+    assert checkpoint.find(tmp_path / "run").name == "step_000004"
     train([*flags(world, tmp_path), "--resume=true"])
     assert weights_hash(tmp_path / "run", 6) == weights_hash(six_steps, 6)
     assert not list((tmp_path / "run/ckpt").glob("*.tmp"))
@@ -341,7 +341,7 @@ def test_a_truncated_checkpoint_is_named_and_skipped(world, tmp_path, six_steps)
     file.write_bytes(file.read_bytes()[:-100])
     said = train([*flags(world, tmp_path), "--resume=true"])
     assert f"skipping damaged checkpoint {tmp_path}/run/ckpt/step_000006: {file.name} has" in said
-    assert "resuming after step 3" in said and weights_hash(tmp_path / "run", 6) == weights_hash(six_steps, 6)
+    assert "resuming after step 4" in said and weights_hash(tmp_path / "run", 6) == weights_hash(six_steps, 6)
 
 
 @pytest.mark.slow
