@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_origin
+from typing import Literal, get_args, get_origin
 
 import pytest
 
@@ -155,6 +155,27 @@ def test_every_shipped_config_loads_and_is_importable_python(path):
     assert done.returncode == 0, done.stderr
 
 
+def test_every_choice_of_an_algorithm_is_some_config_s():
+    """A switch that no config uses does not exist. (The KL estimators are those of DeepScaleR, verl and TRL.)"""
+    configs = [load_config([str(path)]) for path in (ROOT / "configs").glob("[!_]*.py")]
+    for field in dataclasses.fields(Config):
+        if get_origin(field.type) is Literal and field.name not in ("kl_estimator", "export_dtype", "stage_optimizer",
+                                                                    "stage_data_order", "stage_reference"):  # fmt: skip
+            assert {getattr(c, field.name) for c in configs} == set(get_args(field.type)), field.name
+    for name in ("dual_clip", "overlong_buffer", "refill_attempts", "stage_gpus", "eval_max_len"):
+        assert any(getattr(c, name) for c in configs), name
+
+
+def test_faithful_is_what_the_code_did_and_modern_what_later_recipes_do():
+    faithful, modern = (load_config([f"configs/{name}.py"]) for name in ("faithful", "modern"))
+    assert (faithful.loss_agg, faithful.kl_coef, faithful.entropy_coef) == ("deepscaler", -0.001, 0.001)
+    assert {faithful.stage_optimizer, faithful.stage_data_order, faithful.stage_reference} == {"reset"}
+    assert (faithful.max_response_len, faithful.stage_steps) == ((8192, 16384, 24576), (1040, 480, 200))
+    assert (modern.loss_agg, modern.clip_eps_low, modern.clip_eps_high) == ("token", 0.2, 0.28)
+    assert modern.kl_coef == modern.entropy_coef == 0 and modern.rollout_correction == "truncate"
+    assert modern.drop_uniform_groups and modern.refill_attempts > 0 and modern.mask_truncated
+
+
 # ------------------------------------------------------------------------------------------------------------- refusals
 
 
@@ -199,6 +220,18 @@ def test_every_shipped_config_loads_and_is_importable_python(path):
         ("--keep_checkpoints=0", "minimum 1"),
         ("--save_every=-1", "minimum 0"),
         ("--rollout_correction_low=2.0", "rollout_correction_high=2.0"),
+        ("--stage_policy=never", "fixed, auto"),
+        ("--stage_window=7", "minimum 8"),
+        ("--stage_patience=0", "minimum 1"),
+        ("--stage_from=first", "best, last"),
+        ("--stage_gpus=8,32", "2 entries for 1 stages"),
+        ("--policy_loss=reinforce", "ppo, gspo, cispo"),
+        ("--dual_clip=0.5", "above 1"),
+        ("--overlong_buffer=9000", "longer than max_response_len"),
+        ("--refill_attempts=1", "drop_uniform_groups=true"),
+        ("--eval_max_len=9000", "beyond the longest"),
+        ("--shard_size=-1", "minimum 0"),
+        ("--gpu_dollars_per_hour=-1", "minimum 0"),
         ("--run_name=../up", "plain folder name"),
         ("--run_name=", "plain folder name"),
         ("--run_name=..", "plain folder name"),
@@ -215,6 +248,12 @@ def test_settings_that_exclude_each_other_are_refused():
     assert "stage_steps: 1 entries for 2 stages" in refusal("--max_response_len=64,96", "--group_size=8,8")
     assert "token_budget" in refusal("--max_response_len=32768")
     assert "top_p" in refusal("--top_p=0.9", "--rollout_correction=truncate")
+    assert "dual_clip" in refusal("--policy_loss=cispo", "--dual_clip=3")
+    assert "stage_from" in refusal("--stage_from=best", "--save_every=0")
+    two = ["--max_response_len=64,96", "--group_size=8,8", "--stage_steps=1,1"]
+    assert "stage_gpus" in refusal(*two, "--stage_gpus=8,32", "--save_every=0")
+    load_config([*two, "--stage_gpus=8,8", "--save_every=0"])
+    assert load_config(["--policy_loss=cispo", "--clip_eps_low=1"]).clip_eps_low == 1  # no lower bound
     load_config(["--token_budget=9216"])  # exactly one longest sequence
 
 

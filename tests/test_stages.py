@@ -197,6 +197,13 @@ def test_checkpoints_go_from_two_ranks_to_four_to_one(world, tmp_path, six_steps
             assert one[key] == pytest.approx(other[key], rel=1e-4, abs=1e-6), (one["step"], key)
 
 
+@pytest.mark.slow
+def test_the_smoke_run_passes_on_copies_of_shards(world, tmp_path):
+    """It disturbs the weights, which every copy must do alike, and asks for two stages of a config that has best."""
+    said = train([*flags(world, tmp_path, shard_size=2, stage_from="best", eval_max_len=32), "--smoke=true"], ranks=4)
+    assert "smoke: PASSED" in said
+
+
 def test_ranks_that_make_no_whole_copies_are_refused(world, tmp_path, group_of_one):
     cfg = load_config(flags(world, tmp_path, shard_size=2))
     with pytest.raises(UserError, match="shard_size: 1 ranks are no multiple of 2"):
