@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 import bench
+import plan
 from configs import UserError
 from model import ModelConfig, Qwen2, token_logprobs
 from test_train import ENV, ROOT
@@ -25,17 +26,17 @@ def report(*flags: str, capsys) -> str:
     return capsys.readouterr().out
 
 
-def small_job(flags: list[str], **shape: int) -> bench.Job:
+def small_job(flags: list[str], **shape: int) -> plan.Job:
     """A job of a small model, one GPU, no sampler's or CUDA's share in what is compared below."""
-    (job,), _ = bench.stages(["configs/24k.py", "--gpus=1", "--max_prompt_len=1", "--max_response_len=1", *flags])
-    raw = bench.R1_DISTILL | dict(num_attention_heads=4, num_key_value_heads=2, hidden_size=64) | shape
+    (job,), _ = plan.stages(["configs/24k.py", "--gpus=1", "--max_prompt_len=1", "--max_response_len=1", *flags])
+    raw = plan.R1_DISTILL | dict(num_attention_heads=4, num_key_value_heads=2, hidden_size=64) | shape
     model = Qwen2(ModelConfig.from_dict(raw))
     modules = (model, model.model.layers[0], model.lm_head)
     return replace(job, model=model, weights=tuple(sum(p.numel() for p in m.parameters()) for m in modules))
 
 
-def row(job: bench.Job, name: str) -> tuple[float, ...]:
-    (found,) = [v for k, v in bench.memory(job).items() if k.startswith(name)]
+def row(job: plan.Job, name: str) -> tuple[float, ...]:
+    (found,) = [v for k, v in plan.memory(job).items() if k.startswith(name)]
     return found
 
 
@@ -62,7 +63,7 @@ class PeakBytes(TorchDispatchMode):
 
 
 def test_the_known_shape_is_the_published_model():
-    (job,), _ = bench.stages(["configs/16k.py"])
+    (job,), _ = plan.stages(["configs/16k.py"])
     h, f, v, kv = 1536, 8960, 151_936, 256
     layer = 2 * (h * h) + h + 2 * (h * kv + kv) + 3 * h * f + 2 * h
     assert job.weights == (2 * v * h + 28 * layer + h, layer, v * h) and job.weights[0] == 1_777_088_000
@@ -71,14 +72,14 @@ def test_the_known_shape_is_the_published_model():
 
 
 def test_sharding_divides_what_is_sharded_and_hsdp_divides_by_its_row():
-    (wide,), _ = bench.stages(["configs/16k.py", "--gpus=32"])
-    (rows,), _ = bench.stages(["configs/16k.py", "--gpus=32", "--shard_size=8"])
-    (eight,), _ = bench.stages(["configs/16k.py", "--gpus=8"])
+    (wide,), _ = plan.stages(["configs/16k.py", "--gpus=32"])
+    (rows,), _ = plan.stages(["configs/16k.py", "--gpus=32", "--shard_size=8"])
+    (eight,), _ = plan.stages(["configs/16k.py", "--gpus=8"])
     for name, size in (("float32 weights", 4), ("Adam moments", 8), ("float32 gradients", 4), ("reference", 2)):
         assert row(wide, name)[0] == size * 1_777_088_000 / 32
         assert row(rows, name)[0] == row(eight, name)[0] == size * 1_777_088_000 / 8
     assert sum(row(eight, n)[0] for n in ("float32 w", "Adam", "float32 g")) / 2**30 == pytest.approx(3.3, abs=0.02)
-    (free,), _ = bench.stages(["configs/16k.py", "--kl_coef=0"])
+    (free,), _ = plan.stages(["configs/16k.py", "--kl_coef=0"])
     assert row(free, "reference") == (0, 0, 0, 0, 0)
 
 
@@ -148,11 +149,11 @@ def test_a_whole_step_peaks_where_the_plan_says(shape):
 def test_the_memory_of_the_published_8k_run_is_near_the_notes():
     """notes/performance.md, a model of 8 A100s at 32,768 tokens: 84 GiB of activations eager, 5.4 with checkpointing of
     whole layers, 14.6 together where attention's outputs are kept too and vLLM is not counted."""
-    (job,), _ = bench.stages(["configs/8k.py", "--gpus=8"])
+    (job,), _ = plan.stages(["configs/8k.py", "--gpus=8"])
     eager = replace(job, cfg=replace(job.cfg, activation_checkpointing=False))
     assert row(eager, "activations")[0] / 2**30 == pytest.approx(84, rel=0.08)
     assert row(job, "activations")[1] / 2**30 == pytest.approx(5.4 + 1.2, rel=0.05)  # and the gradients of one MLP
-    assert bench.misfits(job)[1] == pytest.approx(14.6 + bench.ASLEEP, rel=0.08)
+    assert plan.misfits(job)[1] == pytest.approx(14.6 + plan.ASLEEP, rel=0.08)
 
 
 # ------------------------------------------------------------------------------------------------------- fits or not
@@ -175,23 +176,23 @@ def test_what_does_not_fit_is_said_with_settings_that_really_help(flags, capsys)
     for change in advice.split(" or "):
         names = {f.split("=")[0] for f in change.split()}
         fixed = [f for f in flags if f.split("=")[0] not in names] + change.split()
-        (job,), _ = bench.stages(["configs/24k.py", *fixed])
-        assert bench.misfits(job)[0] == [], change
+        (job,), _ = plan.stages(["configs/24k.py", *fixed])
+        assert plan.misfits(job)[0] == [], change
         said = report("configs/24k.py", *fixed, capsys=capsys)
         assert "DOES NOT FIT" not in said and " spare: fits" in said
 
 
 def test_the_advice_is_the_mildest():
     """One step less of it does not fit."""
-    (job,), _ = bench.stages(["configs/24k.py", "--gpu=a100-40", "--gpus=32", "--token_budget=262144"])
-    (change,) = [c for c in bench.remedies(job, 25_600) if "token_budget" in c]
+    (job,), _ = plan.stages(["configs/24k.py", "--gpu=a100-40", "--gpus=32", "--token_budget=262144"])
+    (change,) = [c for c in plan.remedies(job, 25_600) if "token_budget" in c]
     budget = int(change.split("=")[1])
-    assert bench.misfits(replace(job, cfg=replace(job.cfg, token_budget=budget)))[0] == []
-    assert bench.misfits(replace(job, cfg=replace(job.cfg, token_budget=budget + 2048)))[0]
+    assert plan.misfits(replace(job, cfg=replace(job.cfg, token_budget=budget)))[0] == []
+    assert plan.misfits(replace(job, cfg=replace(job.cfg, token_budget=budget + 2048)))[0]
 
 
 def test_a_dense_cache_is_counted_slot_by_slot():
-    (job,), _ = bench.stages(["configs/24k.py", "--gpus=32", "--sampler=torch", "--sampler_slots=48"])
+    (job,), _ = plan.stages(["configs/24k.py", "--gpus=32", "--sampler=torch", "--sampler_slots=48"])
     cache = 48 * (1024 + 24_576) * 28_672
     _, *trainer, awake = row(job, "sampler")
     assert job.cache()[2] * 28_672 == cache
@@ -203,23 +204,23 @@ def test_a_dense_cache_is_counted_slot_by_slot():
 
 
 def test_flops_are_the_models():
-    (job,), _ = bench.stages(["configs/16k.py", "--gpus=32", "--kl_coef=0", "--minibatches=1"])
-    responses = bench.response_lengths(4500, 16_384, 2048)
-    forward = Qwen2.flops(job.model, [n + bench.PROMPT - 1 for n in responses])
-    rate = 32 * bench.STACKS["good"].share * 312e12
-    seconds = bench.step_seconds(job, bench.STACKS["good"])
+    (job,), _ = plan.stages(["configs/16k.py", "--gpus=32", "--kl_coef=0", "--minibatches=1"])
+    responses = plan.response_lengths(4500, 16_384, 2048)
+    forward = Qwen2.flops(job.model, [n + plan.PROMPT - 1 for n in responses])
+    rate = 32 * plan.STACKS["good"].share * 312e12
+    seconds = plan.step_seconds(job, plan.STACKS["good"])
     assert (seconds["train"], seconds["logprobs"]) == (pytest.approx(4 * forward / rate), 0)
-    assert seconds["checkpoint"] == pytest.approx(16 * 1_777_088_000 / bench.DISK / 10)  # weights, moments, export
+    assert seconds["checkpoint"] == pytest.approx(16 * 1_777_088_000 / plan.DISK / 10)  # weights, moments, export
     other = replace(job, cfg=replace(job.cfg, activation_checkpointing=False, minibatches=4, kl_coef=0.1))
-    seconds = bench.step_seconds(other, bench.STACKS["good"])
-    head = 2 * 1536 * 151_936 * sum(n + bench.PROMPT - 1 for n in responses)
+    seconds = plan.step_seconds(other, plan.STACKS["good"])
+    head = 2 * 1536 * 151_936 * sum(n + plan.PROMPT - 1 for n in responses)
     assert seconds["train"] == pytest.approx((3 * forward + head) / rate)
     assert seconds["logprobs"] == pytest.approx(1.75 * forward / rate)
 
 
 @pytest.mark.parametrize("mean, limit, count", [(4500, 16_384, 2048), (5500, 8192, 128), (30, 64, 7), (10, 10, 4)])
 def test_lengths_have_the_mean_they_should(mean, limit, count):
-    lengths = bench.response_lengths(mean, limit, count)
+    lengths = plan.response_lengths(mean, limit, count)
     assert len(lengths) == count and fmean(lengths) == pytest.approx(mean, rel=0.02)
     assert lengths == sorted(lengths, reverse=True) and 1 <= lengths[-1] and lengths[0] <= limit
     if count > 1000:  # the published share of cut responses at 16K: up to 2%
@@ -248,24 +249,24 @@ def test_the_engine_equals_one_that_goes_token_by_token(slots, capacity):
     lengths = [5, 17, 1, 30, 30, 2, 9, 11, 30, 4, 8, 23]
     for product, token in ((0.3, 0.05), (0.01, 0.2)):
         args = (lengths, 7, slots, capacity, product, token, 0.001, 0.02)
-        assert bench.engine_seconds(*args) == pytest.approx(token_by_token(*args), rel=1e-12)
+        assert plan.engine_seconds(*args) == pytest.approx(token_by_token(*args), rel=1e-12)
 
 
 def test_generation_lasts_as_long_as_the_longest_response():
-    (job,), _ = bench.stages(["configs/24k.py", "--gpus=32"])
-    seconds = bench.generate(job, 5500, 24_576, 128, 16, 0.014)
+    (job,), _ = plan.stages(["configs/24k.py", "--gpus=32"])
+    seconds = plan.generate(job, 5500, 24_576, 128, 16, 0.014)
     assert seconds > 24_576 * (0.014 + 2 * (1_777_088_000 - 151_936 * 1536) / 2.039e12)
-    (slotted,), _ = bench.stages(["configs/24k.py", "--gpus=32", "--sampler_slots=16"])
-    assert bench.generate(slotted, 5500, 24_576, 128, 16, 0.014) > 1.2 * seconds
+    (slotted,), _ = plan.stages(["configs/24k.py", "--gpus=32", "--sampler_slots=16"])
+    assert plan.generate(slotted, 5500, 24_576, 128, 16, 0.014) > 1.2 * seconds
 
 
 def test_the_three_published_stages_cost_what_the_notes_say():
     """notes/performance.md: 1,303 to 1,447 A100-hours for a good stack, 3,791 for a poor one; reported: 3,800."""
-    hours = dict.fromkeys(bench.STACKS, 0.0)
+    hours = dict.fromkeys(plan.STACKS, 0.0)
     for name, gpus in (("8k", 8), ("16k", 32), ("24k", 32)):
-        (job,), _ = bench.stages([f"configs/{name}.py", f"--gpus={gpus}"])
-        for kind, stack in bench.STACKS.items():
-            hours[kind] += sum(bench.step_seconds(job, stack).values()) * job.cfg.stage_steps[0] * gpus / 3600
+        (job,), _ = plan.stages([f"configs/{name}.py", f"--gpus={gpus}"])
+        for kind, stack in plan.STACKS.items():
+            hours[kind] += sum(plan.step_seconds(job, stack).values()) * job.cfg.stage_steps[0] * gpus / 3600
     assert hours["good"] == pytest.approx(1375, rel=0.1)
     assert hours["poor"] == pytest.approx(3791, rel=0.15)
 
@@ -276,7 +277,7 @@ def test_the_three_published_stages_cost_what_the_notes_say():
 def test_every_stage_is_planned_on_its_own_gpus_and_max_steps_cuts(capsys):
     flags = ["configs/24k.py", "--max_response_len=8192,16384", "--group_size=8,16", "--stage_steps=10,20",
              "--stage_gpus=8,32", "--mean_len=4000,3000", "--gpu_dollars_per_hour=2.5"]  # fmt: skip
-    jobs, kind = bench.stages(flags)
+    jobs, kind = plan.stages(flags)
     assert [(j.gpus, j.mean, j.cfg.max_response_len, j.cfg.stage_steps) for j in jobs] == [
         (8, 4000, (8192,), (10,)), (32, 3000, (16_384,), (20,))]  # fmt: skip
     said = report(*flags, capsys=capsys)
@@ -285,9 +286,9 @@ def test_every_stage_is_planned_on_its_own_gpus_and_max_steps_cuts(capsys):
     total = re.search(r"^all stages: good ([\d,]+) GPU-hours, \$([\d,]+)", said, re.MULTILINE)
     assert len(costs) == 2 and float(total[1]) == pytest.approx(sum(costs), abs=1.1)
     assert float(total[2].replace(",", "")) == pytest.approx(2.5 * sum(costs), abs=4)
-    assert [j.cfg.stage_steps for j in bench.stages([*flags, "--max_steps=15"])[0]] == [(10,), (5,)]
-    assert len(bench.stages([*flags, "--max_steps=10"])[0]) == 1
-    assert [j.gpus for j in bench.stages([*flags, "--gpus=16"])[0]] == [16, 16]
+    assert [j.cfg.stage_steps for j in plan.stages([*flags, "--max_steps=15"])[0]] == [(10,), (5,)]
+    assert len(plan.stages([*flags, "--max_steps=10"])[0]) == 1
+    assert [j.gpus for j in plan.stages([*flags, "--gpus=16"])[0]] == [16, 16]
 
 
 def test_the_printed_parts_add_up(capsys):
@@ -305,7 +306,7 @@ def test_the_printed_parts_add_up(capsys):
 
 def test_the_shape_of_a_model_folder_is_read(tiny_model_dir, capsys):
     flags = ["configs/tiny.py", f"--model={tiny_model_dir}", "--gpus=2"]
-    jobs, _ = bench.stages(flags)
+    jobs, _ = plan.stages(flags)
     model = Qwen2(ModelConfig.from_folder(tiny_model_dir))
     assert len(jobs) == 3 and jobs[0].weights[0] == sum(p.numel() for p in model.parameters())
     said = report(*flags, capsys=capsys)
@@ -337,12 +338,12 @@ def test_the_command_ends_with_status_2_and_one_line_and_loads_no_vllm():
 
 def test_every_config_can_be_planned():
     """Also those whose stages have other contexts, GPUs and evaluations; the published three as one."""
-    for path in sorted(Path(bench.__file__).parent.glob("configs/[!_]*.py")):
-        jobs, _ = bench.stages([str(path)])
+    for path in sorted(Path(plan.__file__).parent.glob("configs/[!_]*.py")):
+        jobs, _ = plan.stages([str(path)])
         assert len(jobs) >= 1 and all(
-            step > 0 for job in jobs for step in bench.step_seconds(job, bench.STACKS["good"]).values()
+            step > 0 for job in jobs for step in plan.step_seconds(job, plan.STACKS["good"]).values()
         ), path
-    jobs, _ = bench.stages(["configs/faithful.py"])
+    jobs, _ = plan.stages(["configs/faithful.py"])
     assert [job.gpus for job in jobs] == [8, 32, 32] and [job.eval_len for job in jobs] == [8192, 16384, 24576]
-    jobs, _ = bench.stages(["configs/deepscaler.py"])
+    jobs, _ = plan.stages(["configs/deepscaler.py"])
     assert [job.eval_len for job in jobs] == [24576] * 3
