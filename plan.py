@@ -53,7 +53,7 @@ GOOD, POOR = STACKS["good"], STACKS["poor"]
 ASSUMED = f"""assumed, none of it measured (good | poor software):
 - {CONTEXT} GiB for CUDA and NCCL; {ASLEEP} left of sleeping vLLM; {ENGINE} of its share for graphs and buffers
 - flash or varlen attention, fused RMSNorm, 3 layers gathered; {SPARE:.0%} of the memory spare, for the allocator
-- lengths log-normal, sigma {SIGMA}, cut at the limit; mean: middle of DeepScaleR's curve, else {MEAN_SHARE:.0%} of it
+- lengths log-normal, sigma {SIGMA}, cut at the limit; mean: of DeepScaleR's curve, else {MEAN_SHARE:.0%} of the limit
 - prompts of {PROMPT} tokens, cached; a sample starts at once, or when all of it fits; ranks wait for the longest one
 - engine step: weights at {BANDWIDTH_SHARE:.0%} of bandwidth or products at {DECODE_SHARE:.0%} of peak, + KV, + \
 {1000 * GOOD.overhead:g} | {1000 * POOR.overhead:g} ms (torch sampler {1000 * TORCH_STEP:g})
