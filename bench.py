@@ -37,9 +37,9 @@ def peak_memory(device: torch.device) -> str:
 def table(rows: list[dict], cfg: Config, world: int, peak: float) -> str:
     """The report on the steps in `rows`; rates are those of all ranks together, `peak` is one rank's FLOP/s."""
     total = {key: sum(row[key] or 0 for row in rows) for key in rows[0] if key not in ("step", "stage")}
-    forward = total["flops_trained"] / 3  # generation computes the tokens once, training as much three times
+    forward = total["flops_trained"] / 3
     passes = (cfg.minibatches - 1) / cfg.minibatches + bool(cfg.kl_coef)  # old and reference log-probabilities
-    flops = {"rollout": forward, "logprobs": passes * forward, "train": total["flops_trained"]}
+    flops = {"rollout": total["flops_generated"], "logprobs": passes * forward, "train": total["flops_trained"]}
     tokens = {"rollout": total["tokens_generated"], "train": total["tokens_trained"]}
     lines = [f"{'phase':<10}{'s/step':>9}{'share':>8}{'tokens/s':>12}{'GFLOP/s':>10}{'of peak':>9}"]
     for phase in PHASES:

@@ -25,7 +25,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 from configs import Config, UserError
 from model import DTYPES, Qwen2
 
-# What a resumed run may change: it alters speed, memory, length and bookkeeping of the run, not the algorithm.
+# What a resumed run may change: it alters speed, memory, length and bookkeeping of the run, not the algorithm (but see
+# open_run).
 MAY_CHANGE = {"resume", "out_dir", "max_steps", "save_every", "keep_checkpoints", "save_rollouts_every", "wandb",
               "sampler_slots", "sampler_memory_share", "sampler_sleep_level", "token_budget", "logprob_chunk",
               "activation_checkpointing", "reward_workers", "reward_timeout", "mismatch_limit", "smoke",
@@ -126,15 +127,25 @@ def load(folder: Path, model: Qwen2, optimizer: torch.optim.Optimizer) -> dict[s
     return json.loads((folder / "state.json").read_text(encoding="utf-8"))
 
 
-def scores(run_dir: Path) -> dict[int, list[tuple[float, str]]]:
-    """(smoothed reward, name) of each stage's checkpoints, the best first; those that cannot be read are left out."""
-    found: dict[int, list[tuple[float, str]]] = {}
+def read_states(run_dir: Path) -> dict[str, dict[str, Any]]:
+    """The state of each checkpoint by name; those that cannot be read are left out."""
+    states = {}
     for folder in (run_dir / "ckpt").glob("step_*[0-9]"):
         try:
             state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-            found.setdefault(state["stage"], []).append((float(state["score"]), folder.name))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError):
             continue
+        if isinstance(state, dict):
+            states[folder.name] = state
+    return states
+
+
+def scores(run_dir: Path) -> dict[int, list[tuple[float, str]]]:
+    """(smoothed reward, name) of each stage's checkpoints that compete for the best, the best first."""
+    found: dict[int, list[tuple[float, str]]] = {}
+    for name, state in read_states(run_dir).items():
+        if isinstance(state.get("score"), float):
+            found.setdefault(state["stage"], []).append((state["score"], name))
     return {stage: sorted(entries, reverse=True) for stage, entries in found.items()}
 
 
@@ -148,13 +159,21 @@ def best(run_dir: Path, stage: int) -> str | None:
     return None
 
 
-def prune(run_dir: Path, keep: int, in_use: str | None = None) -> None:
-    """Remove all but the `keep` newest checkpoints, the best of each stage and the one `in_use`; exports too."""
-    folders = sorted(folder.name for folder in (run_dir / "ckpt").glob("step_*[0-9]"))
-    kept = {entries[0][1] for entries in scores(run_dir).values()} | {in_use}
-    for name in folders[:-keep]:
-        if name not in kept:
-            _remove(run_dir, name)
+def load_weights(folder: Path, model: Qwen2) -> None:
+    """Fill a model of any parameter type from the weights in a checkpoint."""
+    dcp.load({name: p.detach() for name, p in model.named_parameters()}, checkpoint_id=folder)  # in place
+
+
+def prune(run_dir: Path, keep: int) -> None:
+    """Remove all but the `keep` newest checkpoints, the best of each stage and the KL references of all these; exports
+    too."""
+    states = read_states(run_dir)
+    kept = {*sorted(folder.name for folder in (run_dir / "ckpt").glob("step_*[0-9]"))[-keep:]}
+    kept |= {entries[0][1] for entries in scores(run_dir).values()}
+    kept |= {states[name].get("reference") for name in kept if name in states}
+    for folder in (run_dir / "ckpt").glob("step_*[0-9]"):
+        if folder.name not in kept:
+            _remove(run_dir, folder.name)
 
 
 def _remove(run_dir: Path, name: str) -> None:
@@ -190,8 +209,9 @@ def open_run(cfg: Config) -> None:
         raise UserError(f"{cfg.run_dir}/config.json: cannot be read: {e}") from None
     now = json.loads(json.dumps(dataclasses.asdict(cfg))) | {"world_size": int(os.environ.get("WORLD_SIZE", "1"))}
     # "deepscaler" sums over micro-batches and averages over ranks: there, and only there, these change the gradient
-    may_change = MAY_CHANGE - ({"token_budget", "world_size"} if cfg.loss_agg == "deepscaler" else set())
-    may_change |= {"world_size"} if cfg.stage_gpus else set()  # unless the stages are meant to differ in it
+    arithmetic = {"token_budget", "world_size", "stage_gpus"} if cfg.loss_agg == "deepscaler" else set()
+    may_change = MAY_CHANGE - arithmetic - ({"save_every"} if cfg.stage_from == "best" else set())
+    may_change |= {"world_size"} if cfg.stage_gpus else set()  # each stage is held to its own, see stages.check_gpus
     changed = sorted(k for k in now if k not in may_change and before.get(k) != now[k])
     if changed:
         key = changed[0]
@@ -242,4 +262,4 @@ def save_all(cfg: Config, model: Qwen2, optimizer: torch.optim.Optimizer, step: 
         publish(hf.with_suffix(".tmp"), hf)
     save(cfg.run_dir / "ckpt" / name, model, optimizer, state)
     if write:
-        prune(cfg.run_dir, cfg.keep_checkpoints, state["reference"])
+        prune(cfg.run_dir, cfg.keep_checkpoints)

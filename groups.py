@@ -1,17 +1,22 @@
-"""Which prompts a step draws, and which of their groups it learns from.
+"""The groups of a step: which prompts it draws, their samples and rewards, and which of them it learns from.
 
-A group is the `group_size` samples of one prompt. Everything here is a function of the config, the step and the
+A group is the `group_size` samples of one prompt. What is chosen is a function of the config, the step and the
 rollouts, the same on every rank.
 """
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from configs import Config
 from losses import group_advantages, overlong_penalty
-from rollout import Rollout, sample_seed
+from metrics import Timer
+from prompts import ChatTokenizer, Prompt
+from reward import RewardPool
+from rollout import Rollout, TorchSampler, VLLMSampler, gather_rollouts, response_text, sample_seed
 
 
 def step_prompts(step: int, num_prompts: int, cfg: Config) -> list[int]:
@@ -43,8 +48,8 @@ def is_mixed(group: list[Rollout]) -> bool:
 
 
 def to_train_on(groups: list[list[Rollout]], cfg: Config) -> list[list[Rollout]]:
-    """The groups that make the minibatches, by prompt: all, or the first `prompts_per_step` mixed ones as drawn. None
-    where no sample has an advantage."""
+    """The groups that make the minibatches, by prompt: all, or the first `prompts_per_step` mixed ones as drawn. An
+    empty list where no sample has an advantage."""
     chosen = [g for g in groups if is_mixed(g)][: cfg.prompts_per_step] if cfg.drop_uniform_groups else groups
     return sorted(chosen, key=lambda g: g[0].prompt_id) if any(r.advantage for g in chosen for r in g) else []
 
@@ -61,3 +66,31 @@ def with_advantages(rollouts: list[Rollout], max_len: int, cfg: Config) -> list[
     advantages = group_advantages(rewards, cfg.normalize_advantage_std).tolist()
     return [[replace(r, advantage=a) for r, a in zip(g, row, strict=True)]
             for g, row in zip(groups.values(), advantages, strict=True)]  # fmt: skip
+
+
+def sample_groups(sampler: TorchSampler | VLLMSampler, tokenizer: ChatTokenizer, pool: RewardPool,
+                  prompts: list[Prompt], state: dict[str, Any], cfg: Config,
+                  timer: Timer) -> tuple[list[list[Rollout]], int]:  # fmt: skip
+    """The step after `state`, up to its rewards: the groups of all ranks in the order their prompts were drawn, with
+    rewards and advantages, and this rank's prompt tokens that were not computed again."""
+    rank, world, step, stage = dist.get_rank(), dist.get_world_size(), state["step"] + 1, state["stage"]
+    max_len, samples = cfg.max_response_len[stage], range(cfg.group_size[stage])
+    groups, cached_tokens, attempt = [], 0, 0
+    drawn = step_prompts(step - state["order_began"], len(prompts), cfg)
+    while drawn:  # again, where uniform groups are replaced
+        with timer("rollout"):  # each rank its share of the prompts
+            mine = drawn[rank::world]
+            seeds = [[sample_seed(cfg.seed, stage, step, attempt, p, s) for s in samples] for p in mine]
+            sampled = sampler.generate([prompts[p].ids for p in mine], seeds, max_len, cfg.temperature, cfg.top_p)
+            rollouts = [replace(r, prompt_id=mine[r.prompt_id]) for group in sampled for r in group]
+            cached_tokens += sampler.cached_tokens if mine else 0
+        with timer("tail"):
+            dist.all_reduce(torch.zeros(1))  # wait for the rank whose answers are the longest
+        with timer("reward"):
+            texts = [response_text(prompts[r.prompt_id], r, tokenizer) for r in rollouts]
+            rewards = pool.rewards(texts, [prompts[r.prompt_id].problem.answer for r in rollouts])
+            rollouts = gather_rollouts([replace(r, reward=x) for r, x in zip(rollouts, rewards, strict=True)])
+            groups += sorted(with_advantages(rollouts, max_len, cfg), key=lambda g: drawn.index(g[0].prompt_id))
+        attempt += 1
+        drawn = refill_prompts(groups, step, attempt, len(prompts), cfg)
+    return groups, cached_tokens

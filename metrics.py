@@ -91,6 +91,24 @@ def rollout_metrics(groups: list[list[Rollout]]) -> dict[str, float | None]:
     }
 
 
+def time_columns(timer: Timer, seconds: float, tokens: int) -> dict[str, float]:
+    """Of a step that took `seconds`: time by phase, tokens a second, memory by phase. Generation and its tail are means
+    over ranks, which `timer` takes over: together they are equally long on all."""
+    waited = torch.tensor([timer.seconds["rollout"], timer.seconds["tail"]], dtype=torch.float64)
+    dist.all_reduce(waited)
+    timer.seconds["rollout"], timer.seconds["tail"] = (waited / dist.get_world_size()).tolist()
+    phases = ("rollout", "tail", "reward", "logprobs", "train", "sync", "probe", "eval")
+    columns = {f"time_{phase}": timer.seconds.get(phase, 0.0) for phase in phases} | {"time_step": seconds}
+    columns["tokens_per_second"] = tokens / (seconds - columns["time_eval"])
+    memory = timer.over_ranks(("rollout", "logprobs", "train", "sync", "probe"))
+    return columns | {f"memory_{phase}": gib for phase, gib in memory.items()}
+
+
+def add_row(path: Path, row: dict[str, Any]) -> None:
+    with open(path, "a", encoding="utf-8") as f:
+        f.write(json.dumps(json_row(row), allow_nan=False) + "\n")
+
+
 def json_row(row: dict[str, Any]) -> dict[str, Any]:
     """The row with null for what is not finite, which JSON cannot say."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
@@ -129,7 +147,7 @@ def dump_rollouts(path: Path, groups: list[list[Rollout]], prompts: list[Prompt]
             f.write(json.dumps(row) + "\n")
 
 
-def write_summary(cfg: Config, state: dict[str, Any], final: dict[str, dict], seconds: float,
+def write_summary(cfg: Config, state: dict[str, Any], final: dict[str, dict], wall_time: float,
                   cost: dict[str, float]) -> None:  # fmt: skip
     """summary.json: base and final over all benchmarks' problems at the first and the last context, and the cost."""
     summary: dict[str, Any] = {}
@@ -138,7 +156,7 @@ def write_summary(cfg: Config, state: dict[str, Any], final: dict[str, dict], se
             summary[f"{who}_{when}"] = {k: results[when]["all"][k] for k in ("accuracy", "stderr")}
             summary[f"{who}_{when}_benchmarks"] = results[when]
     summary |= {"first_context": cfg.max_response_len[0], "last_context": cfg.max_response_len[-1],
-                "steps": state["step"], "wall_time": seconds, "tokens": state["tokens"],
+                "steps": state["step"], "wall_time": wall_time, "tokens": state["tokens"],
                 "world_size": dist.get_world_size(), "verdict": state["verdict"], **cost}  # fmt: skip
     if dist.get_rank() == 0:
         for when, context in (("first", cfg.max_response_len[0]), ("last", cfg.max_response_len[-1])):

@@ -21,7 +21,10 @@ from rollout import Rollout
 
 
 def init_distributed(cfg: Config) -> torch.device:
-    """A process group and this rank's device; without torchrun, a group of one."""
+    """A process group and this rank's device; without torchrun, a group of one. Raises UserError."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world % (cfg.shard_size or 1):
+        raise UserError(f"shard_size: {world} ranks are no multiple of {cfg.shard_size}")
     cuda = torch.cuda.is_available() and cfg.device == "auto"
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
     if cuda and cfg.dtype == "float32":
@@ -36,18 +39,16 @@ def init_distributed(cfg: Config) -> torch.device:
 
 def device_mesh(cfg: Config, device: torch.device) -> DeviceMesh:
     """The ranks as FSDP2 sees them: one row that shards the model, or with `shard_size` several such rows, each with a
-    copy of it (HSDP: gradients are summed within a row by shards, then across rows). Raises UserError."""
+    copy of it (HSDP: gradients are summed within a row by shards, then across rows)."""
     world, size = dist.get_world_size(), cfg.shard_size or dist.get_world_size()
-    if world % size:
-        raise UserError(f"shard_size: {world} ranks are no multiple of {size}")
     if size == world:
         return init_device_mesh(device.type, (world,), mesh_dim_names=("shard",))
     return init_device_mesh(device.type, (world // size, size), mesh_dim_names=("replicate", "shard"))
 
 
-def print0(*args: Any, sep: str = " ") -> None:
+def print0(*args: Any) -> None:
     if dist.get_rank() == 0:
-        print(*args, sep=sep, flush=True)
+        print(*args, flush=True)
 
 
 @dataclass

@@ -262,7 +262,8 @@ def main(argv: list[str]) -> None:
     price = cfg.gpu_dollars_per_hour or GPUS[kind].dollars
     for job in jobs:
         c, n, columns = job.cfg, job.gpus, {name: step_seconds(job, stack) for name, stack in STACKS.items()}
-        print(f"\ncontext {c.max_response_len[0]}: {c.stage_steps[0]} steps of {c.prompts_per_step} prompts x "
+        steps = f"{'up to ' if c.stage_policy == 'auto' else ''}{c.stage_steps[0]}"
+        print(f"\ncontext {c.max_response_len[0]}: {steps} steps of {c.prompts_per_step} prompts x "
               f"{c.group_size[0]} samples of {job.mean:,.0f} tokens, {n} x {kind}")  # fmt: skip
         print(*report(job, least), "", f"{'seconds a step':<16}" + "".join(f"{name:>10}" for name in STACKS), sep="\n")
         for phase in columns["good"]:
@@ -272,5 +273,8 @@ def main(argv: list[str]) -> None:
             print(f"{name}: {step:.0f} s a step, {cost / n:,.1f} hours, {cost:,.0f} GPU-hours, ${cost * price:,.0f}")
             hours[name] += cost
     every = ", ".join(f"{name} {h:,.0f} GPU-hours, ${h * price:,.0f}" for name, h in hours.items())
-    print(f"\nall stages: {every}; at ${price:.2f} a GPU-hour{'' if cfg.gpu_dollars_per_hour else ' (assumed)'}",
+    limit = " at most, if the controller ends no stage earlier" if cfg.stage_policy == "auto" else ""
+    if cfg.refill_attempts:
+        print(f"\nrefills are not counted: generation may take up to {cfg.refill_attempts} more rounds a step")
+    print(f"\nall stages{limit}: {every}; at ${price:.2f} a GPU-hour{'' if cfg.gpu_dollars_per_hour else ' (assumed)'}",
           "DeepScaleR reported 3,800 A100-hours: 8K on 8 GPUs, 16K and 24K on 32", ASSUMED, sep="\n")  # fmt: skip

@@ -13,16 +13,16 @@ import torch
 import torch.distributed as dist
 
 import checkpoint
-from configs import Config
-from model import DTYPES, Qwen2, full_tensors, stream_weights
+from configs import Config, UserError
+from model import DTYPES, Qwen2, full_tensors
 from schedule import collapsed, smoothed_reward, turning_point
 
 HISTORY = ("step", "reward_mean", "response_len_mean", "response_clip_ratio")
 
 
 def new_state() -> dict[str, Any]:
-    """The state of a run before its first step; counts are of steps, tokens, seconds and GPU-seconds by phase."""
-    return {"step": 0, "tokens": 0, "seconds": 0.0, "ledger": {}, "skipped": 0, "timeouts": 0, "base": None,
+    """The state of a run before its first step."""
+    return {"step": 0, "tokens": 0, "skipped": 0, "timeouts": 0, "base": None,
             "score": 0.0, "stage": 0, "stage_began": 0, "order_began": 0, "reference": None, "history": [],
             "verdict": None}  # fmt: skip
 
@@ -34,8 +34,8 @@ def last_step(state: dict[str, Any], cfg: Config) -> int:
 
 
 def after_step(state: dict[str, Any], row: dict[str, Any], cfg: Config) -> dict[str, Any]:
-    """The state with this step's `row` in it and the verdict on it: "lengthen" (the stage ends here), "collapsed" (the
-    run does) or None. In the last stage "lengthen" ends nothing."""
+    """The state with this step's `row` in it and the verdict on the stage: "lengthen" (it ends here), "collapsed" (the
+    run does) or None. In the last stage "lengthen" ends nothing and, once seen, stands."""
     history = [*state["history"], {name: row[name] for name in HISTORY}]
     verdict = [None]
     if cfg.stage_policy == "auto" and dist.get_rank() == 0:  # one rank decides: another machine may round otherwise
@@ -45,8 +45,11 @@ def after_step(state: dict[str, Any], row: dict[str, Any], cfg: Config) -> dict[
             verdict = ["lengthen"]
     dist.broadcast_object_list(verdict)
     out_of_patience = len(history) >= cfg.stage_steps[state["stage"]] and not is_last(state, cfg)
-    return state | {"step": row["step"], "history": history, "score": smoothed_reward(history, cfg.stage_window),
-                    "verdict": verdict[0] or ("lengthen" if out_of_patience else None)}  # fmt: skip
+    found = verdict[0] or ("lengthen" if out_of_patience else state["verdict"])
+    # Only checkpoints that every run has compete for the best, not those where `max_steps` happened to cut.
+    competes = found == "lengthen" or (cfg.save_every and row["step"] % cfg.save_every == 0)
+    score = smoothed_reward(history, cfg.stage_window) if competes else None
+    return state | {"step": row["step"], "history": history, "score": score, "verdict": found}
 
 
 def is_last(state: dict[str, Any], cfg: Config) -> bool:
@@ -76,10 +79,15 @@ def say(state: dict[str, Any], before: dict[str, Any], cfg: Config) -> None:
 
 
 def best_checkpoint(cfg: Config, state: dict[str, Any]) -> str:
-    """The name of the whole checkpoint of this stage with the highest smoothed reward; rank 0 looks for all."""
-    found = [checkpoint.best(cfg.run_dir, state["stage"]) if dist.get_rank() == 0 else None]
+    """The name of the whole checkpoint with the highest smoothed reward of this stage, or, where a collapsed run has
+    none but its last, of an earlier one; rank 0 looks for all."""
+    current, found = f"step_{state['step']:06d}", [None]
+    for stage in range(state["stage"], -1, -1) if dist.get_rank() == 0 else ():
+        found = [checkpoint.best(cfg.run_dir, stage)]
+        if found[0] and not (state["verdict"] == "collapsed" and found[0] == current):
+            break
     dist.broadcast_object_list(found)
-    return found[0] or f"step_{state['step']:06d}"
+    return found[0] or current
 
 
 def begin_next(cfg: Config, state: dict[str, Any], model: Qwen2, reference: Qwen2 | None,
@@ -92,11 +100,8 @@ def begin_next(cfg: Config, state: dict[str, Any], model: Qwen2, reference: Qwen
     if cfg.stage_optimizer == "reset":
         optimizer.state.clear()
     if reference and cfg.stage_reference == "reset":
-        if cfg.save_every:
-            state = state | {"reference": name}
-            load_reference(cfg, state, reference)
-        else:  # nothing is ever resumed, so no file is needed
-            reference.load_weights(full_tensors(model, DTYPES[cfg.dtype]))
+        reference.load_weights(full_tensors(model, DTYPES[cfg.dtype]))
+        state = state | {"reference": name if cfg.save_every else None}
     stage = state["stage"] + 1
     if dist.get_rank() == 0:
         print(f"stage {stage + 1} of {len(cfg.stage_steps)} begins from {name}: context {cfg.max_response_len[stage]}, "
@@ -107,15 +112,42 @@ def begin_next(cfg: Config, state: dict[str, Any], model: Qwen2, reference: Qwen
 
 
 def load_reference(cfg: Config, state: dict[str, Any], reference: Qwen2 | None) -> None:
-    """The KL reference of this stage, where an earlier switch has set one."""
+    """After a resume: the KL reference of this stage, where an earlier switch has set one. Raises UserError."""
     if reference and state["reference"]:
-        folder = cfg.run_dir / "hf" / state["reference"]
-        reference.load_weights(stream_weights(folder), str(folder))
+        folder = cfg.run_dir / "ckpt" / state["reference"]
+        problem = [checkpoint.damage(folder) if dist.get_rank() == 0 else None]
+        dist.broadcast_object_list(problem)
+        if problem[0]:
+            raise UserError(f"{folder}: the KL reference of this stage is damaged: {problem[0]}")
+        checkpoint.load_weights(folder, reference)
+
+
+def warn(cfg: Config) -> None:
+    """Say where the controller can decide nothing."""
+    first = cfg.stage_window + cfg.stage_patience - 1
+    for stage, steps in enumerate(cfg.stage_steps[:-1]):
+        if cfg.stage_policy == "auto" and steps <= first and dist.get_rank() == 0:
+            print(f"stage {stage + 1} ends after its {steps} steps: the controller needs more than stage_window + "
+                  f"stage_patience - 1 = {first} to see a turning point")  # fmt: skip
+
+
+def check_gpus(state: dict[str, Any], cfg: Config) -> None:
+    """Raises UserError where the next step belongs to a stage that `stage_gpus` wants other GPUs for."""
+    stage = state["stage"] + is_due(state, cfg)
+    if cfg.stage_gpus and dist.get_world_size() != cfg.stage_gpus[stage]:
+        raise UserError(f"stage_gpus: stage {stage + 1} is for {cfg.stage_gpus[stage]} GPUs, here are "
+                        f"{dist.get_world_size()}; --stage_gpus= takes any")  # fmt: skip
 
 
 def wants_other_gpus(state: dict[str, Any], cfg: Config) -> bool:
     stage = state["stage"]
     return bool(cfg.stage_gpus) and is_due(state, cfg) and cfg.stage_gpus[stage + 1] != cfg.stage_gpus[stage]
+
+
+def farewell(state: dict[str, Any], cfg: Config, argv: list[str]) -> str:
+    """What a run says that stops between two stages."""
+    return (f"{cfg.run_dir}/hf/step_{state['step']:06d} is exported; the next stage wants "
+            f"{cfg.stage_gpus[state['stage'] + 1]} GPUs. Go on with\n  {next_command(state, cfg, argv)}")  # fmt: skip
 
 
 def next_command(state: dict[str, Any], cfg: Config, argv: list[str]) -> str:

@@ -9,11 +9,9 @@ Dimensions: T packed tokens of a batch.
 """
 
 import importlib.util
-import json
 import math
 import os
 import time
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,15 +26,24 @@ import stages
 import watch
 from configs import Config, UserError, load_config, run
 from eval import evaluate
-from groups import refill_prompts, step_prompts, to_train_on, with_advantages
-from ledger import charge, ledger_columns, ledger_lines
+from groups import sample_groups, to_train_on
+from ledger import Ledger
 from losses import aggregate, cispo_loss, clipped, kl_penalty, policy_loss, rollout_weights, sequence_logratio
-from metrics import Timer, dump_rollouts, json_row, progress_line, rollout_metrics, start_wandb, write_summary
+from metrics import (
+    Timer,
+    add_row,
+    dump_rollouts,
+    progress_line,
+    rollout_metrics,
+    start_wandb,
+    time_columns,
+    write_summary,
+)
 from model import DTYPES, ModelConfig, Qwen2, full_tensors, peak_flops, resolve_model, token_logprobs
 from packing import Batch, Counts, count, device_mesh, init_distributed, length, pack, plan_minibatches, print0
 from prompts import ChatTokenizer, Prompt, encode_problems, load_problems, load_prompts
 from reward import RewardPool
-from rollout import TorchSampler, VLLMSampler, gather_rollouts, make_sampler, response_text, sample_seed
+from rollout import TorchSampler, VLLMSampler, make_sampler, sample_seed
 
 
 def all_sum(values: list[float] | Tensor) -> list[float]:
@@ -142,6 +149,41 @@ def probe(sampler: TorchSampler | VLLMSampler, model: Qwen2, prompts: list[Promp
     return watch.check(seen, f"after the sync of step {step}", model, batches, cfg, sure=3.0)
 
 
+def learn(model: Qwen2, reference: Qwen2 | None, optimizer: torch.optim.Optimizer, plan: list,
+          minibatches: list[list[Batch]], step: int, max_len: int, cfg: Config,
+          timer: Timer) -> tuple[dict[str, Any], list[float | None]]:  # fmt: skip
+    """One optimizer step a minibatch: `plan` is of all ranks, `minibatches` are this one's. Returns figures over all
+    ranks' tokens, and each update's gradient norm, None where it was skipped."""
+    device = next(model.parameters()).device
+    seen, sums, losses, norms = watch.nothing(device), torch.zeros(6, dtype=torch.float64, device=device), [], []
+    figures: dict[str, Any] = {"mismatch_k3": None, "mismatch_max": None, "mismatch_ess": None}
+    with timer("logprobs"):  # the first minibatch is on-policy: its own forward gives the old ones
+        for batches in minibatches[1:]:
+            for b, old_logprobs in zip(batches, fixed_logprobs(model, batches, cfg), strict=True):
+                b.old_logprobs = old_logprobs
+                seen = watch.merge(seen, watch.mismatch(old_logprobs, b))
+        for batches in minibatches if reference else ():
+            for b, ref_logprobs in zip(batches, fixed_logprobs(reference, batches, cfg), strict=True):
+                b.ref_logprobs = ref_logprobs
+    with timer("train"):
+        for i, (ranks, batches) in enumerate(zip(plan, minibatches, strict=True)):
+            parts, on_policy = backward(model, batches, count(ranks, cfg, max_len), cfg)
+            losses.append(all_sum(parts[:1])[0] / (dist.get_world_size() if cfg.loss_agg == "deepscaler" else 1))
+            sums = sums + parts
+            if i == 0:
+                everything = [b for part in minibatches for b in part]
+                found = watch.check(watch.merge(seen, on_policy), f"step {step}", model, everything, cfg)
+                figures = {f"mismatch_{name}": found[name] for name in ("k3", "max", "ess")}
+            norms.append(optimizer_step(model, optimizer, losses[-1], cfg))
+    finite = [n for n in norms if n is not None]
+    figures |= {"loss": sum(losses) / len(losses) if losses else None}
+    _, *totals, tokens = all_sum(sums)
+    for name, total in zip(("pg_loss", "kl", "entropy", "pg_clip_frac"), totals, strict=True):
+        figures[name] = total / max(1.0, tokens) if plan else None
+    figures |= {"grad_norm": sum(finite) / len(finite) if finite else None, "tokens_trained": int(tokens)}
+    return figures, norms
+
+
 def worst_case(model: Qwen2, reference: Qwen2 | None, optimizer: torch.optim.Optimizer, cfg: Config) -> Timer:
     """A step on the fullest pack, as long as nothing is generated yet; with lr 0, so that nothing moves. Returns its
     seconds and memory."""
@@ -220,6 +262,8 @@ def train(cfg: Config, argv: list[str]) -> None:
         state = checkpoint.load(found[0], model, optimizer)
         stages.load_reference(cfg, state, reference)
         print0(f"resuming after step {state['step']} from {found[0]}")
+    stages.check_gpus(state, cfg)
+    stages.warn(cfg)
     wandb = start_wandb(cfg) if rank == 0 else None
     if rank == 0:
         checkpoint.write_config(cfg)
@@ -233,13 +277,13 @@ def train(cfg: Config, argv: list[str]) -> None:
         sampler.wake()
         return sampler.load_weights(full_tensors(model, DTYPES[cfg.dtype]))
 
-    timer = Timer(device)  # of what the ledger has not been charged with yet
+    ledger, timer = Ledger(cfg.run_dir, started), Timer(device)  # timer: what the ledger has not been charged with yet
     timer.seconds["start"] = time.perf_counter() - started
     with timer("sync"):
         sync()
         probe(sampler, model, prompts, cfg, state["step"])
     begun_at, step_seconds, not_finite_in_a_row, smoke_rows = state["step"], [], 0, []
-    before, evaluated = dict(state), {}  # evaluated: results of this step's weights by context
+    timeouts_before, evaluated = state["timeouts"], {}  # evaluated: results of this step's weights by context
 
     with RewardPool(cfg.reward_workers, cfg.reward_timeout) as pool:
 
@@ -255,16 +299,16 @@ def train(cfg: Config, argv: list[str]) -> None:
 
         first_len, last_len = cfg.max_response_len[0], cfg.max_response_len[-1]
         if benchmarks:
+            limit = f"{cfg.eval_max_len} tokens" if cfg.eval_max_len else "the stage's own length"
             print0(f"validation: {cfg.eval_k} samples a problem, temperature {cfg.eval_temperature}, top_p "
-                   f"{cfg.eval_top_p}, the stage's own length: not comparable with eval.py's 32,768")  # fmt: skip
+                   f"{cfg.eval_top_p}, {limit}: not comparable with eval.py's 32,768")  # fmt: skip
         if benchmarks and state["base"] is None:
             print0("evaluating the base model at the first and at the last context")
             with timer("eval"):
                 state["base"] = {"first": evaluate_at(first_len), "last": evaluate_at(last_len)}
 
-        charged_at = time.perf_counter()
-        state["ledger"] = charge(state["ledger"], timer, charged_at - started, world)
-        timer = Timer(device)
+        ledger.charge(timer)
+        timer, waits = Timer(device), False
 
         while state["step"] < stages.last_step(state, cfg) and state["verdict"] != "collapsed":
             # 0. the first step of a stage: its weights, optimizer state, data order and KL reference
@@ -273,38 +317,18 @@ def train(cfg: Config, argv: list[str]) -> None:
                 with timer("sync"):
                     state = stages.begin_next(cfg, state, model, reference, optimizer)
                     sync()
+                    probe(sampler, model, prompts, cfg, state["step"])
             stage = state["stage"]
-            max_len, group_size = cfg.max_response_len[stage], cfg.group_size[stage]
+            max_len = cfg.max_response_len[stage]
 
-            # 1. sample: each rank its share of the prompts; again, where uniform groups are refilled
-            groups, cached_tokens, attempt = [], 0, 0
-            drawn = step_prompts(step - state["order_began"], len(prompts), cfg)
-            while drawn:
-                with timer("rollout"):
-                    mine = drawn[rank::world]
-                    seeds = [[sample_seed(cfg.seed, stage, step, attempt, p, s) for s in range(group_size)]
-                             for p in mine]  # fmt: skip
-                    sampled = sampler.generate([prompts[p].ids for p in mine], seeds, max_len, cfg.temperature,
-                                               cfg.top_p)  # fmt: skip
-                    rollouts = [replace(r, prompt_id=mine[r.prompt_id]) for group in sampled for r in group]
-                    cached_tokens += sampler.cached_tokens if mine else 0
-                with timer("tail"):
-                    all_sum([0.0])  # wait for the rank whose answers are the longest
-
-                # 2. grade, tell everyone, compare within the group
-                with timer("reward"):
-                    texts = [response_text(prompts[r.prompt_id], r, tokenizer) for r in rollouts]
-                    rewards = pool.rewards(texts, [prompts[r.prompt_id].problem.answer for r in rollouts])
-                    rollouts = gather_rollouts([replace(r, reward=x) for r, x in zip(rollouts, rewards, strict=True)])
-                    groups += sorted(with_advantages(rollouts, max_len, cfg), key=lambda g: drawn.index(g[0].prompt_id))
-                attempt += 1
-                drawn = refill_prompts(groups, step, attempt, len(prompts), cfg)
+            # 1. and 2. sample, grade, tell everyone, compare within the group
+            groups, cached_tokens = sample_groups(sampler, tokenizer, pool, prompts, state, cfg, timer)
             with timer("sync"):
                 sampler.sleep()
 
             # 3. choose what to learn from, distribute it
-            row = {"step": step, "stage": stage, "max_response_len": max_len, **rollout_metrics(groups), "lr": cfg.lr,
-                   "mismatch_k3": None, "mismatch_max": None, "mismatch_ess": None}  # fmt: skip
+            row = {"step": step, "stage": stage, "max_response_len": max_len, **rollout_metrics(groups),
+                   "lr": cfg.lr}  # fmt: skip
             with timer("train"):
                 trained = to_train_on(groups, cfg)
                 plan = plan_minibatches(trained, cfg, world)
@@ -313,37 +337,17 @@ def train(cfg: Config, argv: list[str]) -> None:
             if not trained:
                 print0(f"step {step}: every group is uniform (all right or all wrong): no update")
 
-            # 4. log-probabilities before anything moves; the first minibatch is on-policy and its forward gives them
-            seen = watch.nothing(device)
-            with timer("logprobs"):
-                for batches in minibatches[1:]:
-                    for b, old_logprobs in zip(batches, fixed_logprobs(model, batches, cfg), strict=True):
-                        b.old_logprobs = old_logprobs
-                        seen = watch.merge(seen, watch.mismatch(old_logprobs, b))
-                for batches in minibatches if reference else ():
-                    for b, ref_logprobs in zip(batches, fixed_logprobs(reference, batches, cfg), strict=True):
-                        b.ref_logprobs = ref_logprobs
-
-            # 5. update
-            sums, losses, norms = torch.zeros(6, dtype=torch.float64, device=device), [], []
-            with timer("train"):
-                for i, (ranks, batches) in enumerate(zip(plan, minibatches, strict=True)):
-                    parts, on_policy = backward(model, batches, count(ranks, cfg, max_len), cfg)
-                    losses.append(all_sum(parts[:1])[0] / (world if cfg.loss_agg == "deepscaler" else 1))
-                    sums = sums + parts
-                    if i == 0:
-                        all_batches = [b for part in minibatches for b in part]
-                        figures = watch.check(watch.merge(seen, on_policy), f"step {step}", model, all_batches, cfg)
-                        row |= {f"mismatch_{name}": figures[name] for name in ("k3", "max", "ess")}
-                    norm = optimizer_step(model, optimizer, losses[-1], cfg)
-                    norms += [norm] if norm is not None else []
-                    not_finite_in_a_row = 0 if norm is not None else not_finite_in_a_row + 1
-                    if norm is None:
-                        state["skipped"] += 1
-                        print0(f"step {step}: loss or gradient not finite: update skipped, {state['skipped']} so far")
-                    if not_finite_in_a_row == 3:
-                        raise SystemExit(f"step {step}: three updates in a row were not finite; the run stops, its "
-                                         f"last checkpoint is intact")  # fmt: skip
+            # 4. and 5. log-probabilities before anything moves, and the updates
+            figures, norms = learn(model, reference, optimizer, plan, minibatches, step, max_len, cfg, timer)
+            row |= figures
+            for norm in norms:
+                not_finite_in_a_row = 0 if norm is not None else not_finite_in_a_row + 1
+                state["skipped"] += norm is None
+                if not_finite_in_a_row == 3:
+                    raise SystemExit(f"step {step}: three updates in a row were not finite; the run stops, its last "
+                                     f"checkpoint is intact")  # fmt: skip
+            if None in norms:
+                print0(f"step {step}: loss or gradient not finite: update skipped, {state['skipped']} so far")
 
             # 6. the sampler gets the new weights
             with timer("sync"):
@@ -352,14 +356,8 @@ def train(cfg: Config, argv: list[str]) -> None:
                 row["mismatch_sync_k3"] = probe(sampler, model, prompts, cfg, step)["k3"]
 
             # 7. say what happened, and what it means for the schedule
-            _, pg_loss, kl, entropy, clips, tokens = all_sum(sums)
-            per_token = max(1.0, tokens)
-            row |= {"loss": sum(losses) / len(losses) if losses else None, "tokens_trained": int(tokens)}
-            for name, total in (("pg_loss", pg_loss), ("kl", kl), ("entropy", entropy), ("pg_clip_frac", clips)):
-                row[name] = total / per_token if plan else None
-            row["grad_norm"] = sum(norms) / len(norms) if norms else None
             timeouts, row["prompt_tokens_cached"] = map(int, all_sum([pool.timeouts, cached_tokens]))
-            state["timeouts"] = before["timeouts"] + timeouts
+            state["timeouts"] = timeouts_before + timeouts
             row["updates_skipped"], row["reward_timeouts"] = state["skipped"], state["timeouts"]
             previous, state = state, stages.after_step(state, row, cfg)
             state["tokens"] += row["tokens_generated"]
@@ -373,24 +371,15 @@ def train(cfg: Config, argv: list[str]) -> None:
             if rank == 0 and cfg.save_rollouts_every and step % cfg.save_rollouts_every == 0:
                 dump_rollouts(cfg.run_dir / "rollouts" / f"step_{step:06d}.jsonl", groups, prompts, tokenizer)
             seconds = time.perf_counter() - step_start
-            state["seconds"] = before["seconds"] + time.perf_counter() - started
             step_seconds = [*step_seconds[-19:], seconds]
-            flops = 3 * model.flops(length(r) for g in trained for r in g) if plan else 0.0
-            row |= {f"time_{phase}": timer.seconds.get(phase, 0.0)
-                    for phase in ("reward", "logprobs", "train", "sync", "probe", "eval")}  # fmt: skip
-            for phase, total in zip(("rollout", "tail"), all_sum([timer.seconds["rollout"], timer.seconds["tail"]]),
-                                    strict=True):  # fmt: skip
-                timer.seconds[phase] = row[f"time_{phase}"] = total / world
-            row |= {"time_step": seconds, "tokens_per_second": row["tokens_generated"] / (seconds - row["time_eval"])}
-            row |= {"flops_trained": flops, "mfu": flops / (row["time_train"] * peak * world) if plan else None}
-            memory = timer.over_ranks(("rollout", "logprobs", "train", "sync", "probe"))
-            row |= {f"memory_{phase}": gib for phase, gib in memory.items()}
-            now = time.perf_counter()
-            state["ledger"] = charge(state["ledger"], timer, now - charged_at, world)
-            row, timer, charged_at = row | ledger_columns(state["ledger"], cfg), Timer(device), now
+            row |= time_columns(timer, seconds, row["tokens_generated"])
+            row["flops_generated"] = model.flops(length(r) for g in groups for r in g)
+            row["flops_trained"] = flops = 3 * model.flops(length(r) for g in trained for r in g)
+            row["mfu"] = flops / (row["time_train"] * peak * world) if plan else None
+            ledger.charge(timer)
+            row, timer = row | ledger.columns(cfg), Timer(device)
             if rank == 0:
-                with open(cfg.run_dir / "metrics.jsonl", "a", encoding="utf-8") as f:
-                    f.write(json.dumps(json_row(row), allow_nan=False) + "\n")
+                add_row(cfg.run_dir / "metrics.jsonl", row)
                 last_step = step if at_end else stages.last_step(state, cfg)
                 left = (last_step - step) * sum(step_seconds) / len(step_seconds)
                 print(progress_line(row, last_step, left), flush=True)
@@ -404,14 +393,11 @@ def train(cfg: Config, argv: list[str]) -> None:
                     look = partial(probe, sampler, model, prompts, cfg, step)
                     smoke.wipe_and_resume(cfg, model, optimizer, sync, look)
 
-            if stages.wants_other_gpus(state, cfg):
+            if waits := stages.wants_other_gpus(state, cfg) and not at_end:
                 break
 
-        if stages.wants_other_gpus(state, cfg) and state["step"] < stages.last_step(state, cfg):
-            print0(
-                f"{cfg.run_dir}/hf/step_{state['step']:06d} is exported; the next stage wants "
-                f"{cfg.stage_gpus[state['stage'] + 1]} GPUs. Go on with\n  {stages.next_command(state, cfg, argv)}"
-            )
+        if waits:
+            print0(stages.farewell(state, cfg, argv))
         elif begun_at == state["step"] and (cfg.run_dir / "summary.json").is_file():
             print0(f"{cfg.run_dir} was finished already")
         else:
@@ -419,19 +405,21 @@ def train(cfg: Config, argv: list[str]) -> None:
                 best = stages.best_checkpoint(cfg, state)
                 print0(f"the result of this run is its best checkpoint, {cfg.run_dir}/hf/{best}")
                 checkpoint.load(cfg.run_dir / "ckpt" / best, model, optimizer)
-                sync()
+                with timer("sync"):
+                    sync()
+                    probe(sampler, model, prompts, cfg, state["step"])
                 evaluated = {}
             final = {}
             if benchmarks:
                 print0("evaluating the final model at the first and at the last context")
                 with timer("eval"):
                     final = {"first": evaluate_at(first_len), "last": evaluate_at(last_len)}
-            now = time.perf_counter()
-            state["ledger"] = charge(state["ledger"], timer, now - charged_at, world)
+            ledger.charge(timer)
+            timer = Timer(device)
             if final:
-                cost = ledger_columns(state["ledger"], cfg)
-                write_summary(cfg, state, final, before["seconds"] + now - started, cost)
-        print0(*ledger_lines(state["ledger"], cfg), sep="\n")
+                write_summary(cfg, state, final, ledger.wall_clock, ledger.columns(cfg))
+        ledger.charge(timer)
+        print0(ledger.table(cfg))
         if worst:
             smoke.report(cfg, worst, smoke_rows, device)
             smoke.remove_folder(cfg)

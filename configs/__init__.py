@@ -28,7 +28,7 @@ class Config:
     resume: bool = False  # go on from the newest whole checkpoint, or from the start where there is none
     smoke: bool = False  # try everything once on the worst case and two steps, then say whether it works; see smoke.py
     save_every: int = 20  # steps between checkpoints and exports, the last step included; 0 = never
-    keep_checkpoints: int = 3  # newest ones kept; the best one is kept besides
+    keep_checkpoints: int = 3  # newest ones kept; besides, each stage's best, and KL references
     export_dtype: Literal["float32", "bfloat16"] = "float32"  # of hf/step_*: float32 where a later stage loads it
     save_rollouts_every: int = 20  # steps between dumps of all responses; 0 = never
     wandb: bool = False  # also log to Weights & Biases
@@ -75,7 +75,7 @@ class Config:
     clip_eps_low: float = 0.2  # the ratio is clipped to 1 - low .. 1 + high
     clip_eps_high: float = 0.2
     dual_clip: float = 0.0  # bounds the loss of bad actions at this times |advantage|; 0 = off
-    kl_coef: float = 0.001  # times the KL penalty against the frozen start; 0 = no reference model in memory
+    kl_coef: float = 0.001  # times the KL penalty against the reference, the stage's frozen start; 0 = none
     kl_estimator: Literal["k1", "k2", "k3", "k3_clamped"] = "k3_clamped"
     entropy_coef: float = 0.001  # times the entropy bonus
     loss_agg: Literal["token", "sequence", "dr_grpo", "deepscaler"] = "token"
@@ -191,6 +191,8 @@ class Config:
             raise UserError("stage_from: best is a checkpoint's; needs save_every above 0")
         if self.stage_gpus and len(self.stage_gpus) != len(self.max_response_len):
             raise UserError(f"stage_gpus: {len(self.stage_gpus)} entries for {len(self.max_response_len)} stages")
+        if any(n % self.shard_size for n in self.stage_gpus) if self.shard_size else False:
+            raise UserError(f"stage_gpus: {self.stage_gpus} are no multiples of shard_size={self.shard_size}")
         if len(set(self.stage_gpus)) > 1 and not self.save_every:
             raise UserError("stage_gpus: other GPUs go on from a checkpoint; needs save_every above 0")
         if self.eval_max_len > self.max_response_len[-1]:

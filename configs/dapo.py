@@ -1,7 +1,8 @@
 """DAPO's settings (2503.14476, section 4.1, and its released script) on this model: one stage of 20K tokens.
 
 Of those the last 4,096 are paid for by the soft penalty. 512 prompts x 16 samples a step in 16 minibatches, clip 0.2 /
-0.28, dual clip 10, no KL, no entropy bonus, uniform groups replaced, temperature 1.
+0.28, dual clip 10, no KL, no entropy bonus, uniform groups replaced, temperature 1. Unlike there: a constant learning
+rate without warm-up, and at most two rounds of refills a step.
 """
 
 from configs import Config

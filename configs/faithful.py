@@ -1,10 +1,10 @@
 """What DeepScaleR's code really did, where it differs from its text; compare with 8k.py, 16k.py and 24k.py.
 
 Micro-batch token means, summed, and averaged over ranks (the released dp_actor.py); a KL coefficient of -0.001 (an
-author's word on the published 8K run; the released script has +0.001); an entropy bonus of 0.001; Adam's state, the
-data order and the KL reference started afresh in every stage; 8, 32 and 32 GPUs, by hand after 1,040 and 480 steps.
-Where the run stops between stages it prints the next command. `token_budget` and the number of GPUs are part of the
-arithmetic here: the gradient is about as many times a token mean as a GPU has micro-batches.
+author's word on the published 8K run, taken for all stages here; the released script has +0.001); an entropy bonus of
+0.001; Adam's state, the data order and the KL reference started afresh in every stage; 8, 32 and 32 GPUs, by hand after
+1,040 and 480 steps. Where the run stops between stages it prints the next command. `token_budget` and the number of
+GPUs are part of the arithmetic here: the gradient is about as many times a token mean as a GPU has micro-batches.
 """
 
 from configs import Config

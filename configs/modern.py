@@ -2,7 +2,7 @@
 
 Loss over all tokens alike, a wider clip upwards, neither KL nor entropy bonus (so no reference model), each token
 weighed by trainer over sampler, at most 2 (truncated importance sampling), uniform groups dropped and replaced, cut-off
-responses without a gradient, and sampling at temperature 1.
+responses without a gradient, and sampling at temperature 1. Between stages Adam's state and the data order go on.
 """
 
 from configs import Config
@@ -15,6 +15,8 @@ Config(
     stage_policy="auto",
     stage_steps=(1560, 720, 300),
     stage_from="best",
+    stage_optimizer="keep",
+    stage_data_order="keep",
     temperature=1.0,
     loss_agg="token",
     clip_eps_low=0.2,

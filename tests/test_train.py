@@ -412,12 +412,14 @@ def test_every_kind_of_damage_is_noticed(six_steps, tmp_path):
 
 
 def test_pruning_keeps_the_newest_the_best_of_each_stage_and_the_reference(tmp_path):
-    for step, stage, score in ((5, 0, 0.1), (10, 0, 0.1), (20, 0, 0.9), (25, 1, 0.5), (30, 1, 0.3), (40, 1, 0.4)):
+    for step, stage, score in ((5, 0, 0.1), (10, 0, 0.1), (20, 0, 0.9), (25, 1, 0.5), (30, 1, None), (40, 1, 0.4)):
         for kind in ("ckpt", "hf"):
             (tmp_path / kind / f"step_{step:06d}").mkdir(parents=True)
         (tmp_path / "ckpt" / f"step_{step:06d}" / "state.json").write_text(json.dumps({"score": score, "stage": stage}))
     (tmp_path / "ckpt/step_000030/state.json").unlink()  # damaged: in no one's way
-    checkpoint.prune(tmp_path, 1, "step_000010")
+    newest = tmp_path / "ckpt/step_000040/state.json"
+    newest.write_text(json.dumps(json.loads(newest.read_text()) | {"reference": "step_000010"}))
+    checkpoint.prune(tmp_path, 1)
     for kind in ("ckpt", "hf"):
         left = sorted(p.name for p in (tmp_path / kind).iterdir())
         assert left == ["step_000010", "step_000020", "step_000025", "step_000040"]
