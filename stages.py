@@ -47,7 +47,8 @@ def after_step(state: dict[str, Any], row: dict[str, Any], cfg: Config) -> dict[
     out_of_patience = len(history) >= cfg.stage_steps[state["stage"]] and not is_last(state, cfg)
     found = verdict[0] or ("lengthen" if out_of_patience else state["verdict"])
     # Only checkpoints that every run has compete for the best, not those where `max_steps` happened to cut.
-    competes = found == "lengthen" or (cfg.save_every and row["step"] % cfg.save_every == 0)
+    ends = found == "lengthen" and not is_last(state, cfg)
+    competes = ends or (cfg.save_every and row["step"] % cfg.save_every == 0)
     score = smoothed_reward(history, cfg.stage_window) if competes else None
     return state | {"step": row["step"], "history": history, "score": score, "verdict": found}
 
@@ -67,9 +68,7 @@ def say(state: dict[str, Any], before: dict[str, Any], cfg: Config) -> None:
         return
     context, steps = cfg.max_response_len[state["stage"]], len(state["history"])
     if state["verdict"] == "collapsed":
-        print(
-            "the run has collapsed: its reward is far below its best, and responses are longer and cut off more often"
-        )
+        print("the run has collapsed: its reward is far below its best, responses are longer and cut off more often")
     elif is_last(state, cfg):
         print(f"the turning point: {context} tokens now hold the model back, but this is the longest context")
     else:

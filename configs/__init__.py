@@ -191,7 +191,7 @@ class Config:
             raise UserError("stage_from: best is a checkpoint's; needs save_every above 0")
         if self.stage_gpus and len(self.stage_gpus) != len(self.max_response_len):
             raise UserError(f"stage_gpus: {len(self.stage_gpus)} entries for {len(self.max_response_len)} stages")
-        if any(n % self.shard_size for n in self.stage_gpus) if self.shard_size else False:
+        if self.shard_size and any(n % self.shard_size for n in self.stage_gpus):
             raise UserError(f"stage_gpus: {self.stage_gpus} are no multiples of shard_size={self.shard_size}")
         if len(set(self.stage_gpus)) > 1 and not self.save_every:
             raise UserError("stage_gpus: other GPUs go on from a checkpoint; needs save_every above 0")
