@@ -241,6 +241,7 @@ def test_a_run_writes_what_the_design_lists(six_steps):
     assert {p.name for p in six_steps.iterdir()} == {
         "config.json",
         "metrics.jsonl",
+        "ledger.json",
         "rollouts",
         "ckpt",
         "hf",
