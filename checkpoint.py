@@ -1,8 +1,9 @@
 """Checkpoints that a crash cannot spoil: written aside, described by a manifest of sizes and hashes, then renamed.
 
 `ckpt/step_000100/` holds the sharded model and optimizer (torch.distributed.checkpoint: any world size loads what any
-other wrote), `state.json` (step, counters) and `manifest.json`. There is no generator state to keep: every random
-number of a run is a function of its seed and the step. All functions are called by every rank together, except `find`.
+other wrote), `state.json` (where the run stands: step, stage, its history, counters) and `manifest.json`. There is no
+generator state to keep: every random number of a run is a function of its seed and the step. Every rank calls `save`,
+`save_all`, `load` and `load_weights` together; what only looks at files or removes them is rank 0's.
 """
 
 import dataclasses
@@ -117,14 +118,26 @@ def find(run_dir: Path) -> Path | None:
     return None
 
 
-def load(folder: Path, model: Qwen2, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Fill model and optimizer in place from a checkpoint of any world size; returns its state. Raises UserError."""
+def read_state(folder: Path) -> dict[str, Any]:
+    """The state of a whole checkpoint."""
+    return json.loads((folder / "state.json").read_text(encoding="utf-8"))
+
+
+def is_finished(run_dir: Path, step: int) -> bool:
+    """Has the run's last evaluation, after `step`, been written? (An earlier one's is no answer.)"""
+    try:
+        return json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))["steps"] == step
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def load(folder: Path, model: Qwen2, optimizer: torch.optim.Optimizer) -> None:
+    """Fill model and optimizer in place from a checkpoint of any world size. Raises UserError."""
     try:
         dcp.load(tensors(model, optimizer), checkpoint_id=folder)  # in place
     except CheckpointException as e:  # no Exception; it wraps whatever each rank met
         reason = str(next(iter(e.failures.values()))[0]).strip().splitlines()[0]
         raise UserError(f"{folder}: does not fit this model: {reason}") from None
-    return json.loads((folder / "state.json").read_text(encoding="utf-8"))
 
 
 def read_states(run_dir: Path) -> dict[str, dict[str, Any]]:

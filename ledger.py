@@ -19,14 +19,14 @@ ENTRY = {"rollout": "generate", "probe": "sync"}  # phases of the loop that the 
 
 class Ledger:
     """GPU-seconds of all ranks by phase; "other" is what no phase has measured, so they add up to the wall clock.
-    Rank 0 reads and writes the file. Raises UserError for one that cannot be read."""
+    All ranks read the file and rank 0 writes it. Raises UserError for one that cannot be read."""
 
     def __init__(self, run_dir: Path, started: float) -> None:
         """`started`: the time.perf_counter() that this process is charged from."""
         self.path, self.charged_at = run_dir / "ledger.json", started
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self.wall_clock = 0.0  # seconds
-        if dist.get_rank() == 0 and self.path.is_file():
+        if self.path.is_file():
             try:
                 found = json.loads(self.path.read_text(encoding="utf-8"))
                 self.seconds = {phase: float(found["gpu_seconds"][phase]) for phase in PHASES}

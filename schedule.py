@@ -51,8 +51,8 @@ def turning_point(history: list[dict[str, Any]], window: int = WINDOW, patience:
     That is so if in each of the last `patience` steps, over the `window` steps before it, either the reward rises by
     less than FLAT standard errors and the share of clipped responses by more than RISING, being above CLIPPED; or the
     reward is flat (less than FLAT either way), the share is steady (less than RISING either way) and above MANY. The
-    shares are means over the last third of the window. Never in the first window + patience - 1 steps, nor in a run
-    that has `collapsed`.
+    shares are means over the last third of the window. Not before step window + patience - 1, nor in a run that has
+    `collapsed`.
     """
     reward, _, clipped = columns(history)
     if len(reward) < window + patience - 1:

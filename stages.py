@@ -29,7 +29,10 @@ def new_state() -> dict[str, Any]:
 
 def last_step(state: dict[str, Any], cfg: Config) -> int:
     """The step after which the run ends, if this stage and all later ones take all of their `stage_steps`."""
-    last = state["stage_began"] + sum(cfg.stage_steps[state["stage"] :])
+    if is_due(state, cfg):
+        last = state["step"] + sum(cfg.stage_steps[state["stage"] + 1 :])
+    else:
+        last = state["stage_began"] + sum(cfg.stage_steps[state["stage"] :])
     return min(last, cfg.max_steps) if cfg.max_steps else last
 
 
@@ -78,8 +81,8 @@ def say(state: dict[str, Any], before: dict[str, Any], cfg: Config) -> None:
 
 
 def best_checkpoint(cfg: Config, state: dict[str, Any]) -> str:
-    """The name of the whole checkpoint with the highest smoothed reward of this stage, or, where a collapsed run has
-    none but its last, of an earlier one; rank 0 looks for all."""
+    """The name of the whole checkpoint with the highest smoothed reward of this stage, or of an earlier one where a
+    collapsed run's last is the best of its stage; rank 0 looks for all."""
     current, found = f"step_{state['step']:06d}", [None]
     for stage in range(state["stage"], -1, -1) if dist.get_rank() == 0 else ():
         found = [checkpoint.best(cfg.run_dir, stage)]
@@ -126,8 +129,8 @@ def warn(cfg: Config) -> None:
     first = cfg.stage_window + cfg.stage_patience - 1
     for stage, steps in enumerate(cfg.stage_steps[:-1]):
         if cfg.stage_policy == "auto" and steps <= first and dist.get_rank() == 0:
-            print(f"stage {stage + 1} ends after its {steps} steps: the controller needs more than stage_window + "
-                  f"stage_patience - 1 = {first} to see a turning point")  # fmt: skip
+            print(f"stage {stage + 1} ends after its {steps} steps: the controller sees no turning point before step "
+                  f"stage_window + stage_patience - 1 = {first} of a stage")  # fmt: skip
 
 
 def check_gpus(state: dict[str, Any], cfg: Config) -> None:
@@ -135,7 +138,7 @@ def check_gpus(state: dict[str, Any], cfg: Config) -> None:
     stage = state["stage"] + is_due(state, cfg)
     if cfg.stage_gpus and dist.get_world_size() != cfg.stage_gpus[stage]:
         raise UserError(f"stage_gpus: stage {stage + 1} is for {cfg.stage_gpus[stage]} GPUs, here are "
-                        f"{dist.get_world_size()}; --stage_gpus= takes any")  # fmt: skip
+                        f"{dist.get_world_size()}; start it on as many, or change stage_gpus")  # fmt: skip
 
 
 def wants_other_gpus(state: dict[str, Any], cfg: Config) -> bool:

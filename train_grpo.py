@@ -3,7 +3,8 @@
     torchrun --nproc_per_node=8 train_grpo.py configs/8k.py [--key=value ...]     # or plain python for one process
 
 Reads a config, a model folder and problem files; writes the run folder `out/<run_name>/` (config.json, metrics.jsonl,
-rollouts/, ckpt/, hf/, summary.json). A process group and FSDP2 always exist, with one process as with thirty-two.
+rollouts/, ckpt/, hf/, ledger.json, summary.json). A process group and FSDP2 always exist, with one process as with
+thirty-two.
 
 Dimensions: T packed tokens of a batch.
 """
@@ -240,10 +241,14 @@ def train(cfg: Config, argv: list[str]) -> None:
     found = [checkpoint.find(cfg.run_dir) if cfg.resume and os.environ.get("RANK", "0") == "0" else None]
     device = init_distributed(cfg)
     rank, world = dist.get_rank(), dist.get_world_size()
+    dist.broadcast_object_list(found)
+    state = checkpoint.read_state(found[0]) if found[0] else stages.new_state()
+    stages.check_gpus(state, cfg)
     if cfg.smoke:
         smoke.remove_folder(cfg)
         checkpoint.open_run(cfg)
         benchmarks = {}  # they could be read and fit the model; the smoke run does not answer them
+    ledger = Ledger(cfg.run_dir, started)
 
     # models: the policy in float32 shards, the frozen reference only if the loss asks for it, the sampler's own copy
     sampler = make_sampler(cfg, path, device, longest)  # first: vLLM counts its share of a GPU's free memory
@@ -256,13 +261,10 @@ def train(cfg: Config, argv: list[str]) -> None:
     worst = worst_case(model, reference, optimizer, cfg) if cfg.smoke else None
 
     # where to begin
-    state: dict[str, Any] = stages.new_state()
-    dist.broadcast_object_list(found)
     if found[0]:
-        state = checkpoint.load(found[0], model, optimizer)
+        checkpoint.load(found[0], model, optimizer)
         stages.load_reference(cfg, state, reference)
         print0(f"resuming after step {state['step']} from {found[0]}")
-    stages.check_gpus(state, cfg)
     stages.warn(cfg)
     wandb = start_wandb(cfg) if rank == 0 else None
     if rank == 0:
@@ -277,7 +279,7 @@ def train(cfg: Config, argv: list[str]) -> None:
         sampler.wake()
         return sampler.load_weights(full_tensors(model, DTYPES[cfg.dtype]))
 
-    ledger, timer = Ledger(cfg.run_dir, started), Timer(device)  # timer: what the ledger has not been charged with yet
+    timer = Timer(device)  # of what the ledger has not been charged with yet
     timer.seconds["start"] = time.perf_counter() - started
     with timer("sync"):
         sync()
@@ -398,7 +400,7 @@ def train(cfg: Config, argv: list[str]) -> None:
 
         if waits:
             print0(stages.farewell(state, cfg, argv))
-        elif begun_at == state["step"] and (cfg.run_dir / "summary.json").is_file():
+        elif begun_at == state["step"] and checkpoint.is_finished(cfg.run_dir, begun_at):
             print0(f"{cfg.run_dir} was finished already")
         else:
             if state["verdict"] == "collapsed" and cfg.save_every:

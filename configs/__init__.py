@@ -27,7 +27,7 @@ class Config:
     seed: int = 0  # every random number of the run is a function of this
     resume: bool = False  # go on from the newest whole checkpoint, or from the start where there is none
     smoke: bool = False  # try everything once on the worst case and two steps, then say whether it works; see smoke.py
-    save_every: int = 20  # steps between checkpoints and exports, the last step included; 0 = never
+    save_every: int = 20  # steps between checkpoints and exports, a stage's last step included; 0 = never
     keep_checkpoints: int = 3  # newest ones kept; besides, each stage's best, and KL references
     export_dtype: Literal["float32", "bfloat16"] = "float32"  # of hf/step_*: float32 where a later stage loads it
     save_rollouts_every: int = 20  # steps between dumps of all responses; 0 = never
@@ -59,7 +59,7 @@ class Config:
     stage_optimizer: Literal["reset", "keep"] = "reset"
     stage_data_order: Literal["reset", "keep"] = "reset"
     stage_reference: Literal["reset", "keep"] = "reset"  # reset: the KL reference is the weights the stage begins with
-    # GPUs, one entry a stage: where the next one wants another number, the run stops and prints the command; () = never
+    # GPUs, one entry a stage, and no others: before a stage with another number the run stops and prints the command
     stage_gpus: tuple[int, ...] = ()
     max_steps: int = 0  # cuts the whole run short; 0 = no cap
     # the optimizer

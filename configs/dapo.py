@@ -2,7 +2,8 @@
 
 Of those the last 4,096 are paid for by the soft penalty. 512 prompts x 16 samples a step in 16 minibatches, clip 0.2 /
 0.28, dual clip 10, no KL, no entropy bonus, uniform groups replaced, temperature 1. Unlike there: a constant learning
-rate without warm-up, and at most two rounds of refills a step.
+rate without warm-up, at most two rounds of refills a step, and rewards of 1 and 0 instead of 1 and -1, beside which the
+penalty weighs twice as much.
 """
 
 from configs import Config

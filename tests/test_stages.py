@@ -39,6 +39,7 @@ def test_the_controller_ends_a_stage_where_the_replay_says(world, tmp_path):
     assert replay(rows, 8, 1)["fire_steps"][0] == switch
     assert f"stage 1 of 2 (context 12) ends at its turning point: {switch} steps" in said
     assert f"stage 2 of 2 begins from step_{switch:06d}: context 24" in said
+    assert f"step {switch}/{switch + 3}  context 12" in said  # the steps it did not take are not to come
     command = [sys.executable, "schedule.py", tmp_path / "run" / "metrics.jsonl"]  # reads the run's own window
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert json.loads(done.stdout.splitlines()[-1])["fire_step"] == switch
@@ -89,7 +90,7 @@ def test_a_collapsed_run_stops_and_its_result_is_the_best_checkpoint(world, tmp_
     assert len(rows) < 60 and replay(rows, 8, 3)["collapse_step"] == len(rows)
     assert "the run has collapsed" in said
     scores = {p.name: json.loads((p / "state.json").read_text()) for p in (run_dir / "ckpt").iterdir()}
-    best = max(scores, key=lambda name: scores[name]["score"])
+    best = max((name for name in scores if scores[name]["score"]), key=lambda name: scores[name]["score"])
     assert scores[f"step_{len(rows):06d}"]["verdict"] == "collapsed" and best != f"step_{len(rows):06d}"
     assert f"its best checkpoint, {run_dir}/hf/{best}" in said
     summary = json.loads((run_dir / "summary.json").read_text())
@@ -250,6 +251,21 @@ def test_a_stage_is_held_to_its_gpus(world, tmp_path):
     assert "stage_gpus was [1, 2]" in train([*argv, "--stage_gpus=1,1", "--resume=true"], status=2)
     train([*argv, "--resume=true"], ranks=2)
     assert [r["stage"] for r in rows_of(tmp_path / "run")] == [0] * 4 + [1] * 2
+
+
+@pytest.mark.slow
+def test_the_summary_of_an_earlier_end_is_no_end(world, tmp_path):
+    """A run cut short, then gone on with, and killed in its last evaluation: resumed, it evaluates."""
+    argv, summary = flags(world, tmp_path, eval_every=9), tmp_path / "run" / "summary.json"
+    train([*argv, "--max_steps=3"])
+    earlier = summary.read_text()
+    assert "step 4/6" in train([*argv, "--resume=true"])
+    final = json.loads(summary.read_text())
+    summary.write_text(earlier)
+    assert "was finished already" not in train([*argv, "--resume=true"])
+    again = json.loads(summary.read_text())
+    assert again["steps"] == 6 and again["final_last"] == final["final_last"]
+    assert "was finished already" in train([*argv, "--resume=true"])
 
 
 @pytest.mark.slow
