@@ -421,10 +421,11 @@ def train(cfg: Config, argv: list[str]) -> None:
             if final:
                 write_summary(cfg, state, final, ledger.wall_clock, ledger.columns(cfg))
         ledger.charge(timer)
-        print0(ledger.table(cfg))
         if worst:
             smoke.report(cfg, worst, smoke_rows, device)
             smoke.remove_folder(cfg)
+        else:
+            print0(ledger.table(cfg))
     if wandb:
         wandb.finish()
     dist.barrier()  # no rank leaves while another may still need it
