@@ -17,10 +17,10 @@ from pathlib import Path
 
 import torch
 
-import plan
 import train_grpo
 from configs import Config, UserError, load_config, run
 from model import DTYPES, matmul_flops
+from training import plan
 
 STEPS = 4  # the first one is not counted
 PHASES = ("rollout", "tail", "reward", "logprobs", "train", "sync", "probe")

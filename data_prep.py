@@ -24,17 +24,17 @@ from typing import Any
 
 from tqdm import tqdm
 
-from answers import refusal
-from choices import opened
 from configs import UserError, parse_flag, run
-from data_report import as_markdown, make_report
-from duplicates import Pair, Texts, clusters, exact_pairs, leaks, near_duplicates
-from endpoint import Endpoint
+from grader.compare import refusal
+from problems.choices import opened
+from problems.duplicates import Pair, Texts, clusters, exact_pairs, leaks, near_duplicates
+from problems.endpoint import Endpoint
+from problems.report import as_markdown, make_report
+from problems.rows import MAX_CHARS, Row, damage, objects, read_rows
+from problems.similarity import Embedder
+from problems.sources import BENCHMARKS, TRAINING, Source, benchmark_problem, checksum, fetch, find, read_plain
+from problems.tiny import make_tiny_world
 from reward import RewardPool, last_boxed
-from rows import MAX_CHARS, Row, damage, objects, read_rows
-from similarity import Embedder
-from sources import BENCHMARKS, TRAINING, Source, benchmark_problem, checksum, fetch, find, read_plain
-from tiny import make_tiny_world
 
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 TIMEOUT = 60.0  # seconds a grading worker may hang; a busy machine must not change which rows stay

@@ -27,15 +27,15 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-import eval_report
 from configs import Config, UserError, load_config, parse_flag, run
-from eval_grade import Graded, boxed_answer, grade, summarize, vote
+from evaluation import report as eval_report
+from evaluation.grade import Graded, boxed_answer, grade, summarize, vote
 from model import DTYPES, ModelConfig, resolve_model
-from packing import init_distributed, print0
-from parametric import problems as parametric_problems
-from prompts import ChatTokenizer, Problem, Prompt, encode_problems, load_problems
+from problems.parametric import problems as parametric_problems
+from problems.prompts import ChatTokenizer, Problem, Prompt, encode_problems, load_problems
 from reward import RewardPool, extract_answer
 from rollout import Rollout, TorchSampler, VLLMSampler, make_sampler, response_text, sample_seed
+from training.packing import init_distributed, print0
 
 FIVE = ("aime24", "amc23", "math500", "minerva", "olympiad")
 RESERVED = ("all", "average")

@@ -23,9 +23,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import answers
-from answer_text import MAX_CHARS
-from answer_values import warm_up
+from grader import compare as answers
+from grader.text import MAX_CHARS
+from grader.values import warm_up
 
 STARTUP_SECONDS = 60.0  # a worker that is not ready by then never will be
 MAX_BATCH = 64  # items sent to a worker at a time

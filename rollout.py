@@ -24,10 +24,19 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from attention import apply_rotary, attention, attention_backend, attention_layout, rotary_angles
 from configs import Config, UserError
-from model import DTYPES, ModelConfig, Qwen2, stream_weights
-from prompts import ChatTokenizer, Prompt
+from model import (
+    DTYPES,
+    ModelConfig,
+    Qwen2,
+    apply_rotary,
+    attention,
+    attention_backend,
+    attention_layout,
+    rotary_angles,
+    stream_weights,
+)
+from problems.prompts import ChatTokenizer, Prompt
 
 
 @dataclass

@@ -21,16 +21,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-import checkpoint
-import smoke
-import stages
-import watch
 from configs import Config, UserError, load_config, run
 from eval import evaluate
-from groups import sample_groups, to_train_on
-from ledger import Ledger
 from losses import aggregate, cispo_loss, clipped, kl_penalty, policy_loss, rollout_weights, sequence_logratio
-from metrics import (
+from model import DTYPES, ModelConfig, Qwen2, full_tensors, peak_flops, resolve_model, token_logprobs
+from problems.prompts import ChatTokenizer, Prompt, encode_problems, load_problems, load_prompts
+from reward import RewardPool
+from rollout import TorchSampler, VLLMSampler, make_sampler, sample_seed
+from training import checkpoint, smoke, stages, watch
+from training.groups import sample_groups, to_train_on
+from training.metrics import (
+    Ledger,
     Timer,
     add_row,
     dump_rollouts,
@@ -40,11 +41,7 @@ from metrics import (
     time_columns,
     write_summary,
 )
-from model import DTYPES, ModelConfig, Qwen2, full_tensors, peak_flops, resolve_model, token_logprobs
-from packing import Batch, Counts, count, device_mesh, init_distributed, length, pack, plan_minibatches, print0
-from prompts import ChatTokenizer, Prompt, encode_problems, load_problems, load_prompts
-from reward import RewardPool
-from rollout import TorchSampler, VLLMSampler, make_sampler, sample_seed
+from training.packing import Batch, Counts, count, device_mesh, init_distributed, length, pack, plan_minibatches, print0
 
 
 def all_sum(values: list[float] | Tensor) -> list[float]:

@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-import tiny
 from model import token_logprobs
+from problems import tiny
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes the tests start; two threads may fight over a core
 torch.set_num_threads(1)

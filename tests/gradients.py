@@ -9,11 +9,11 @@ import random
 import torch
 import torch.distributed as dist
 
-import packing
 import train_grpo
 from configs import load_config, run
 from losses import kl_penalty, policy_loss
 from rollout import Rollout
+from training import packing
 
 
 def rollouts(seed: int) -> list[list[Rollout]]:

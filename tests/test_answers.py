@@ -15,12 +15,12 @@ import sympy
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-import answers
-from answer_identities import DEGREE, PRIME, ROOT, Formal, same_scalar, separation_bits
-from answer_parser import Node, negative, num, parse
-from answer_text import Refused, clean
-from answer_values import Evaluator, TooLong, Work, warm_up
 from conformance import BLIND_CASES, HOSTILE, load_cases, load_golds, load_rows, measure, table
+from grader import compare as answers
+from grader.identities import DEGREE, PRIME, ROOT, Formal, same_scalar, separation_bits
+from grader.parser import Node, negative, num, parse
+from grader.text import Refused, clean
+from grader.values import Evaluator, TooLong, Work, warm_up
 from reward import grade, reward
 
 ROOT_FOLDER = Path(__file__).parents[1]
@@ -496,7 +496,7 @@ def test_fuzzed_answers_neither_raise_nor_touch_anything(make):
 
 FLOODS = """
 import itertools, sys
-import answers
+from grader import compare as answers
 atoms = [" ", "1 ", "{", "} ", "^", "\\u00a0", ", ", "\\\\", "\\\\!", "a", "$ ", "*", ".", "- ", "'", "\\\\text{", "1/",
          "th", "mod", "1e5", "1,111", "|", "\\\\left.", "[1", "\\\\over", "½", "⁴", "=", "sin", "0.", "\\n"]
 for a, b in itertools.product(atoms, atoms):

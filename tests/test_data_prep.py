@@ -12,9 +12,17 @@ import torch
 
 import data_prep
 from configs import UserError
-from duplicates import Pair, clusters, made_integer, one_has_all
-from rows import Row, as_row, read_rows
-from similarity import Embedder, answer_key, close_pairs, normal_form, numbers, text_similarity, without_figures
+from problems.duplicates import Pair, clusters, made_integer, one_has_all
+from problems.rows import Row, as_row, read_rows
+from problems.similarity import (
+    Embedder,
+    answer_key,
+    close_pairs,
+    normal_form,
+    numbers,
+    text_similarity,
+    without_figures,
+)
 
 ROOT = Path(__file__).parents[1]
 FIXTURES = ROOT.parent / "shared" / "curation"
@@ -59,7 +67,7 @@ def test_a_figure_is_left_out_unless_it_is_all_there_is():
 
 
 def test_close_pairs_equal_the_plain_double_loop(monkeypatch):
-    monkeypatch.setattr("similarity.TILE", 7)
+    monkeypatch.setattr("problems.similarity.TILE", 7)
     rng = np.random.default_rng(0)
     a, b = (rng.normal(size=(n, 3)).astype(np.float32) for n in (40, 23))
     a, b = a / np.linalg.norm(a, axis=1, keepdims=True), b / np.linalg.norm(b, axis=1, keepdims=True)
@@ -173,9 +181,9 @@ def test_another_models_vectors_are_not_taken_from_the_cache(tmp_path):
 
 
 HOSTILE = """
-from choices import letter_and_value, opened, split_choices, stated, value
-from duplicates import made_integer
-from similarity import answer_key, normal_form, numbers, without_figures
+from problems.choices import letter_and_value, opened, split_choices, stated, value
+from problems.duplicates import made_integer
+from problems.similarity import answer_key, normal_form, numbers, without_figures
 n = 200_000
 for f in (split_choices, value, letter_and_value, stated, numbers, normal_form, without_figures, answer_key,
           made_integer):

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 import eval as evaluation
-import eval_stats
 from configs import UserError
 from conftest import SHARED
-from eval_grade import Graded, boxed_answer, vote
-from eval_stats import macro, majority, paired, pass_at, population_interval, sampling_interval, t_quantile
+from evaluation import stats as eval_stats
+from evaluation.grade import Graded, boxed_answer, vote
+from evaluation.stats import macro, majority, paired, pass_at, population_interval, sampling_interval, t_quantile
+from problems.sources import benchmark_problem
 from reward import RewardPool
-from sources import benchmark_problem
 from test_train import ENV, ROOT
 
 RAW = SHARED / "data" / "raw" / "deepscaler"

@@ -11,7 +11,7 @@ from itertools import combinations, permutations, product
 import pytest
 
 from configs import UserError
-from parametric import TEMPLATES, latex, main, poly, problems
+from problems.parametric import TEMPLATES, latex, main, poly, problems
 from reward import grade
 
 F = Fraction

@@ -15,10 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 import bench
-import plan
 from configs import UserError
 from model import ModelConfig, Qwen2, token_logprobs
 from test_train import ENV, ROOT
+from training import plan
 
 
 def report(*flags: str, capsys) -> str:

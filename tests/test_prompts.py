@@ -6,7 +6,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 
 from configs import Config, UserError
-from prompts import ChatTokenizer, encode_problems, load_problems
+from problems.prompts import ChatTokenizer, encode_problems, load_problems
 
 
 def write(path, text):

@@ -9,7 +9,7 @@ import torch
 import rollout
 from configs import UserError
 from model import Qwen2
-from prompts import ChatTokenizer
+from problems.prompts import ChatTokenizer
 from rollout import TorchSampler, sample_seed, sample_tokens, uniforms
 
 PROMPTS = [[0, 2, 11, 18], [0, 2, 12], [0, 2, 9, 18, 15, 19, 50, 3], [0, 5], [0, 2, 11, 12, 13, 14, 15]]

@@ -8,14 +8,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
-import checkpoint
-import smoke
 import train_grpo
 from configs import UserError, load_config
 from model import ModelConfig, full_tensors
-from prompts import ChatTokenizer, load_prompts
+from problems.prompts import ChatTokenizer, load_prompts
 from rollout import TorchSampler
 from test_train import flags, start_ranks
+from training import checkpoint, smoke
 
 
 @pytest.fixture

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 import data_prep
-from choices import letter_and_value, opened, split_choices
 from configs import UserError
-from endpoint import Endpoint
-from rows import objects, read_rows
-from sources import BENCHMARKS, TRAINING, benchmark_problem, find
+from problems.choices import letter_and_value, opened, split_choices
+from problems.endpoint import Endpoint
+from problems.rows import objects, read_rows
+from problems.sources import BENCHMARKS, TRAINING, benchmark_problem, find
 
 ROOT = Path(__file__).parents[1]
 RAW = ROOT.parent / "shared" / "data" / "raw"
@@ -268,7 +268,7 @@ def serve():
 def fetch(address, tmp_path, name, home="home"):
     """`sources.fetch` in a process of its own, since huggingface_hub reads its endpoint when it is imported."""
     code = (
-        "import sys; from pathlib import Path; from configs import run; from sources import *\n"
+        "import sys; from pathlib import Path; from configs import run; from problems.sources import *\n"
         "def main(argv): print('FILES', *fetch(next(s for s in TRAINING if s.name == argv[0]), Path(argv[1])))\n"
         "run(main)"
     )

@@ -9,16 +9,14 @@ import time
 import pytest
 import torch
 
-import checkpoint
-import stages
 import train_grpo
 from configs import UserError, load_config, parse_config_file
-from groups import is_mixed, refill_prompts, to_train_on, with_advantages
-from ledger import Ledger
-from metrics import Timer
 from rollout import Rollout
 from schedule import replay
 from test_train import ENV, ROOT, flags, metrics, responses, train, weights_hash
+from training import checkpoint, stages
+from training.groups import is_mixed, refill_prompts, to_train_on, with_advantages
+from training.metrics import Ledger, Timer
 
 
 def rows_of(run_dir):

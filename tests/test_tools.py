@@ -11,15 +11,15 @@ import pytest
 import torch
 
 import data_prep
-import metrics
 import plot
-import tiny
 from configs import UserError, load_config
-from eval_grade import Graded, summarize
-from prompts import ChatTokenizer, load_problems
+from evaluation.grade import Graded, summarize
+from problems import tiny
+from problems.prompts import ChatTokenizer, load_problems
 from reward import reward
 from rollout import Rollout
 from test_train import ENV, ROOT, flags
+from training import metrics
 
 
 def test_accuracy_and_its_standard_error_are_those_of_the_problem_means():

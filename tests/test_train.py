@@ -13,12 +13,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-import checkpoint
-import groups
-import packing
 import train_grpo
 from configs import UserError, load_config, run
 from rollout import Rollout
+from training import checkpoint, groups, packing
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -317,7 +315,8 @@ def test_two_ranks_sample_the_same_tokens_and_learn_the_same(world, tmp_path, si
 @pytest.mark.slow
 def test_a_kill_while_a_checkpoint_is_written_leaves_the_earlier_one_in_use(world, tmp_path, six_steps):
     killer = (
-        "import os, sys, checkpoint, train_grpo\n"
+        "import os, sys, train_grpo\n"
+        "from training import checkpoint\n"
         "publish = checkpoint.publish\n"
         "def dying(aside, folder):\n"
         "    if folder.parent.name == 'ckpt' and folder.name == 'step_000006': os.kill(os.getpid(), 9)\n"
@@ -357,7 +356,7 @@ def test_a_checkpoint_of_two_ranks_loads_on_one(world, tmp_path, six_steps):
 
 
 def test_a_checkpoint_of_another_model_is_refused_in_one_line(world, tmp_path, six_steps, group_of_one):
-    import tiny
+    from problems import tiny
 
     small = dict(tiny.MODEL, num_hidden_layers=2, hidden_size=64, num_attention_heads=2, vocab_size=51)
     model = train_grpo.Qwen2(train_grpo.ModelConfig.from_dict(small))
@@ -443,7 +442,7 @@ def test_real_problems_with_a_random_model_break_nothing(tiny_model_dir, tmp_pat
         pytest.skip("the AIME problems in ../shared are not here")
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    from tiny import TEMPLATE, new_model
+    from problems.tiny import TEMPLATE, new_model
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {t: i for i, t in enumerate(["<|bos|>", "<|eos|>", *alphabet])}

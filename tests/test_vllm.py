@@ -14,8 +14,8 @@ from threading import Timer
 import pytest
 import torch
 
-import tiny
 from model import ModelConfig, Qwen2
+from problems import tiny
 from test_train import ENV, ROOT, command, flags, metrics, responses, start_ranks, train, weights_hash
 
 pytestmark = [

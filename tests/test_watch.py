@@ -10,11 +10,11 @@ import torch
 import torch.distributed as dist
 
 import train_grpo
-import watch
 from configs import load_config, run
-from metrics import Timer
-from packing import Batch, pack
 from rollout import TorchSampler
+from training import watch
+from training.metrics import Timer
+from training.packing import Batch, pack
 
 PROMPT = [0, 2, 7, 16, 7, 17, 18, 3, 4, 5, 6]  # "1+1=?" in the tiny chat template
 

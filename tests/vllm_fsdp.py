@@ -10,11 +10,11 @@ import torch
 import torch.distributed as dist
 
 import train_grpo
-import watch
 from configs import load_config, run
 from model import DTYPES, full_tensors
-from packing import count, pack, plan_minibatches
 from rollout import TorchSampler, make_sampler, sample_seed
+from training import watch
+from training.packing import count, pack, plan_minibatches
 
 
 def main(argv):

@@ -13,10 +13,10 @@ import torch.distributed as dist
 
 from configs import Config
 from losses import group_advantages, overlong_penalty
-from metrics import Timer
-from prompts import ChatTokenizer, Prompt
+from problems.prompts import ChatTokenizer, Prompt
 from reward import RewardPool
 from rollout import Rollout, TorchSampler, VLLMSampler, gather_rollouts, response_text, sample_seed
+from training.metrics import Timer
 
 
 def step_prompts(step: int, num_prompts: int, cfg: Config) -> list[int]:

@@ -9,8 +9,8 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from answer_parser import Node, Number
-from answer_text import Refused
+from grader.parser import Node, Number
+from grader.text import Refused
 
 MAX_BITS = 100_000  # of an exact number; 2023^2024 has 22,000
 MAX_FACTORIAL = 5000

@@ -5,9 +5,9 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
-from eval_stats import majority, pass_at, population_interval, sampling_interval
+from evaluation.stats import majority, pass_at, population_interval, sampling_interval
+from problems.similarity import answer_key
 from reward import RewardPool, extract_answer, last_boxed
-from similarity import answer_key
 
 
 @dataclass

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-import checkpoint
 from configs import Config, UserError
 from model import DTYPES, Qwen2, full_tensors
 from schedule import collapsed, smoothed_reward, turning_point
+from training import checkpoint
 
 HISTORY = ("step", "reward_mean", "response_len_mean", "response_clip_ratio")
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from configs import UserError, parse_flag, run
-from prompts import load_problems
+from problems.prompts import load_problems
 
 Params = tuple[Any, ...]
 Draw = Callable[[random.Random], Params]

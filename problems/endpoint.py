@@ -20,8 +20,8 @@ from typing import Any, BinaryIO
 from tqdm import tqdm
 
 from configs import UserError
+from problems.rows import damage
 from reward import last_boxed
-from rows import damage
 
 PROMPT = (
     "Below are a mathematics problem and its solution. What is the final answer? Copy it from the solution as one "

@@ -18,9 +18,9 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from answer_parser import FACTORIAL, IMAGINARY, INFINITY, LOG, NATURAL, STEP, SYMBOL, Node, Number, negative, symbols
-from answer_text import Refused
-from answer_values import GUARD, PRECISIONS, Evaluator, NoMoreDigits, OutOfRange, TooLong, Work, is_exact, same_value
+from grader.parser import FACTORIAL, IMAGINARY, INFINITY, LOG, NATURAL, STEP, SYMBOL, Node, Number, negative, symbols
+from grader.text import Refused
+from grader.values import GUARD, PRECISIONS, Evaluator, NoMoreDigits, OutOfRange, TooLong, Work, is_exact, same_value
 
 MAX_EXPONENT_BITS = 4096  # of an exponent modulo the prime
 MAX_LITERAL = 10**30  # of a number that is written out

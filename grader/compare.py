@@ -20,8 +20,8 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from answer_identities import proportional, same_scalar
-from answer_parser import (
+from grader.identities import proportional, same_scalar
+from grader.parser import (
     EMPTY,
     HEDGES,
     INEQUALITIES,
@@ -39,8 +39,8 @@ from answer_parser import (
     parse,
     product,
 )
-from answer_text import MAX_CHARS, Refused, clean, is_words, squeeze
-from answer_values import Evaluator, Work, is_exact, same_value
+from grader.text import MAX_CHARS, Refused, clean, is_words, squeeze
+from grader.values import Evaluator, Work, is_exact, same_value
 
 # ---------------------------------------------------------------- lists of solutions, labels, plus-minus
 

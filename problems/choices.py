@@ -7,8 +7,8 @@ becomes the answer. What cannot be asked without its choices, or is not understo
 import re
 from collections import deque
 
+from problems.similarity import answer_key
 from reward import last_boxed
-from similarity import answer_key
 
 _STYLE = r"\\(?:textbf|mathbf|textrm|mathrm|textsf|boldsymbol|text|rm|bf|mbox|bold)"
 _SPACE = r"(?:\s|~|\\[ ,;:!]|\\q?quad(?![a-z])|\\h(?:space|skip)\*?(?:\{[^{}]*\})?)*"

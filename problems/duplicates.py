@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from answers import plain_number
-from choices import split_choices
-from similarity import (
+from grader.compare import plain_number
+from problems.choices import split_choices
+from problems.similarity import (
     THOUSANDS,
     Embedder,
     answer_key,

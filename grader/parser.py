@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
-from answer_text import ACCENTS, FUNCTIONS, GREEK, Refused, Token, table, tokenize
+from grader.text import ACCENTS, FUNCTIONS, GREEK, Refused, Token, table, tokenize
 
 MAX_DEPTH = 25  # the brackets of the benchmarks' golds nest at most 4 deep
 MAX_MARKS = 4  # ! ° % ^ after one operand

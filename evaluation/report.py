@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from configs import UserError
-from eval_grade import Graded
-from eval_stats import macro, paired
+from evaluation.grade import Graded
+from evaluation.stats import macro, paired
 
 TITLES = {"aime24": "AIME 2024", "amc23": "AMC 2023", "math500": "MATH-500", "minerva": "Minerva",
           "olympiad": "OlympiadBench"}  # fmt: skip

@@ -19,8 +19,8 @@ import torch
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from answers import plain_number
 from configs import UserError
+from grader.compare import plain_number
 from model import resolve_model
 
 WINDOW, OVERLAP = 254, 64  # tokens; the model reads 256, two of which are its own

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from configs import UserError
-from rows import Raw, Reader, answers, as_row
+from problems.rows import Raw, Reader, answers, as_row
 
 
 def read_aime(raw: Raw) -> Raw | None:

@@ -17,13 +17,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-import checkpoint
-import watch
 from configs import Config, UserError, lost_rank
-from metrics import Timer
 from model import ModelConfig, Qwen2
-from packing import Batch, pack
 from rollout import Rollout
+from training import checkpoint, watch
+from training.metrics import Timer
+from training.packing import Batch, pack
 
 
 def settings(cfg: Config) -> Config:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from configs import Config
 from model import Qwen2, token_logprobs
-from packing import Batch
+from training.packing import Batch
 
 TEMPERATURES = [tenths / 10 for tenths in range(1, 21)]  # what `explain` tries
 TOP_PS = [0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.98, 0.99]

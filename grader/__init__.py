@@ -1,0 +1,4 @@
+"""When two mathematical answers are equal; reward.py is its front door. Read `text` (notation cleaned, tokens),
+`parser` (tokens into a small tree), `compare` (one function a kind of answer), then `values` and `identities` (the same
+number, the same function). Pure functions of text: nothing in an answer is ever evaluated as code.
+"""
