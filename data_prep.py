@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from configs import UserError, parse_flag, run
 from grader.compare import refusal
+from grader.pool import RewardPool
 from problems.choices import opened
 from problems.duplicates import Pair, Texts, clusters, exact_pairs, leaks, near_duplicates
 from problems.endpoint import Endpoint
@@ -34,7 +35,7 @@ from problems.rows import MAX_CHARS, Row, damage, objects, read_rows
 from problems.similarity import Embedder
 from problems.sources import BENCHMARKS, TRAINING, Source, benchmark_problem, checksum, fetch, find, read_plain
 from problems.tiny import make_tiny_world
-from reward import RewardPool, last_boxed
+from reward import last_boxed
 
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 TIMEOUT = 60.0  # seconds a grading worker may hang; a busy machine must not change which rows stay

@@ -30,10 +30,11 @@ from tqdm import tqdm
 from configs import Config, UserError, load_config, parse_flag, run
 from evaluation import report as eval_report
 from evaluation.grade import Graded, boxed_answer, grade, summarize, vote
+from grader.pool import RewardPool
 from model import DTYPES, ModelConfig, resolve_model
 from problems.parametric import problems as parametric_problems
-from problems.prompts import ChatTokenizer, Problem, Prompt, encode_problems, load_problems
-from reward import RewardPool, extract_answer
+from problems.prompts import ChatTokenizer, Prompt, encode_problems, load_problems
+from reward import Problem, extract_answer
 from rollout import Rollout, TorchSampler, VLLMSampler, make_sampler, response_text, sample_seed
 from training.packing import init_distributed, print0
 
@@ -295,7 +296,7 @@ def generate(cfg: Config, options: Options, path: Path, device: torch.device, ou
     sampler.wake()
     print0(f"{dist.get_world_size()} x {device.type}, {dtype}, sampler: {sampler.name}")
     tokenizer = ChatTokenizer(path)
-    size = max(1, 4 * cfg.sampler_slots // options.k)
+    size = max(1, 4 * cfg.max_num_seqs // options.k)
     bar = tqdm(total=sum(len(s) for _, _, s in mine), desc="sampling", unit=" samples", disable=dist.get_rank() > 0)
     for start in range(0, len(mine), size):
         part = mine[start : start + size]

@@ -502,8 +502,8 @@ def make_sampler(cfg: Config, path: Path, device: torch.device, longest: int,
                  dtype: str = "") -> TorchSampler | VLLMSampler:  # fmt: skip
     """The engine of `cfg.sampler`, asleep. `longest`: tokens of a prompt and its response. dtype: else the config's."""
     if cfg.sampler == "torch":
-        return TorchSampler(path, DTYPES[dtype or cfg.dtype], device, cfg.sampler_slots)
-    args = cfg.sampler_slots, longest, cfg.sampler_memory_share, cfg.sampler_sleep_level
+        return TorchSampler(path, DTYPES[dtype or cfg.dtype], device, cfg.max_num_seqs)
+    args = cfg.max_num_seqs, longest, cfg.vllm_gpu_memory_utilization, cfg.vllm_sleep_level
     engine = VLLMSampler(path, DTYPES[dtype or cfg.dtype], device, *args)
     engine.sleep()
     return engine

@@ -23,10 +23,10 @@ from torch import Tensor
 
 from configs import Config, UserError, load_config, run
 from eval import evaluate
+from grader.pool import RewardPool
 from losses import aggregate, cispo_loss, clipped, kl_penalty, policy_loss, rollout_weights, sequence_logratio
 from model import DTYPES, ModelConfig, Qwen2, full_tensors, peak_flops, resolve_model, token_logprobs
 from problems.prompts import ChatTokenizer, Prompt, encode_problems, load_problems, load_prompts
-from reward import RewardPool
 from rollout import TorchSampler, VLLMSampler, make_sampler, sample_seed
 from training import checkpoint, smoke, stages, watch
 from training.groups import sample_groups, to_train_on

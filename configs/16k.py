@@ -7,7 +7,7 @@ Config(
     model="out/8k/hf/step_001040",
     max_response_len=(16384,),
     sampler="vllm",
-    sampler_slots=256,
+    max_num_seqs=256,
     group_size=(16,),
     stage_steps=(480,),
     save_every=10,

@@ -7,7 +7,7 @@ Config(
     model="out/16k/hf/step_000480",
     max_response_len=(24576,),
     sampler="vllm",
-    sampler_slots=256,
+    max_num_seqs=256,
     group_size=(16,),
     stage_steps=(200,),
     save_every=10,

@@ -10,7 +10,7 @@ Config(
     model="deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B",
     max_response_len=(8192,),
     sampler="vllm",
-    sampler_slots=256,
+    max_num_seqs=256,
     group_size=(8,),
     stage_steps=(1040,),
     save_every=20,

@@ -7,16 +7,39 @@ defaults are DeepScaleR's first stage as published. The file is parsed, never ex
 
 import ast
 import dataclasses
-import os
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal
 
+from configs._shared import (
+    UserError,
+    checked,
+    lost_rank,
+    markdown_table,
+    parse_flag,
+    parse_flags,
+    run,
+    write_whole,
+)
 
-class UserError(Exception):
-    """Bad input (config, file, checkpoint, data, model folder): one line for the user, exit status 2."""
+__all__ = [
+    "Config",
+    "UserError",
+    "load_config",
+    "lost_rank",
+    "markdown_table",
+    "parse_config_file",
+    "parse_flag",
+    "parse_flags",
+    "run",
+    "write_whole",
+]
+# settings that have the names of vLLM now
+RENAMED = {
+    "sampler_slots": "max_num_seqs",
+    "sampler_memory_share": "vllm_gpu_memory_utilization",
+    "sampler_sleep_level": "vllm_sleep_level",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +62,9 @@ class Config:
     prompt_suffix: str = " Let's think step by step and output the final answer within \\boxed{}."
     # rollouts
     sampler: Literal["torch", "vllm"] = "torch"
-    sampler_slots: int = 64  # sequences generated at once on a rank; torch: each holds a cache of its full length
-    sampler_memory_share: float = 0.6  # vllm: of a GPU's memory while it is awake, weights and KV cache
-    sampler_sleep_level: int = 1  # vllm: 1 = its weights wait in RAM while the trainer works, 2 = they are dropped
+    max_num_seqs: int = 64  # sequences that a rank generates at once; torch: each holds a cache of its full length
+    vllm_gpu_memory_utilization: float = 0.6  # vllm: of a GPU's memory while it is awake, weights and KV cache
+    vllm_sleep_level: int = 1  # vllm: 1 = its weights wait in RAM while the trainer works, 2 = they are dropped
     prompts_per_step: int = 128
     group_size: tuple[int, ...] = (8,)  # samples a prompt, one entry a stage
     temperature: float = 0.6
@@ -129,15 +152,14 @@ class Config:
             raise UserError(f"max_response_len: {self.max_response_len} must not shrink from stage to stage")
         longest = self.max_prompt_len + self.max_response_len[-1]
         if self.token_budget < longest:
-            raise UserError(f"token_budget: {self.token_budget} holds no sequence of max_prompt_len + "
-                            f"max_response_len = {longest} tokens; raise it to {longest} or more")  # fmt: skip
-        if self.minibatches > self.prompts_per_step:
-            raise UserError(
-                f"minibatches: {self.minibatches} parts of prompts_per_step={self.prompts_per_step} prompts"
-            )
-        if self.rollout_correction_low >= self.rollout_correction_high:
-            raise UserError(f"rollout_correction_low: {self.rollout_correction_low} must be under "
-                            f"rollout_correction_high={self.rollout_correction_high}")  # fmt: skip
+            sequence = f"max_prompt_len + max_response_len = {longest} tokens"
+            raise UserError(f"token_budget: {self.token_budget} holds no sequence of {sequence}; raise it to {longest}")
+        prompts = self.prompts_per_step
+        if self.minibatches > prompts:
+            raise UserError(f"minibatches: {self.minibatches} parts of prompts_per_step={prompts} prompts")
+        low, high = self.rollout_correction_low, self.rollout_correction_high
+        if low >= high:
+            raise UserError(f"rollout_correction_low: {low} must be under rollout_correction_high={high}")
         if self.top_p < 1 and self.rollout_correction != "none":
             raise UserError("top_p: rollout_correction compares whole distributions; use top_p=1")
         stems = [Path(f).stem for f in self.eval_data]
@@ -148,7 +170,7 @@ class Config:
 
     def _check_ranges(self) -> None:
         at_least = {"save_every": 0, "keep_checkpoints": 1, "save_rollouts_every": 0, "max_steps": 0, "eval_every": 0,
-                    "sampler_slots": 1, "prompts_per_step": 1, "group_size": 2, "max_prompt_len": 1, "seed": 0,
+                    "max_num_seqs": 1, "prompts_per_step": 1, "group_size": 2, "max_prompt_len": 1, "seed": 0,
                     "max_response_len": 1, "stage_steps": 1, "minibatches": 1, "token_budget": 2, "eval_k": 1,
                     "logprob_chunk": 1, "reward_workers": 1, "process_group_timeout": 1, "lr": 0, "weight_decay": 0,
                     "clip_eps_low": 0, "clip_eps_high": 0, "eval_temperature": 0, "rollout_correction_low": 0,
@@ -166,10 +188,10 @@ class Config:
         for name in ("temperature", "max_grad_norm", "adam_eps", "reward_timeout", "mismatch_limit"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name}: {getattr(self, name)} must be greater than 0")
-        if self.sampler_sleep_level not in (1, 2):
-            raise UserError(f"sampler_sleep_level: {self.sampler_sleep_level} is neither 1 nor 2")
-        if not 0 < self.sampler_memory_share < 1:
-            raise UserError(f"sampler_memory_share: {self.sampler_memory_share} must be between 0 and 1")
+        if self.vllm_sleep_level not in (1, 2):
+            raise UserError(f"vllm_sleep_level: {self.vllm_sleep_level} is neither 1 nor 2")
+        if not 0 < self.vllm_gpu_memory_utilization < 1:
+            raise UserError(f"vllm_gpu_memory_utilization: {self.vllm_gpu_memory_utilization} must be between 0 and 1")
         for name in ("top_p", "eval_top_p"):
             if not 0 < getattr(self, name) <= 1:
                 raise UserError(f"{name}: {getattr(self, name)} must be in (0, 1]")
@@ -197,38 +219,6 @@ class Config:
             raise UserError("stage_gpus: other GPUs go on from a checkpoint; needs save_every above 0")
         if self.eval_max_len > self.max_response_len[-1]:
             raise UserError(f"eval_max_len: {self.eval_max_len} is beyond the longest max_response_len")
-
-
-def checked(name: str, kind: Any, value: Any) -> Any:
-    """`value` as the field's type; an int serves as a float, a scalar or list as a tuple. Raises UserError."""
-    if get_origin(kind) is Literal:
-        if isinstance(value, str) and value in get_args(kind):
-            return value
-        raise UserError(f"{name}: {value!r} is not one of {', '.join(get_args(kind))}")
-    if get_origin(kind) is tuple:
-        items = value if isinstance(value, (tuple, list)) else (value,)
-        return tuple(checked(name, get_args(kind)[0], v) for v in items)
-    if kind is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:  # nan is not
-        return float(value)
-    if type(value) is not kind or kind is float:
-        raise UserError(f"{name}: {value!r} is not a {kind.__name__}")
-    return value
-
-
-def parse_flag(name: str, kind: Any, text: str) -> Any:
-    """The value of `--name=text`; tuples are comma separated. Raises UserError."""
-    if get_origin(kind) is tuple:
-        return tuple(parse_flag(name, get_args(kind)[0], part) for part in text.split(",") if part)
-    if kind is bool:
-        if text.lower() not in ("true", "false"):
-            raise UserError(f"{name}: {text!r} is not true or false")
-        return text.lower() == "true"
-    if kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            raise UserError(f"{name}: {text!r} is not {'an int' if kind is int else 'a float'}") from None
-    return text
 
 
 def parse_config_file(path: str) -> dict[str, Any]:
@@ -259,59 +249,21 @@ def parse_config_file(path: str) -> dict[str, Any]:
 
 def load_config(argv: list[str]) -> Config:
     """The config of `[FILE] [--key=value ...]`, flags over file over defaults. Raises UserError."""
-    types = {f.name: f.type for f in dataclasses.fields(Config)}
-    files = [a for a in argv if not a.startswith("--")]
+    flags, others = parse_flags(argv, Config)
+    files = [a for a in others if not a.startswith("--")]
     if len(files) > 1:
         raise UserError(f"one config file at a time, got {' '.join(files)}")
-    values, origin = (parse_config_file(files[0]) if files else {}), {}
-    for name in values:
-        origin[name] = f"{files[0]}: {name}"
-    for flag in (a for a in argv if a.startswith("--")):
-        name, equals, text = flag[2:].partition("=")
-        if name in types and not equals:
-            raise UserError(f"--{name}: write --{name}=VALUE")
-        if name in types:
-            values[name] = parse_flag(f"--{name}", types[name], text)
-        origin[name] = f"--{name}"
-        values.setdefault(name, None)
-    for name in values:
-        if name not in types:
-            raise UserError(f"{origin[name]}: no such setting (configs/__init__.py lists them all)")
+    in_file = parse_config_file(files[0]) if files else {}
+    fields = {field.name for field in dataclasses.fields(Config)}
+    unknown = [(f"{files[0]}: {name}", name) for name in in_file if name not in fields]
+    unknown += [(a.partition("=")[0], a[2:].partition("=")[0]) for a in others if a.startswith("--")]
+    for where, name in unknown:
+        if name in RENAMED:
+            raise UserError(f"{where}: is now called {RENAMED[name]}")
+        raise UserError(f"{where}: no such setting (configs/__init__.py lists them all)")
     try:
-        return Config(**values)
-    except UserError as e:
+        return Config(**{**in_file, **flags})
+    except UserError as e:  # a message of Config begins with the name of the field
         name = str(e).partition(":")[0]
-        raise UserError(f"{origin.get(name, name)}{str(e)[len(name) :]}") from None
-
-
-def lost_rank(e: BaseException) -> bool:
-    """Is this what gloo raises in a rank when another is gone or silent? (A bare RuntimeError, told by its text.)"""
-    signs = ("Connection closed", "Connection reset", "Broken pipe", "Timed out")
-    return isinstance(e, RuntimeError) and "/gloo/" in str(e) and any(sign in str(e) for sign in signs)
-
-
-def run(main: Callable[[list[str]], None]) -> None:
-    """Call `main(argv)`; bad input prints its one line and ends with status 2, Ctrl-C with 130, a lost rank with 1."""
-    alone = os.environ.get("WORLD_SIZE", "1") == "1"
-    where = "" if alone else f"[rank {os.environ.get('RANK', '0')}] "
-    status, said = 0, ""
-    try:
-        main(sys.argv[1:])
-    except UserError as e:
-        status, said = 2, f"error: {e}"
-    except KeyboardInterrupt:
-        status, said = 130, "interrupted"
-    except RuntimeError as e:
-        if not lost_rank(e):
-            raise
-        status, said = 1, (f"error: lost contact with another rank; its own last words say why. Start again with "
-                           f"--resume=true. ({str(e).splitlines()[0][:300]})")  # fmt: skip
-    if said:
-        print(f"{where}{said}", file=sys.stderr, flush=True)
-    if not alone:
-        # With several ranks about one in a hundred processes aborts while C++ takes gloo's threads down, after Python
-        # has ended ("terminate called without an active exception"): leave without that.
-        sys.stdout.flush()
-        os._exit(status)
-    if status:
-        sys.exit(status)
+        where = "--" if name in flags else f"{files[0]}: " if name in in_file else ""
+        raise UserError(f"{where}{e}") from None

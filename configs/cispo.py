@@ -19,5 +19,5 @@ Config(
     rollout_correction_high=5.0,
     temperature=1.0,
     sampler="vllm",
-    sampler_slots=256,
+    max_num_seqs=256,
 )

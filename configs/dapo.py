@@ -27,5 +27,5 @@ Config(
     drop_uniform_groups=True,
     refill_attempts=2,
     sampler="vllm",
-    sampler_slots=256,
+    max_num_seqs=256,
 )

@@ -17,7 +17,7 @@ Config(
     stage_steps=(1560, 720, 300),
     stage_from="best",
     sampler="vllm",
-    sampler_slots=256,
+    max_num_seqs=256,
     save_every=10,
     eval_every=10,
     eval_max_len=24576,

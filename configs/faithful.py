@@ -25,7 +25,7 @@ Config(
     entropy_coef=0.001,
     token_budget=32768,
     sampler="vllm",
-    sampler_slots=256,
+    max_num_seqs=256,
     save_every=10,
     eval_every=10,
 )

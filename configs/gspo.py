@@ -17,5 +17,5 @@ Config(
     kl_coef=0.0,
     entropy_coef=0.0,
     sampler="vllm",
-    sampler_slots=256,
+    max_num_seqs=256,
 )

@@ -29,7 +29,7 @@ Config(
     refill_attempts=2,
     mask_truncated=True,
     sampler="vllm",
-    sampler_slots=256,
+    max_num_seqs=256,
     save_every=10,
     eval_every=10,
     eval_max_len=24576,

@@ -13,7 +13,7 @@ Config(
     group_size=(16,),
     stage_steps=(1720,),
     sampler="vllm",
-    sampler_slots=256,
+    max_num_seqs=256,
     save_every=10,
     eval_every=10,
     eval_max_len=24576,

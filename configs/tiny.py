@@ -31,7 +31,7 @@ Config(
     token_budget=8192,
     logprob_chunk=8192,
     activation_checkpointing=False,
-    sampler_slots=512,
+    max_num_seqs=512,
     reward_workers=1,
     save_every=20,
     save_rollouts_every=20,

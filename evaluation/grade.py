@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from evaluation.stats import majority, pass_at, population_interval, sampling_interval
+from grader.pool import RewardPool
 from problems.similarity import answer_key
-from reward import RewardPool, extract_answer, last_boxed
+from reward import extract_answer, last_boxed
 
 
 @dataclass
@@ -37,8 +38,12 @@ def boxed_answer(text: str, finish_reason: str) -> str | None:
 def grade(rows: list[Graded], golds: list[str | list[str]], pool: RewardPool, progress: str) -> None:
     """Fills in the scores, each different answer of a problem graded once."""
     asked = [(i, a) for i, row in enumerate(rows) for a in dict.fromkeys(row.answers) if a is not None]
-    scores = pool.grades([a for _, a in asked], [golds[i] for i, _ in asked], progress)
-    found = dict(zip(asked, scores, strict=True))
+    pairs = [(i, a, g) for i, a in asked for g in ([golds[i]] if isinstance(golds[i], str) else golds[i])]
+    found: dict[tuple[int, str], float] = {}
+    for (i, a, _), score in zip(
+        pairs, pool.grades([p[1] for p in pairs], [p[2] for p in pairs], progress), strict=True
+    ):
+        found[i, a] = max(score, found.get((i, a), 0.0))
     for i, row in enumerate(rows):
         row.scores = [found.get((i, a), 0.0) for a in row.answers]
 

@@ -12,13 +12,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from configs import Config, UserError
-
-
-@dataclass(frozen=True)
-class Problem:
-    id: str
-    problem: str
-    answer: str | list[str]  # any of a list is right
+from reward import Problem
 
 
 def load_problems(path: str | Path) -> list[Problem]:

@@ -9,7 +9,7 @@ from typing import Literal, get_args, get_origin
 
 import pytest
 
-from configs import Config, UserError, load_config, parse_flag
+from configs import RENAMED, Config, UserError, load_config, parse_flag
 
 ROOT = Path(__file__).parents[1]
 
@@ -143,7 +143,7 @@ def test_a_stage_starts_from_the_export_of_the_stage_before():
 
 
 def test_defaults_are_the_first_stage():
-    machine = ["--sampler=torch", f"--sampler_slots={Config.sampler_slots}"]  # the engine is no part of the recipe
+    machine = ["--sampler=torch", f"--max_num_seqs={Config.max_num_seqs}"]  # the engine is no part of the recipe
     assert load_config(["configs/8k.py", *machine]) == Config()
 
 
@@ -241,6 +241,13 @@ def test_faithful_is_what_the_code_did_and_modern_what_later_recipes_do():
 def test_a_bad_flag_is_refused_in_one_line_naming_it(flag, words):
     message = refusal("configs/8k.py", flag)
     assert message.startswith(flag.partition("=")[0] + ":") and words in message, message
+
+
+def test_an_old_name_is_refused_with_the_new_one(tmp_path):
+    for old, new in RENAMED.items():
+        assert refusal("configs/8k.py", f"--{old}=1") == f"--{old}: is now called {new}"
+        assert file_refusal(tmp_path, f"Config({old}=1)") == f": {old}: is now called {new}"
+        assert hasattr(Config, new)
 
 
 def test_settings_that_exclude_each_other_are_refused():

@@ -18,8 +18,8 @@ from conftest import SHARED
 from evaluation import stats as eval_stats
 from evaluation.grade import Graded, boxed_answer, vote
 from evaluation.stats import macro, majority, paired, pass_at, population_interval, sampling_interval, t_quantile
+from grader.pool import RewardPool
 from problems.sources import benchmark_problem
-from reward import RewardPool
 from test_train import ENV, ROOT
 
 RAW = SHARED / "data" / "raw" / "deepscaler"
@@ -255,7 +255,7 @@ def test_a_killed_evaluation_goes_on_and_ends_with_the_same_figures(world, sums,
     whole = evaluated(world, sums, tmp_path / "whole", "--k=4")
     killed = tmp_path / "killed" / "completions.jsonl"
     for lines in (2, 6):
-        process = subprocess.Popen(command(world, sums, tmp_path / "killed", "--k=4", "--sampler_slots=1"), cwd=ROOT,
+        process = subprocess.Popen(command(world, sums, tmp_path / "killed", "--k=4", "--max_num_seqs=1"), cwd=ROOT,
                                    env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
         while process.poll() is None and not (killed.exists() and killed.read_bytes().count(b"\n") >= lines):
             time.sleep(0.02)

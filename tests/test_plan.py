@@ -163,10 +163,10 @@ def test_the_memory_of_the_published_8k_run_is_near_the_notes():
     ["--gpu=a100-40", "--gpus=32", "--activation_checkpointing=false"],
     ["--gpu=a100-40", "--gpus=32", "--token_budget=262144", "--logprob_chunk=8192"],
     ["--gpu=a100-40", "--gpus=8", "--logprob_chunk=32768"],
-    ["--gpu=h100", "--gpus=32", "--shard_size=1", "--sampler_memory_share=0.9"],
-    ["--gpu=a100-80", "--gpus=32", "--sampler_memory_share=0.07"],
+    ["--gpu=h100", "--gpus=32", "--shard_size=1", "--vllm_gpu_memory_utilization=0.9"],
+    ["--gpu=a100-80", "--gpus=32", "--vllm_gpu_memory_utilization=0.07"],
     ["--gpu=a100-80", "--gpus=8", "--sampler=torch", "--token_budget=200000"],
-    ["--gpu=a100-40", "--gpus=1", "--sampler_memory_share=0.93", "--activation_checkpointing=false"],
+    ["--gpu=a100-40", "--gpus=1", "--vllm_gpu_memory_utilization=0.93", "--activation_checkpointing=false"],
 ])  # fmt: skip
 def test_what_does_not_fit_is_said_with_settings_that_really_help(flags, capsys):
     said = report("configs/24k.py", *flags, capsys=capsys)
@@ -192,7 +192,7 @@ def test_the_advice_is_the_mildest():
 
 
 def test_a_dense_cache_is_counted_slot_by_slot():
-    (job,), _ = plan.stages(["configs/24k.py", "--gpus=32", "--sampler=torch", "--sampler_slots=48"])
+    (job,), _ = plan.stages(["configs/24k.py", "--gpus=32", "--sampler=torch", "--max_num_seqs=48"])
     cache = 48 * (1024 + 24_576) * 28_672
     _, *trainer, awake = row(job, "sampler")
     assert job.cache()[2] * 28_672 == cache
@@ -256,7 +256,7 @@ def test_generation_lasts_as_long_as_the_longest_response():
     (job,), _ = plan.stages(["configs/24k.py", "--gpus=32"])
     seconds = plan.generate(job, 5500, 24_576, 128, 16, 0.014)
     assert seconds > 24_576 * (0.014 + 2 * (1_777_088_000 - 151_936 * 1536) / 2.039e12)
-    (slotted,), _ = plan.stages(["configs/24k.py", "--gpus=32", "--sampler_slots=16"])
+    (slotted,), _ = plan.stages(["configs/24k.py", "--gpus=32", "--max_num_seqs=16"])
     assert plan.generate(slotted, 5500, 24_576, 128, 16, 0.014) > 1.2 * seconds
 
 

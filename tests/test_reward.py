@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from reward import RewardPool, extract_answer, reward
+from grader.pool import RewardPool
+from reward import Problem, extract_answer, reward, reward_fn
 
 ROOT = Path(__file__).parents[1]
 HANG_GUARD = 60  # seconds: far beyond anything that works, so that a hang fails instead of blocking the suite
@@ -91,16 +92,20 @@ def finish(thread, result):
     return result[0]
 
 
+def problems(golds):
+    return [Problem(str(i), "?", gold) for i, gold in enumerate(golds)]
+
+
 def test_pool_equals_reward_in_order():
     responses = [boxed(str(i % 7)) for i in range(200)] + [
         "no box",
         boxed("3" * 5000),
         "<think>\ud800</think>\\boxed{3}",
     ]
-    golds = ["3"] * 100 + [["2", "3"]] * 103
+    asked = problems(["3"] * 100 + [["2", "3"]] * 103)
     with RewardPool(workers=2) as pool:
         for _ in range(2):
-            assert pool.rewards(responses, golds) == [reward(r, g) for r, g in zip(responses, golds, strict=True)]
+            assert pool.rewards(asked, responses) == list(map(reward_fn, asked, responses))
         assert pool.rewards([], []) == []
         assert pool.timeouts == 0
 
@@ -112,33 +117,33 @@ def test_pool_without_workers_is_refused():
 
 def test_unequal_lengths_are_refused():
     with RewardPool(workers=1) as pool, pytest.raises(ValueError):
-        pool.rewards([boxed("1")], [])
+        pool.rewards([], [boxed("1")])
 
 
 def test_hung_worker_is_killed_and_only_its_item_is_lost():
     with RewardPool(workers=1, timeout=1.0) as pool:
-        assert pool.rewards([boxed("1")], ["1"]) == [1.0]
+        assert pool.rewards(problems(["1"]), [boxed("1")]) == [1.0]
         stopped = pool.workers[0].process.pid
         os.kill(stopped, signal.SIGSTOP)  # from here on it answers nothing
-        scores = finish(*run_guarded(lambda: pool.rewards([boxed("1")] * 10, ["1"] * 10)))
+        scores = finish(*run_guarded(lambda: pool.rewards(problems(["1"] * 10), [boxed("1")] * 10)))
         assert scores == [0.0] + [1.0] * 9
         assert pool.timeouts == 1
         assert pool.workers[0].process.pid != stopped
-        assert pool.rewards([boxed("1")], ["1"]) == [1.0]
+        assert pool.rewards(problems(["1"]), [boxed("1")]) == [1.0]
 
 
 def test_worker_that_died_while_idle_costs_nothing():
     with RewardPool(workers=1) as pool:
-        assert pool.rewards([boxed("1")], ["1"]) == [1.0]
+        assert pool.rewards(problems(["1"]), [boxed("1")]) == [1.0]
         pool.workers[0].process.kill()
         pool.workers[0].process.wait()
-        assert pool.rewards([boxed("1")] * 3, ["1"] * 3) == [1.0] * 3
+        assert pool.rewards(problems(["1"] * 3), [boxed("1")] * 3) == [1.0] * 3
         assert pool.timeouts == 0
 
 
 def test_close_ends_the_workers():
     pool = RewardPool(workers=2)
-    pool.rewards([boxed("1")], ["1"])
+    pool.rewards(problems(["1"]), [boxed("1")])
     processes = [worker.process for worker in pool.workers]
     pool.close()
     assert all(process.poll() is not None for process in processes)
@@ -146,7 +151,7 @@ def test_close_ends_the_workers():
 
 def test_workers_import_only_the_grader():
     with RewardPool(workers=1) as pool:
-        pool.rewards([boxed("1")], ["1"])
+        pool.rewards(problems(["1"]), [boxed("1")])
         maps = Path(f"/proc/{pool.workers[0].process.pid}/maps")
         if not maps.exists():
             pytest.skip("no /proc on this system")
@@ -158,10 +163,11 @@ def test_workers_import_only_the_grader():
 def test_workers_vanish_after_the_parent_is_killed(stop):
     """A pipe that every worker inherits as stderr reads end-of-file once all of them are gone."""
     code = """
-import os, reward, signal, sys
-pool = reward.RewardPool(workers=2)
+import os, signal, sys
+from grader.pool import RewardPool
+pool = RewardPool(workers=2)
 while not pool.workers or not all(worker.ready for worker in pool.workers):  # one may work, one still start
-    assert pool.rewards(["<think></think>\\\\boxed{1}"] * 4, ["1"] * 4) == [1.0] * 4
+    assert pool.grades(["1"] * 4, ["1"] * 4) == [1.0] * 4
 for worker in pool.workers if sys.argv[1] == "True" else []:
     os.kill(worker.process.pid, signal.SIGSTOP)  # as good as busy: it cannot see the end of its input
 print("up", flush=True)
@@ -197,21 +203,22 @@ def equal(answer, gold, work=None):
 """
 DRIVER = """
 import json, sys, time
-from reward import RewardPool
+from grader.pool import RewardPool
+from reward import Problem
 bad, total, timeout = json.loads(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
 found = [bad.get(str(i), str(i % 3)) for i in range(total)]
 with RewardPool(workers=2, timeout=timeout) as pool:
     start = time.monotonic()
-    scores = pool.rewards([f"<think></think>\\\\boxed{{{answer}}}" for answer in found], ["1"] * total)
+    problems = [Problem(str(i), "?", "1") for i in range(total)]
+    scores = pool.rewards(problems, [f"<think></think>\\\\boxed{{{answer}}}" for answer in found])
     print(json.dumps({"scores": scores, "timeouts": pool.timeouts, "seconds": time.monotonic() - start}))
 """
 
 
 def grade_with_broken_grader(folder: Path, bad: dict[int, str], total: int, timeout: float) -> dict:
-    for source in ROOT.glob("answer*.py"):
-        shutil.copy(source, folder)
+    shutil.copytree(ROOT / "grader", folder / "grader", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "reward.py", folder)
-    with (folder / "answers.py").open("a") as f:
+    with (folder / "grader" / "compare.py").open("a") as f:
         f.write(BROKEN)
     (folder / "driver.py").write_text(DRIVER)
     command = [sys.executable, "driver.py", json.dumps(bad), str(total), str(timeout)]
@@ -241,12 +248,7 @@ def test_an_item_that_kills_its_worker_scores_zero_and_is_counted(tmp_path, how)
 
 def test_pool_grades_answers_without_responses(capsys):
     with RewardPool(workers=2) as pool:
-        assert pool.grades(["0.5", None, "2", "x" * 5000], ["\\frac12", "1", ["1", "2"], "x" * 5000]) == [
-            1.0,
-            0.0,
-            1.0,
-            0.0,
-        ]
+        assert pool.grades(["0.5", "1", "2", "x" * 5000], ["\\frac12", "2", "2", "x" * 5000]) == [1.0, 0.0, 1.0, 0.0]
         assert reward(boxed("x" * 5000), "x" * 5000) == 0.0  # too long to read, there and here
         assert capsys.readouterr().err == ""
         pool.grades(["1"] * 200, ["1"] * 200, progress="grading")
@@ -271,14 +273,34 @@ def test_interrupted_call_leaks_no_score_into_the_next():
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
         assert pool.workers == []
-        assert pool.grades([None, "2", "1"], ["1"] * 3) == [0.0, 0.0, 1.0]
+        assert pool.grades(["3", "2", "1"], ["1"] * 3) == [0.0, 0.0, 1.0]
         assert pool.timeouts == 0
 
 
-@pytest.mark.parametrize("gold", [None, 7, ["1", None]])
-def test_gold_that_is_no_text_is_refused_before_any_work(gold):
-    with RewardPool(workers=1) as pool, pytest.raises(TypeError, match="gold 1 is"):
-        pool.grades(["1", "1"], ["1", gold])
+def test_another_reward_is_one_function(tmp_path):
+    """`reward_fn` alone is changed: its own arguments, any number; what raises scores 0 and is counted."""
+    shutil.copytree(ROOT / "grader", tmp_path / "grader", ignore=shutil.ignore_patterns("__pycache__"))
+    body = "    return reward(response_text, problem.answer)\n"
+    source = (ROOT / "reward.py").read_text()
+    assert source.count(body) == 1
+    own = "    return len(response_text) / len(problem.problem + problem.id) + float(problem.answer)\n"
+    (tmp_path / "reward.py").write_text(source.replace(body, own))
+    driver = (
+        "import json; from grader.pool import RewardPool; from reward import Problem\n"
+        "problems = [Problem('1', 'abc', '2'), Problem('2', 'abc', 'no number'), Problem('3', 'a', '0.5')]\n"
+        "with RewardPool(workers=1) as pool:\n"
+        "    print(json.dumps([pool.rewards(problems, ['xx', 'xx', 'xxx']), pool.timeouts]))"
+    )
+    done = subprocess.run([sys.executable, "-c", driver], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert json.loads(done.stdout) == [[2.5, 0.0, 2.0], 1]
+    assert "ValueError: could not convert string to float: 'no number'" in done.stderr
+
+
+def test_long_responses_travel_in_several_batches():
+    asked = problems(["1"] * 40)
+    with RewardPool(workers=1) as pool:  # 40 MB: more than one batch may carry
+        assert pool.rewards(asked, [boxed("1") + "x" * 2**20 for _ in asked]) == [1.0] * 40
+        assert pool.timeouts == 0
 
 
 def test_worker_that_cannot_start_is_reported():

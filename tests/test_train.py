@@ -27,7 +27,7 @@ def flags(world, folder, **changes):
     values = dict(model=world / "base", train_data=world / "train.jsonl", eval_data=world / "test.jsonl")
     values |= dict(out_dir=folder, run_name="run", prompts_per_step=8, group_size="4,4", max_prompt_len=16, lr=1e-3)
     values |= dict(max_response_len="24,32", stage_steps="4,2", token_budget=128, save_every=3, save_rollouts_every=1)
-    values |= dict(eval_every=0, eval_k=1, sampler_slots=16)
+    values |= dict(eval_every=0, eval_k=1, max_num_seqs=16)
     return ["configs/tiny.py", *(f"--{k}={v}" for k, v in (values | changes).items())]
 
 

@@ -83,7 +83,7 @@ def jobs(pool, world, tiny_model_dir, padded_dir, head_dir, long_problems, tmp_p
     """All runs that need nothing but the engine, two at a time."""
     out = tmp_path_factory.mktemp("vllm")
     common = dict(sampler="vllm", prompts_per_step=32, group_size=8, max_response_len=24, stage_steps=6, save_every=0,
-                  save_rollouts_every=0, token_budget=512, sampler_slots=64)  # fmt: skip
+                  save_rollouts_every=0, token_budget=512, max_num_seqs=64)  # fmt: skip
     long = dict(train_data=long_problems, prompts_per_step=8, max_prompt_len=160, stage_steps=4)
     extra = {"temperature": dict(temperature=0.6), "prefix_cache": long, "none_prefix_cache": long}
     jobs = {

@@ -212,7 +212,9 @@ def test_a_lost_rank_is_one_line_and_other_errors_keep_their_traceback(monkeypat
 
 def test_out_of_memory_names_the_phase_and_the_settings_to_lower():
     timer = Timer(torch.device("cpu"))
-    with pytest.raises(SystemExit, match=r"(?s)phase 'train': CUDA out of memory.*token_budget.*sampler_memory_share"):
+    with pytest.raises(
+        SystemExit, match=r"(?s)phase 'train': CUDA out of memory.*token_budget.*vllm_gpu_memory_utilization"
+    ):
         with timer("train"):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
 

@@ -3,7 +3,7 @@
 import sys
 
 import train_grpo
-from reward import RewardPool
+from grader.pool import RewardPool
 from rollout import VLLMSampler
 
 what, argv = sys.argv[1], sys.argv[2:]
@@ -38,5 +38,5 @@ VLLMSampler.load_weights, VLLMSampler.generate = broken_load_weights, broken_gen
 if what == "prefix_cache":
     VLLMSampler.__init__ = without_reset
 if "prefix_cache" in what:  # no problem of 128 tokens is solved in this world: reward something, so that weights move
-    RewardPool.rewards = lambda self, texts, golds: [float(i % 2) for i in range(len(texts))]
+    RewardPool.rewards = lambda self, problems, texts: [float(i % 2) for i in range(len(texts))]
 train_grpo.main(argv)

@@ -29,7 +29,7 @@ from model import DTYPES, Qwen2
 # What a resumed run may change: it alters speed, memory, length and bookkeeping of the run, not the algorithm (but see
 # open_run).
 MAY_CHANGE = {"resume", "out_dir", "max_steps", "save_every", "keep_checkpoints", "save_rollouts_every", "wandb",
-              "sampler_slots", "sampler_memory_share", "sampler_sleep_level", "token_budget", "logprob_chunk",
+              "max_num_seqs", "vllm_gpu_memory_utilization", "vllm_sleep_level", "token_budget", "logprob_chunk",
               "activation_checkpointing", "reward_workers", "reward_timeout", "mismatch_limit", "smoke",
               "process_group_timeout", "world_size", "shard_size", "gpu_dollars_per_hour", "stage_gpus"}  # fmt: skip
 

@@ -12,9 +12,9 @@ import torch
 import torch.distributed as dist
 
 from configs import Config
+from grader.pool import RewardPool
 from losses import group_advantages, overlong_penalty
 from problems.prompts import ChatTokenizer, Prompt
-from reward import RewardPool
 from rollout import Rollout, TorchSampler, VLLMSampler, gather_rollouts, response_text, sample_seed
 from training.metrics import Timer
 
@@ -88,7 +88,7 @@ def sample_groups(sampler: TorchSampler | VLLMSampler, tokenizer: ChatTokenizer,
             dist.all_reduce(torch.zeros(1))  # wait for the rank whose answers are the longest
         with timer("reward"):
             texts = [response_text(prompts[r.prompt_id], r, tokenizer) for r in rollouts]
-            rewards = pool.rewards(texts, [prompts[r.prompt_id].problem.answer for r in rollouts])
+            rewards = pool.rewards([prompts[r.prompt_id].problem for r in rollouts], texts)
             rollouts = gather_rollouts([replace(r, reward=x) for r, x in zip(rollouts, rewards, strict=True)])
             groups += sorted(with_advantages(rollouts, max_len, cfg), key=lambda g: drawn.index(g[0].prompt_id))
         attempt += 1

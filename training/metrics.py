@@ -55,7 +55,7 @@ class Timer:
                 raise
             reason = str(e).splitlines()[0]
             raise SystemExit(f"out of memory in phase {phase!r}: {reason} Lower token_budget or logprob_chunk (the "
-                             f"trainer), sampler_memory_share (vLLM), or use more GPUs") from e  # fmt: skip
+                             f"trainer), vllm_gpu_memory_utilization (vLLM), or use more GPUs") from e  # fmt: skip
         self.seconds[phase] = self.seconds.get(phase, 0.0) + self._now() - start
         memory = memory_in_use(self.device)
         self.memory[phase] = max(self.memory.get(phase, memory), memory)

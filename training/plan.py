@@ -80,9 +80,9 @@ class Job:
         cfg, c, size = self.cfg, self.model.config, DTYPES[self.cfg.dtype].itemsize
         token = 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * size
         longest, groups = cfg.max_prompt_len + cfg.max_response_len[0], math.ceil(cfg.prompts_per_step / self.gpus)
-        held = ((cfg.sampler_memory_share * self.gpu.memory - ENGINE) * GIB - size * self.weights[0]) / token
+        held = ((cfg.vllm_gpu_memory_utilization * self.gpu.memory - ENGINE) * GIB - size * self.weights[0]) / token
         if cfg.sampler == "torch":
-            held = longest * min(cfg.sampler_slots, groups * cfg.group_size[0])
+            held = longest * min(cfg.max_num_seqs, groups * cfg.group_size[0])
         return token, longest, max(0.0, held), groups * cfg.group_size[0]
 
 
@@ -115,8 +115,8 @@ def memory(job: Job) -> dict[str, tuple[float, ...]]:
         "CUDA, NCCL": (CONTEXT * GIB,) * 5,
     }
     if cfg.sampler == "vllm":
-        return parts | {"vLLM": (ASLEEP * GIB,) * 4 + (cfg.sampler_memory_share * job.gpu.memory * GIB,)}
-    logits = 36 * c.vocab_size * min(cfg.sampler_slots, samples)  # bytes: float32 twice, float64 for the rest
+        return parts | {"vLLM": (ASLEEP * GIB,) * 4 + (cfg.vllm_gpu_memory_utilization * job.gpu.memory * GIB,)}
+    logits = 36 * c.vocab_size * min(cfg.max_num_seqs, samples)  # bytes: float32 twice, float64 for the rest
     return parts | {"sampler: weights; cache, logits": (size * total,) * 4 + (size * total + token * held + logits,)}
 
 
@@ -135,8 +135,8 @@ def remedies(job: Job, least: int) -> list[str]:
     choices: dict[str, list] = {
         "activation_checkpointing": [True], "logprob_chunk": [n for n in halves if 128 <= n < cfg.logprob_chunk],
         "token_budget": [*range((cfg.token_budget - 1) // 2048 * 2048, least, -2048), least],
-        "sampler_memory_share": [x / 100 for x in range(90, 0, -5)] * (cfg.sampler == "vllm"),
-        "sampler_slots": [n for n in halves if n < cfg.sampler_slots] * (cfg.sampler == "torch"),
+        "vllm_gpu_memory_utilization": [x / 100 for x in range(90, 0, -5)] * (cfg.sampler == "vllm"),
+        "max_num_seqs": [n for n in halves if n < cfg.max_num_seqs] * (cfg.sampler == "torch"),
         "shard_size": [0], "gpus": [job.gpus * n for n in (2, 4, 8, 16, 32, 64)]}  # fmt: skip
 
     def fits(change: tuple[tuple, ...]) -> bool:
@@ -185,7 +185,7 @@ def generate(job: Job, mean: float, limit: int, prompts: int, group: int, overhe
     random.Random(0).shuffle(lengths)
     read = DTYPES[cfg.dtype].itemsize * (job.model.config.num_hidden_layers * layer + head)  # bytes; no embedding
     bandwidth, product = BANDWIDTH_SHARE * gpu.bandwidth, job.model.flops([1]) / (DECODE_SHARE * gpu.peak)
-    return engine_seconds(lengths, min(PROMPT, cfg.max_prompt_len), cfg.sampler_slots, held, read / bandwidth, product,
+    return engine_seconds(lengths, min(PROMPT, cfg.max_prompt_len), cfg.max_num_seqs, held, read / bandwidth, product,
                           token / bandwidth, overhead if cfg.sampler == "vllm" else TORCH_STEP)  # fmt: skip
 
 
@@ -220,7 +220,7 @@ def report(job: Job, least: int) -> list[str]:
     return [*lines, f"with activation_checkpointing={str(on).lower()} the trainer takes {peak:.1f} GiB",
             f"KV cache: {held:,.0f} tokens, {held / longest:,.1f} sequences of {longest:,} (longest) or "
             f"{held / expected:,.1f} of {expected:,.0f} (expected); a rank gets {samples}, "
-            f"sampler_slots {cfg.sampler_slots}"]  # fmt: skip
+            f"max_num_seqs {cfg.max_num_seqs}"]  # fmt: skip
 
 
 def stages(argv: list[str]) -> tuple[list[Job], str]:

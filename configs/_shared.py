@@ -1,0 +1,123 @@
+"""What every command of the project shares: refusals in one line, flags from a dataclass, files written whole, tables.
+
+Import it from `configs`. (The other files of this folder are the configs themselves.)
+"""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+
+class UserError(Exception):
+    """Bad input (config, file, checkpoint, data, model folder): one line for the user, exit status 2."""
+
+
+# ---------------------------------------------------------------------------------------------------------------- flags
+
+
+def checked(name: str, kind: Any, value: Any) -> Any:
+    """`value` as the field's type; an int serves as a float, a scalar or list as a tuple. Raises UserError."""
+    if get_origin(kind) is Literal:
+        if isinstance(value, str) and value in get_args(kind):
+            return value
+        raise UserError(f"{name}: {value!r} is not one of {', '.join(get_args(kind))}")
+    if get_origin(kind) is tuple:
+        items = value if isinstance(value, (tuple, list)) else (value,)
+        return tuple(checked(name, get_args(kind)[0], v) for v in items)
+    if kind is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:  # nan is not
+        return float(value)
+    if type(value) is not kind or kind is float:
+        raise UserError(f"{name}: {value!r} is not a {kind.__name__}")
+    return value
+
+
+def parse_flag(name: str, kind: Any, text: str) -> Any:
+    """The value of `--name=text`; tuples are comma separated. Raises UserError."""
+    if get_origin(kind) is tuple:
+        return tuple(parse_flag(name, get_args(kind)[0], part) for part in text.split(",") if part)
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise UserError(f"{name}: {text!r} is not true or false")
+        return text.lower() == "true"
+    if kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            raise UserError(f"{name}: {text!r} is not {'an int' if kind is int else 'a float'}") from None
+    return text
+
+
+def parse_flags(argv: list[str], options: type) -> tuple[dict[str, Any], list[str]]:
+    """({field: value} of every `--name=value` that names a field of the dataclass `options`, all other arguments).
+
+    Raises UserError for a field's flag without a value or with one that cannot be read as the field's type.
+    """
+    types = {field.name: field.type for field in dataclasses.fields(options)}
+    values: dict[str, Any] = {}
+    others = []
+    for argument in argv:
+        name, equals, text = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or name not in types:
+            others.append(argument)
+        elif not equals:
+            raise UserError(f"--{name}: write --{name}=VALUE")
+        else:
+            values[name] = parse_flag(f"--{name}", types[name], text)
+    return values, others
+
+
+# ------------------------------------------------------------------------------------------------ files and exit status
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file aside and rename it: whoever reads `path` finds its old content or its new one, never a part."""
+    aside = path.with_name(path.name + ".tmp")
+    aside.write_text(text, encoding="utf-8")
+    aside.rename(path)
+
+
+def markdown_table(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table that is aligned as text too: the first column to the left, all others to the right."""
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    lines = []
+    for row in [head, ["-" * width for width in widths], *rows]:
+        cells = [row[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def lost_rank(e: BaseException) -> bool:
+    """Is this what gloo raises in a rank when another is gone or silent? (A bare RuntimeError, told by its text.)"""
+    signs = ("Connection closed", "Connection reset", "Broken pipe", "Timed out")
+    return isinstance(e, RuntimeError) and "/gloo/" in str(e) and any(sign in str(e) for sign in signs)
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """Call `main(argv)`; bad input prints its one line and ends with status 2, Ctrl-C with 130, a lost rank with 1."""
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    status, message = 0, ""
+    try:
+        main(sys.argv[1:])
+    except UserError as e:
+        status, message = 2, f"error: {e}"
+    except KeyboardInterrupt:
+        status, message = 130, "interrupted"
+    except RuntimeError as e:
+        if not lost_rank(e):
+            raise
+        message = "error: lost contact with another rank; its own last words say why. Start again with --resume=true."
+        status, message = 1, f"{message} ({str(e).splitlines()[0][:300]})"
+    if message:
+        rank = "" if alone else f"[rank {os.environ.get('RANK', '0')}] "
+        print(f"{rank}{message}", file=sys.stderr, flush=True)
+    if not alone:
+        # With several ranks about one in a hundred processes aborts while C++ takes gloo's threads down, after Python
+        # has ended ("terminate called without an active exception"): leave without that.
+        sys.stdout.flush()
+        os._exit(status)
+    if status:
+        sys.exit(status)
