@@ -7,7 +7,7 @@ from typing import Any
 
 from evaluation.stats import majority, pass_at, population_interval, sampling_interval
 from grader.pool import RewardPool
-from problems.similarity import answer_key
+from grader.text import answer_key
 from reward import extract_answer, last_boxed
 
 

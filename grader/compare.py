@@ -39,7 +39,7 @@ from grader.parser import (
     parse,
     product,
 )
-from grader.text import MAX_CHARS, Refused, clean, is_words, squeeze
+from grader.text import MAX_CHARS, Refused, clean, is_words, plain_number, squeeze
 from grader.values import Evaluator, Work, is_exact, same_value
 
 # ---------------------------------------------------------------- lists of solutions, labels, plus-minus
@@ -454,18 +454,6 @@ def agrees_with_rounded(answer: Sequence[Node], gold: Sequence[Node], value: Num
 
 
 # ---------------------------------------------------------------- the whole comparison
-
-PLAIN_NUMBER = re.compile(r"\$?([+-]?) ?(\d{1,3}(?:,\d{3})+|\d+)?(\.\d*)? ?\$?")
-
-
-def plain_number(text: str) -> Number | None:
-    """The value of 12, -1,008.50 or $36: what most answers are, read without the parser."""
-    match = PLAIN_NUMBER.fullmatch(text.strip())
-    if not match or not (match[2] or match[3] and len(match[3]) > 1):
-        return None
-    whole, point = (match[2] or "0").replace(",", ""), match[3] or "."
-    value = int(whole) if len(point) == 1 else Fraction(int(whole + point[1:]), 10 ** (len(point) - 1))
-    return -value if match[1] == "-" else value
 
 
 class Reading(NamedTuple):

@@ -1,11 +1,13 @@
-"""From the text of an answer, LaTeX or plain, to tokens; used by answer_parser.py and answers.py only.
+"""From the text of an answer, LaTeX or plain, to tokens, and to the keys by which texts are compared without parsing.
 
 `clean` writes every synonym one way, so that equal answers are often equal strings; `tokenize` cuts what it left into
-kinds, each with its place. No text is ever run as code.
+kinds, each with its place. `plain_number`, `answer_key` and `normal_form` need neither: `compare` reads plain numbers
+with them, majority votes and the data pipeline group texts by them. No text is ever run as code.
 """
 
 import re
 import unicodedata
+from fractions import Fraction
 
 MAX_CHARS = 2000  # the longest gold answer of the benchmarks has 204
 
@@ -261,3 +263,55 @@ def _word_tokens(word: str, previous: str, glued: bool, pos: int) -> list[Token]
     if len(word) > 6:
         raise Refused("a word that is not known here", pos)
     return [("sym", letter, pos + i) for i, letter in enumerate(word)]
+
+
+# ---------------------------------------------------------------- keys: one for texts that differ in typesetting alone
+
+PLAIN_NUMBER = re.compile(r"\$?([+-]?) ?(\d{1,3}(?:,\d{3})+|\d+)?(\.\d*)? ?\$?")
+SIMPLE_FRACTION = re.compile(  # -\frac{3}{4}, \dfrac34, 3/4
+    r"(-?)(?:\\[dtc]?frac\s*(?:\{\s*(\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))|(\d+)/(\d+))"
+)
+THOUSANDS_SEPARATOR = re.compile(r"(?<=\d)(?:,|\{,\}|\\,|\\!)+(?=\d{3}(?!\d))")
+SPACING = re.compile(
+    r"\\(left|right|displaystyle|textstyle|limits|bigg?[lr]?|quad|qquad|noindent)(?![a-z])|\\[,;:!> ]|~|&nbsp;"
+)
+FONT = re.compile(
+    r"\\(text|textbf|textit|textrm|mathrm|mathbf|mathit|emph|mbox|operatorname|boldsymbol|underline)\b\*?\s*"
+    r"(?:\{([^{}]*)\})?"
+)
+# What ends a phrase, but not what means something in a formula: 3.5, 3:4, 5!, f'(x), (1,2).
+PUNCTUATION = re.compile(r"(?<!\d)\.|\.(?!\d)|[?;$\"`]|(?<!\d)(?<!\d\s):(?=\s|$)|,(?=\s|$)|\\[\[\]()]")
+
+
+def plain_number(text: str) -> int | Fraction | None:
+    """The value of 12, -1,008.50 or $36: what most answers are, read without the parser."""
+    match = PLAIN_NUMBER.fullmatch(text.strip())
+    if not match or not (match[2] or match[3] and len(match[3]) > 1):
+        return None
+    whole, point = (match[2] or "0").replace(",", ""), match[3] or "."
+    value = int(whole) if len(point) == 1 else Fraction(int(whole + point[1:]), 10 ** (len(point) - 1))
+    return -value if match[1] == "-" else value
+
+
+def answer_key(answer: str) -> str:
+    """The same key for answers that are the same number, or the same text but for typesetting.
+
+    A number's key is "number 3/4"; any other answer's is its normal form.
+    """
+    number = plain_number(answer)
+    match = SIMPLE_FRACTION.fullmatch(answer.strip("$ "))
+    if match:
+        sign, top, bottom = match[1], match[2] or match[3] or match[6], match[4] or match[5] or match[7]
+        number = Fraction(int(sign + top), int(bottom)) if int(bottom) else None
+    return normal_form(answer) if number is None else f"number {Fraction(number)}"
+
+
+def normal_form(text: str) -> str:
+    """What is left of a text without typesetting: equal for two copies that differ in spacing, LaTeX style, dollar
+    signs, punctuation or case. Digits, letters, operators and their order stay."""
+    text = unicodedata.normalize("NFKC", text).lower()
+    text = re.sub(r"\\[dtc]frac(?![a-z])", r"\\frac", THOUSANDS_SEPARATOR.sub("", text))
+    text = FONT.sub(lambda match: match[2] or "", SPACING.sub(" ", text))
+    text = re.sub(r"\{\s*(\w)\s*\}", r" \1 ", PUNCTUATION.sub("", text))  # {10} stays: 2^{10} is not 2^10
+    text = re.sub(r"(?<=\d)\s+(?=\d)", "_", text)  # \frac{1}{23} is not \frac{12}{3}, and 1 2 is not 12
+    return re.sub(r"\s+", "", text)

@@ -7,7 +7,7 @@ becomes the answer. What cannot be asked without its choices, or is not understo
 import re
 from collections import deque
 
-from problems.similarity import answer_key
+from grader.text import answer_key
 from reward import last_boxed
 
 _STYLE = r"\\(?:textbf|mathbf|textrm|mathrm|textsf|boldsymbol|text|rm|bf|mbox|bold)"

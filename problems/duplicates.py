@@ -12,14 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from grader.compare import plain_number
+from grader.text import THOUSANDS_SEPARATOR, answer_key, normal_form, plain_number
 from problems.choices import split_choices
 from problems.similarity import (
-    THOUSANDS,
     Embedder,
-    answer_key,
     close_pairs,
-    normal_form,
     numbers,
     text_similarity,
     without_figures,
@@ -89,7 +86,7 @@ def made_integer(answer: str) -> set[int]:
         return {int(number) % m for m in (100, 1000) if number >= m}
     if number is not None and "." in answer:
         return set()
-    text = re.sub(r"frac\s*(\d)", r"frac \1 ", THOUSANDS.sub("", answer))  # \frac13
+    text = re.sub(r"frac\s*(\d)", r"frac \1 ", THOUSANDS_SEPARATOR.sub("", answer))  # \frac13
     parts = [int(x) for x in _INTEGERS.findall(text)] if len(answer) < 200 else []
     return {sum(parts)} if parts else set()
 

@@ -4,10 +4,9 @@ import re
 from collections import Counter
 from typing import Any
 
-from grader.text import clean, is_words
+from grader.text import answer_key, clean, is_words
 from problems.duplicates import Pair
 from problems.rows import Row
-from problems.similarity import answer_key
 
 BINS = (0, 50, 100, 200, 400, 800, 1600)  # characters of a problem
 

@@ -9,9 +9,7 @@ Dimensions: N texts, W windows (one or more a text), E embedding size, B windows
 
 import hashlib
 import re
-import unicodedata
 from collections.abc import Iterator
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +18,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from configs import UserError
-from grader.compare import plain_number
+from grader.text import THOUSANDS_SEPARATOR
 from model import resolve_model
 
 WINDOW, OVERLAP = 254, 64  # tokens; the model reads 256, two of which are its own
@@ -28,42 +26,11 @@ BATCH = 16  # windows a forward pass
 TILE = 4096  # vectors a side of one matrix product
 
 _FIGURE = re.compile(r"\[asy\].*?(\[/asy\]|$)", re.DOTALL | re.IGNORECASE)
-_DROPPED = re.compile(
-    r"\\(left|right|displaystyle|textstyle|limits|bigg?[lr]?|quad|qquad|noindent)(?![a-z])|\\[,;:!> ]|~|&nbsp;"
-)
-_STYLES = re.compile(
-    r"\\(text|textbf|textit|textrm|mathrm|mathbf|mathit|emph|mbox|operatorname|boldsymbol|underline)\b\*?\s*"
-    r"(?:\{([^{}]*)\})?"
-)
-THOUSANDS = re.compile(r"(?<=\d)(?:,|\{,\}|\\,|\\!)+(?=\d{3}(?!\d))")
-# what ends a phrase; not what means something in a formula: 3.5, 3:4, 5!, f'(x), (1,2)
-_PUNCTUATION = re.compile(r"(?<!\d)\.|\.(?!\d)|[?;$\"`]|(?<!\d)(?<!\d\s):(?=\s|$)|,(?=\s|$)|\\[\[\]()]")
-_FRACTION = re.compile(r"(-?)(?:\\[dtc]?frac\s*(?:\{\s*(\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))|(\d+)/(\d+))")
 _WORDS = {w: str(i) for i, w in enumerate(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
     "eighteen nineteen twenty".split())}  # fmt: skip
 _WORDS |= {w: str(30 + 10 * i) for i, w in enumerate("thirty forty fifty sixty seventy eighty ninety hundred".split())}
 _WORDS |= {"thousand": "1000", "million": "1000000"}
-
-
-def normal_form(text: str) -> str:
-    """What is left of a problem without typesetting: equal for two copies that differ in spacing, LaTeX style, dollar
-    signs, punctuation or case. Digits, letters, operators and their order stay."""
-    text = unicodedata.normalize("NFKC", text).lower()
-    text = re.sub(r"\\[dtc]frac(?![a-z])", r"\\frac", THOUSANDS.sub("", text))
-    text = _STYLES.sub(lambda m: m[2] or "", _DROPPED.sub(" ", text))
-    text = re.sub(r"\{\s*(\w)\s*\}", r" \1 ", _PUNCTUATION.sub("", text))  # {10} stays: 2^{10} is not 2^10
-    text = re.sub(r"(?<=\d)\s+(?=\d)", "_", text)  # \frac{1}{23} is not \frac{12}{3}, and 1 2 is not 12
-    return re.sub(r"\s+", "", text)
-
-
-def answer_key(answer: str) -> str:
-    """One spelling for answers that are the same number, or the same text but for typesetting."""
-    number = plain_number(answer)
-    if m := _FRACTION.fullmatch(answer.strip("$ ")):
-        sign, top, bottom = m[1], m[2] or m[3] or m[6], m[4] or m[5] or m[7]
-        number = Fraction(int(sign + top), int(bottom)) if int(bottom) else None
-    return f"number {Fraction(number)}" if number is not None else normal_form(answer)
 
 
 def without_figures(text: str) -> str:
@@ -76,7 +43,7 @@ def numbers(text: str) -> tuple[str, ...]:
     text = re.sub(
         r"\b10\s*\^\s*(?:\{\s*)?(\d{1,2})(?!\d)(?:\s*\})?",
         lambda m: "1" + "0" * int(m[1]),
-        THOUSANDS.sub("", text.lower()),
+        THOUSANDS_SEPARATOR.sub("", text.lower()),
     )
     text = re.sub(r"\bone (hundred|thousand|million)\b", r"\1", text)
     text = re.sub(

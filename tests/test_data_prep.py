@@ -12,13 +12,12 @@ import torch
 
 import data_prep
 from configs import UserError
+from grader.text import answer_key, normal_form
 from problems.duplicates import Pair, clusters, made_integer, one_has_all
 from problems.rows import Row, as_row, read_rows
 from problems.similarity import (
     Embedder,
-    answer_key,
     close_pairs,
-    normal_form,
     numbers,
     text_similarity,
     without_figures,
@@ -183,7 +182,8 @@ def test_another_models_vectors_are_not_taken_from_the_cache(tmp_path):
 HOSTILE = """
 from problems.choices import letter_and_value, opened, split_choices, stated, value
 from problems.duplicates import made_integer
-from problems.similarity import answer_key, normal_form, numbers, without_figures
+from grader.text import answer_key, normal_form
+from problems.similarity import numbers, without_figures
 n = 200_000
 for f in (split_choices, value, letter_and_value, stated, numbers, normal_form, without_figures, answer_key,
           made_integer):
