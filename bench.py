@@ -7,7 +7,6 @@ generation and of training, the share of each phase, peak memory, and the FLOP r
 product, measured in the same run. The first step warms up and is left out.
 """
 
-import json
 import os
 import resource
 import shutil
@@ -20,6 +19,7 @@ import torch
 import train_grpo
 from configs import Config, UserError, load_config, run
 from model import DTYPES, matmul_flops
+from schedule import read_metrics
 from training import plan
 
 STEPS = 4  # the first one is not counted
@@ -68,7 +68,7 @@ def main(argv: list[str]) -> None:
         train_grpo.main([*argv, *(f"--{key}={value}" for key, value in overrides.items())])
         if os.environ.get("RANK", "0") != "0":
             return
-        rows = [json.loads(line) for line in (folder / "bench" / "metrics.jsonl").read_text().splitlines()][1:]
+        rows = read_metrics(folder / "bench" / "metrics.jsonl")[1:]
     finally:
         if os.environ.get("RANK", "0") == "0":
             shutil.rmtree(folder, ignore_errors=True)

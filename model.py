@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,16 @@ from configs import UserError
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Dense bf16 matrix-product peaks in FLOP/s, from NVIDIA's data sheets; other devices are measured.
 PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
-CARRIED_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-                 "vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json")  # fmt: skip
+CARRIED_FILES = (  # with an export, so that it is a whole model folder
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+)
 
 
 @dataclass(frozen=True)
@@ -99,8 +108,8 @@ class ModelConfig:
         if not all(type(n) is int and n > 0 for n in (*counts, config.num_key_value_heads, config.head_dim)):
             raise UserError(f"{where}: sizes must be whole numbers above 0")
         if config.num_attention_heads % config.num_key_value_heads or config.head_dim % 2:
-            raise UserError(f"{where}: {heads} heads, {config.num_key_value_heads} kv heads and head_dim "
-                            f"{config.head_dim} do not fit together")  # fmt: skip
+            sizes = f"{heads} heads, {config.num_key_value_heads} kv heads and head_dim {config.head_dim}"
+            raise UserError(f"{where}: {sizes} do not fit together")
         return config
 
     @classmethod
@@ -283,6 +292,8 @@ class Qwen2(nn.Module):
         super().__init__()
         self.config = config
         self.backend = attention_backend(torch.device(device))
+        self.compute_dtype = torch.float32  # of the forward pass; `shard` may lower it
+        self.vocab_size = config.vocab_size  # rows that are tokens; the tokenizer may know fewer, see `load_model`
         self.source: Path | None = None  # the folder it came from, whose tokenizer files are carried along
         self.model = Decoder(config)
         if config.tie_word_embeddings:
@@ -299,9 +310,14 @@ class Qwen2(nn.Module):
         return self.model.norm(x)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, dtype: torch.dtype = torch.float32,
-                        device: torch.device | str = "cpu", mesh: DeviceMesh | None = None,
-                        compute_dtype: torch.dtype | None = None) -> "Qwen2":  # fmt: skip
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        mesh: DeviceMesh | None = None,
+        compute_dtype: torch.dtype | None = None,
+    ) -> "Qwen2":
         """The model of a Hugging Face folder, parameters in `dtype`; with a `mesh`, sharded before a byte is loaded.
 
         Tensors are read one at a time, so no more than one of them exists twice. Raises UserError.
@@ -321,6 +337,7 @@ class Qwen2(nn.Module):
         Parameters keep their type (float32 in training), are cast to `compute_dtype` for the forward, and gradients
         are reduced in float32.
         """
+        self.compute_dtype = compute_dtype
         policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
         for layer in self.model.layers:
             fully_shard(layer, mesh=mesh, mp_policy=policy)
@@ -417,18 +434,18 @@ class _TokenLogprobs(torch.autograd.Function):
     """Keeps hidden (T, D) and three (T,) vectors; both passes see C x V logits at a time, never T x V."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, targets, temperature, chunk):
+    def forward(ctx, hidden, weight, targets, temperature, chunk, vocab_size):
         size = hidden.shape[0]
         lse, logprobs, entropy = (torch.empty(size, device=hidden.device) for _ in range(3))
         for i in range(0, size, chunk):
             j = slice(i, i + chunk)
-            logits = _chunk_logits(hidden[j], weight, temperature)
+            logits = _chunk_logits(hidden[j], weight[:vocab_size], temperature)
             lse[j] = logits.logsumexp(-1)
             logits.sub_(lse[j, None])  # log-softmax; entropy as lse - sum(p z) would lose digits where lse is large
             logprobs[j] = logits.gather(-1, targets[j, None]).squeeze(-1)
             entropy[j] = logits.exp().mul_(logits).sum(-1).neg_()
         ctx.save_for_backward(hidden, weight, targets, lse, entropy)
-        ctx.temperature, ctx.chunk = temperature, chunk
+        ctx.temperature, ctx.chunk, ctx.vocab_size = temperature, chunk, vocab_size
         return logprobs, entropy
 
     @staticmethod
@@ -436,6 +453,7 @@ class _TokenLogprobs(torch.autograd.Function):
         hidden, weight, targets, lse, entropy = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)  # sums over chunks
+        weight, grad_of_tokens = weight[: ctx.vocab_size], grad_weight[: ctx.vocab_size]
         for i in range(0, hidden.shape[0], ctx.chunk):
             j = slice(i, i + ctx.chunk)
             logits = _chunk_logits(hidden[j], weight, ctx.temperature).sub_(lse[j, None])  # log-softmax
@@ -447,19 +465,27 @@ class _TokenLogprobs(torch.autograd.Function):
             grad_logits.scatter_add_(-1, targets[j, None], grad_logprobs[j, None])
             grad_logits = grad_logits.div_(ctx.temperature).to(hidden.dtype)
             grad_hidden[j] = grad_logits @ weight
-            grad_weight += grad_logits.T @ hidden[j]
+            grad_of_tokens += grad_logits.T @ hidden[j]
             del grad_logits
-        return grad_hidden, grad_weight.to(weight.dtype), None, None, None
+        return grad_hidden, grad_weight.to(weight.dtype), None, None, None, None
 
 
-def token_logprobs(hidden: Tensor, lm_head_weight: Tensor, targets: Tensor, temperature: float,
-                   chunk: int) -> tuple[Tensor, Tensor]:  # fmt: skip
+def token_logprobs(
+    hidden: Tensor,
+    lm_head_weight: Tensor,
+    targets: Tensor,
+    temperature: float,
+    chunk: int,
+    vocab_size: int | None = None,
+) -> tuple[Tensor, Tensor]:
     """Log-probability of each target and entropy of each distribution, of softmax(logits / temperature).
 
     hidden (T, D), lm_head_weight (V, D), targets (T,) -> (T,), (T,), float32. `chunk` tokens' logits exist at once;
-    the backward pass computes them again. Matches verl's logprobs_from_logits and entropy_from_logits.
+    the backward pass computes them again. Only the first `vocab_size` rows of the head are tokens (all, if None): what
+    pads the vocabulary has no probability, here as in both samplers. Without padding this matches verl's
+    logprobs_from_logits and entropy_from_logits.
     """
-    return _TokenLogprobs.apply(hidden, lm_head_weight, targets, temperature, chunk)
+    return _TokenLogprobs.apply(hidden, lm_head_weight, targets, temperature, chunk, vocab_size)
 
 
 def matmul_flops(device: torch.device, dtype: torch.dtype, size: int = 2048) -> float:
@@ -478,8 +504,9 @@ def matmul_flops(device: torch.device, dtype: torch.dtype, size: int = 2048) -> 
     return best
 
 
+@cache
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """What MFU is measured against, in FLOP/s: the data sheet of a known GPU, else a measured matrix product."""
+    """What MFU is measured against, in FLOP/s: the data sheet of a known GPU, else a matrix product, measured once."""
     if device.type == "cuda" and dtype == torch.bfloat16:
         for name, peak in PEAK_FLOPS.items():
             if name in torch.cuda.get_device_name(device):

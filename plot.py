@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from configs import UserError, run
+from schedule import read_metrics
 
 PANELS = {  # file name: (title, metric key, y label)
     "reward": ("Reward", "reward_mean", "mean reward"),
@@ -25,20 +26,10 @@ PANELS = {  # file name: (title, metric key, y label)
 }
 
 
-def read_metrics(run_dir: Path) -> list[dict]:
-    """The rows of a run's metrics.jsonl, up to a torn last line. Raises UserError."""
+def read_steps(run_dir: Path) -> list[dict]:
+    """The rows of a run, at least one. Raises UserError."""
     path = run_dir / "metrics.jsonl"
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as e:
-        raise UserError(f"{path}: cannot read the metrics: {e.strerror}") from None
-    rows = []
-    for i, line in enumerate(lines, 1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            if i < len(lines):
-                raise UserError(f"{path}:{i}: not JSON") from None
+    rows = read_metrics(path)
     if not rows:
         raise UserError(f"{path}: no steps yet")
     return rows
@@ -118,7 +109,7 @@ def draw_by_tokens(axes: Axes, runs: dict[Path, list[dict]]) -> None:
 def main(argv: list[str]) -> None:
     if not argv or any(a.startswith("-") for a in argv):
         raise UserError("usage: python plot.py out/RUN [out/OTHER ...]")
-    runs = {Path(a): read_metrics(Path(a)) for a in argv}
+    runs = {Path(a): read_steps(Path(a)) for a in argv}
     folder = Path(argv[0]) / "figures"
     panels = {
         n: p for n, p in PANELS.items() if p[1] != "eval_" or any("eval_" in k for r in runs[Path(argv[0])] for k in r)

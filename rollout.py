@@ -9,6 +9,7 @@ Dimensions: N live sequences, L cache positions, V vocabulary; H, K, E as in mod
 
 import hashlib
 import importlib.util
+import math
 import os
 import random
 import warnings
@@ -33,6 +34,7 @@ from model import (
     attention,
     attention_backend,
     attention_layout,
+    full_tensors,
     rotary_angles,
     stream_weights,
 )
@@ -63,23 +65,18 @@ def response_text(prompt: Prompt, rollout: Rollout, tokenizer: ChatTokenizer) ->
     return prompt.opened + tokenizer.decode(rollout.response_ids)
 
 
-def gather_rollouts(mine: list[Rollout]) -> list[Rollout]:
-    """All ranks' rollouts on every rank, ordered by prompt and sample. Tokens travel as arrays, not pickled lists."""
+def gather_rollouts(rollouts: list[Rollout]) -> list[Rollout]:
+    """All ranks' rollouts on every rank, ordered by prompt and sample. Tokens travel as arrays, not as lists."""
     kinds = {"prompt_ids": np.int32, "response_ids": np.int32, "logprobs": np.float32}
-    tokens = [np.fromiter((t for r in mine for t in getattr(r, name)), kind) for name, kind in kinds.items()]
-    heads = [(len(r.prompt_ids), len(r.response_ids), replace(r, prompt_ids=[], response_ids=[], logprobs=[]))
-             for r in mine]  # fmt: skip
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, (heads, tokens))
-    rollouts = []
-    for heads, (prompts, responses, logprobs) in parts:
-        p = t = 0
-        for n_prompt, n_response, head in heads:
-            a, b = slice(p, p + n_prompt), slice(t, t + n_response)
-            rollouts.append(replace(head, prompt_ids=prompts[a].tolist(), response_ids=responses[b].tolist(),
-                                    logprobs=logprobs[b].tolist()))  # fmt: skip
-            p, t = a.stop, b.stop
-    return sorted(rollouts, key=lambda r: (r.prompt_id, r.sample_id))
+    sent = []
+    for r in rollouts:
+        sent.append(replace(r, **{name: np.asarray(getattr(r, name), kind) for name, kind in kinds.items()}))
+    received: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(received, sent)
+    gathered = []
+    for r in (r for rollouts_of_rank in received for r in rollouts_of_rank):
+        gathered.append(replace(r, **{name: getattr(r, name).tolist() for name in kinds}))
+    return sorted(gathered, key=lambda r: (r.prompt_id, r.sample_id))
 
 
 # ------------------------------------------------------------------------------------------------------------ sampling
@@ -100,19 +97,22 @@ def uniforms(seeds: Tensor, positions: Tensor) -> Tensor:
     return ((bits >> 11) & ((1 << 53) - 1)).double() * 2.0**-53
 
 
-def sample_tokens(logits: Tensor, uniform: Tensor, temperature: float, top_p: float,
-                  vocab_size: int) -> tuple[Tensor, Tensor]:  # fmt: skip
+def sample_tokens(
+    logits: Tensor, uniform: Tensor, temperature: float, top_p: float, vocab_size: int
+) -> tuple[Tensor, Tensor]:
     """Inverse-CDF sampling. logits (N, V) float32, uniform (N,) float64 -> tokens (N,), logprobs (N,) float32.
 
-    Ids at or beyond `vocab_size` (a checkpoint's padding rows) are never sampled. Log-probabilities are those of
-    softmax(logits / temperature), of the kept tokens alone where top_p < 1, as vLLM's processed_logprobs. Temperature
-    0 is greedy, with log-probabilities at temperature 1. Sums run in float64: float32 over 152K entries ends past V.
+    Ids at or beyond `vocab_size` (rows that pad a checkpoint's vocabulary) have no probability, here as in vLLM and the
+    trainer. Log-probabilities are those of softmax(logits / temperature), of the kept tokens alone where top_p < 1, as
+    vLLM's processed_logprobs. Temperature 0 is greedy, with log-probabilities at temperature 1. Sums run in float64:
+    float32 over 152K entries ends past V.
     """
+    logits = logits[:, :vocab_size]
     if temperature == 0:
-        tokens = logits[:, :vocab_size].argmax(-1)
+        tokens = logits.argmax(-1)
         return tokens, logits.log_softmax(-1).gather(-1, tokens[:, None]).squeeze(-1)
     logprobs = (logits / temperature).log_softmax(-1)
-    probs = logprobs[:, :vocab_size].double().exp()
+    probs = logprobs.double().exp()
     if top_p < 1:
         ordered, order = torch.sort(probs, dim=-1, descending=True, stable=True)
         beyond = ordered.cumsum(-1) - ordered >= top_p * probs.sum(-1, keepdim=True)  # the mass before it suffices
@@ -125,38 +125,42 @@ def sample_tokens(logits: Tensor, uniform: Tensor, temperature: float, top_p: fl
     return tokens, logprobs.gather(-1, tokens[:, None]).squeeze(-1)
 
 
-def check_lengths(prompts: list[list[int]], max_tokens: int, **limit: int) -> None:
-    ((name, most),) = limit.items()
+def check_lengths(prompts: list[list[int]], max_tokens: int, name: str, limit: int) -> None:
+    """Raises UserError where a prompt and its response exceed the `limit` called `name`, or one of them has no room."""
     longest = max(len(p) for p in prompts)
     if min(len(p) for p in prompts) == 0 or max_tokens < 1:
         raise UserError("generate: a prompt without tokens, or max_tokens under 1")
-    if longest + max_tokens > most:
-        raise UserError(f"generate: {longest} prompt + {max_tokens} response tokens exceed {name}={most}")
+    if longest + max_tokens > limit:
+        raise UserError(f"generate: {longest} prompt + {max_tokens} response tokens exceed {name}={limit}")
 
 
-def in_groups(prompts: list[list[int]], seeds: list[list[int]],
-              samples: Iterable[tuple[list[int], list[float], str]]) -> list[list[Rollout]]:  # fmt: skip
-    """Rollouts from (response_ids, logprobs, finish_reason) of every sample, in order."""
+Sample = tuple[list[int], list[float], str]  # response_ids, logprobs, finish_reason
+
+
+def in_groups(prompts: list[list[int]], seeds: list[list[int]], samples: Iterable[Sample]) -> list[list[Rollout]]:
+    """The rollouts of each prompt, from all samples in order."""
     samples = iter(samples)
     return [[Rollout(p, s, prompt, *next(samples)) for s in range(len(seeds[p]))] for p, prompt in enumerate(prompts)]
 
 
 class TorchSampler:
-    """The embedded engine: plain PyTorch, continuous batching over `slots` sequences, one device.
+    """The embedded engine: plain PyTorch, continuous batching over `max_num_seqs` sequences, one device.
 
     The prompts' keys and values are computed once for the whole group and copied into a slot when a sample starts
     there. Live sequences always fill rows 0..N-1 of the cache, so no work is done for finished ones.
     """
 
-    def __init__(self, path: str | Path, dtype: torch.dtype, device: torch.device | str = "cpu",
-                 slots: int = 256) -> None:  # fmt: skip
-        self.config, self.dtype, self.slots = ModelConfig.from_folder(path), dtype, slots
+    def __init__(
+        self, path: str | Path, dtype: torch.dtype, device: torch.device | str = "cpu", max_num_seqs: int = 256
+    ) -> None:
+        self.config, self.dtype, self.max_num_seqs = ModelConfig.from_folder(path), dtype, max_num_seqs
         self.device = torch.device(device)
         self.backend = attention_backend(self.device)
         tokenizer = ChatTokenizer(path)
         self.eos_ids = torch.tensor(tokenizer.eos_ids, device=self.device)
         self.vocab_size = min(tokenizer.size, self.config.vocab_size)
-        self.name, self.cached_tokens = f"torch, attention {self.backend}", 0  # cached: prompt tokens not recomputed
+        self.name = f"torch, attention {self.backend}"
+        self.cached_tokens = 0  # prompt tokens that the last `generate` did not compute again for each sample
         self.weights: dict[str, Tensor] = {}
         self.load_weights(stream_weights(path))
 
@@ -232,24 +236,27 @@ class TorchSampler:
         return torch.cat(stores, dim=2), torch.cat(hidden)
 
     @torch.inference_mode()
-    def generate(self, prompts: list[list[int]], seeds: list[list[int]], max_tokens: int, temperature: float,
-                 top_p: float) -> list[list[Rollout]]:  # fmt: skip
+    def generate(
+        self, prompts: list[list[int]], seeds: list[list[int]], max_tokens: int, temperature: float, top_p: float
+    ) -> list[list[Rollout]]:
         """len(seeds[p]) samples of each prompt, each of at most `max_tokens` tokens; seeds are 63-bit, one a sample.
 
         Temperature 0 is greedy. Raises UserError for an empty prompt or one that outgrows the model's positions.
         """
+        self.cached_tokens = sum(len(p) * (len(s) - 1) for p, s in zip(prompts, seeds, strict=True) if s)
         if not prompts:
             return []
-        check_lengths(prompts, max_tokens, max_position_embeddings=self.config.max_position_embeddings)
+        check_lengths(prompts, max_tokens, "max_position_embeddings", self.config.max_position_embeddings)
         ids, logprobs, counts = self._decode(prompts, seeds, max_tokens, temperature, top_p)
-        self.cached_tokens = sum(len(p) * (len(s) - 1) for p, s in zip(prompts, seeds, strict=True))
-        responses = [row[:n].tolist() for row, n in zip(ids, counts.tolist(), strict=True)]
-        stop = set(self.eos_ids.tolist())
-        return in_groups(prompts, seeds, ((r, row[: len(r)].tolist(), "stop" if r[-1] in stop else "length")
-                                          for r, row in zip(responses, logprobs, strict=True)))  # fmt: skip
+        eos_ids, samples = set(self.eos_ids.tolist()), []
+        for row_ids, row_logprobs, n in zip(ids, logprobs, counts.tolist(), strict=True):
+            response = row_ids[:n].tolist()
+            samples.append((response, row_logprobs[:n].tolist(), "stop" if response[-1] in eos_ids else "length"))
+        return in_groups(prompts, seeds, samples)
 
-    def _decode(self, prompts: list[list[int]], seeds: list[list[int]], max_tokens: int, temperature: float,
-                top_p: float) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    def _decode(
+        self, prompts: list[list[int]], seeds: list[list[int]], max_tokens: int, temperature: float, top_p: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The engine's loop: ids and logprobs (samples, max_tokens) and counts (samples,), on the CPU."""
         c, dev = self.config, self.device
         store, prompt_hidden = self._prefill(prompts)
@@ -258,10 +265,11 @@ class TorchSampler:
         prompt_of = torch.tensor([p for p, s in enumerate(seeds) for _ in s], device=dev)  # of each sample, in order
         seed_of = torch.tensor([s for group in seeds for s in group], dtype=torch.int64, device=dev)
         total = prompt_of.numel()
-        slots = min(self.slots, total)
+        slots = min(self.max_num_seqs, total)
         head = self.weights["lm_head.weight"]
-        cache = torch.zeros(c.num_hidden_layers, 2, slots, int(prompt_len.max()) + max_tokens,
-                            c.num_key_value_heads, c.head_dim, dtype=self.dtype, device=dev)  # fmt: skip
+        length = int(prompt_len.max()) + max_tokens
+        shape = (c.num_hidden_layers, 2, slots, length, c.num_key_value_heads, c.head_dim)  # 2: keys, values
+        cache = torch.zeros(shape, dtype=self.dtype, device=dev)
         out_ids = torch.zeros(total, max_tokens, dtype=torch.int64, device=dev)
         out_logprobs = torch.zeros(total, max_tokens, device=dev)
         counts = torch.zeros(total, dtype=torch.int64, device=dev)
@@ -279,8 +287,8 @@ class TorchSampler:
                 sample, hidden = torch.cat([sample, new]), torch.cat([hidden, prompt_hidden[p]])
                 admitted += free
             count = counts[sample]
-            tokens, logprob = sample_tokens(F.linear(hidden, head).float(), uniforms(seed_of[sample], count),
-                                            temperature, top_p, self.vocab_size)  # fmt: skip
+            logits, uniform = F.linear(hidden, head).float(), uniforms(seed_of[sample], count)
+            tokens, logprob = sample_tokens(logits, uniform, temperature, top_p, self.vocab_size)
             out_ids[sample, count], out_logprobs[sample, count] = tokens, logprob
             counts[sample] = count = count + 1
             done = torch.isin(tokens, self.eos_ids) | (count == max_tokens)
@@ -356,8 +364,17 @@ class VLLMSampler:
     0.32; its CPU build neither sleeps nor captures graphs.
     """
 
-    def __init__(self, path: str | Path, dtype: torch.dtype, device: torch.device | str, slots: int,
-                 max_model_len: int, memory_share: float = 0.6, sleep_level: int = 1) -> None:  # fmt: skip
+    def __init__(
+        self,
+        path: str | Path,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        max_num_seqs: int,
+        max_model_len: int,
+        gpu_memory_utilization: float = 0.6,
+        sleep_level: int = 1,
+    ) -> None:
+        """Raises UserError where vLLM is not installed or cannot run this model."""
         if importlib.util.find_spec("vllm") is None:
             raise UserError("sampler: vllm is not installed: pip install -r requirements-gpu.txt, or --sampler=torch")
         self.cuda = torch.device(device).type == "cuda"
@@ -367,16 +384,18 @@ class VLLMSampler:
             self.shapes = {name: tuple(p.shape) for name, p in Qwen2(config).named_parameters()}
         self.tied, self.eos_ids = config.tie_word_embeddings, tokenizer.eos_ids
         self.cached_tokens = 0  # prompt tokens the last `generate` took from the prefix cache: the engine's own counter
-        # rows that pad the checkpoint's vocabulary have no token: e^-100 is never sampled
+        # rows that pad the checkpoint's vocabulary are no tokens: e^-100 leaves them no probability
         self.logit_bias = dict.fromkeys(range(tokenizer.size, config.vocab_size), -100.0) or None
-        options: dict[str, Any] = dict(gpu_memory_utilization=memory_share, enable_sleep_mode=True)
-        if not self.cuda:
-            # A chunked prefill of a seeded request dies on the CPU ("CPU Generator does not use offset").
-            cache = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * dtype.itemsize
-            cache *= slots * -(-max_model_len // 128) * 128  # bytes if all slots are full, in blocks of 128 tokens
-            memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-            options = dict(kv_cache_memory_bytes=int(min(cache, memory_share * memory)), enforce_eager=True,
-                           enable_chunked_prefill=False, max_num_batched_tokens=max(8192, max_model_len))  # fmt: skip
+        if self.cuda:
+            options = {"gpu_memory_utilization": gpu_memory_utilization, "enable_sleep_mode": True}
+        else:
+            options = cpu_options(config, dtype, max_num_seqs, max_model_len, gpu_memory_utilization)
+        options |= {"dtype": str(dtype).removeprefix("torch."), "max_model_len": max_model_len}
+        self._start(path, {**options, "max_num_seqs": max_num_seqs})
+        self._check(path)
+
+    def _start(self, path: str | Path, options: dict[str, Any]) -> None:
+        """Start the engine and ask it for one token, since some refusals come only then. Raises UserError."""
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine lives in this process, with its process group
         os.environ["VLLM_NO_USAGE_STATS"] = "1"  # it would report to its makers
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -388,47 +407,58 @@ class VLLMSampler:
 
             try:
                 self.llm = vllm.LLM(
-                    str(path), tensor_parallel_size=1, distributed_executor_backend="external_launcher",
-                    dtype=str(dtype).removeprefix("torch."), seed=dist.get_rank(), max_model_len=max_model_len,
-                    max_num_seqs=slots, logprobs_mode="processed_logprobs", generation_config="vllm",
-                    skip_tokenizer_init=True, use_tqdm_on_load=False, **options,
-                )  # fmt: skip
+                    str(path),
+                    tensor_parallel_size=1,
+                    distributed_executor_backend="external_launcher",
+                    seed=dist.get_rank(),
+                    logprobs_mode="processed_logprobs",
+                    generation_config="vllm",
+                    skip_tokenizer_init=True,
+                    use_tqdm_on_load=False,
+                    **options,
+                )
                 self.cache_awake = True
-                self.generate([[0]], [[0]], 1, 1.0, 1.0)  # some refusals come only here, as a head size on the CPU
+                self.generate([[0]], [[0]], 1, 1.0, 1.0)
             except (ValueError, RuntimeError) as e:
                 raise UserError(f"sampler: vLLM cannot run {path} here: {str(e).strip().splitlines()[0]}") from e
+        self.name = f"vllm {vllm.__version__}"
+
+    def _check(self, path: str | Path) -> None:
+        """Raises UserError for an engine that is too slow for seeded requests, or reads the model differently."""
         runner = self.llm.llm_engine.model_executor.driver_worker.worker.model_runner
-        self.name = f"vllm {vllm.__version__}, {type(runner).__module__}.{type(runner).__name__}"
+        self.name += f", {type(runner).__module__}.{type(runner).__name__}"
         if self.cuda and type(runner).__module__ != "vllm.v1.worker.gpu.model_runner":
-            raise UserError(f"sampler: {self.name} draws seeded requests in a Python loop a token, model runner V2 "
-                            f"does not: install triton, and unset VLLM_USE_V2_MODEL_RUNNER")  # fmt: skip
+            reason = "draws seeded requests in a Python loop a token, model runner V2 does not"
+            raise UserError(f"sampler: {self.name} {reason}: install triton, and unset VLLM_USE_V2_MODEL_RUNNER")
         theirs = engine_shapes(runner.get_model())
         if theirs != self.shapes:
-            names = sorted(n for n in {*theirs, *self.shapes} if theirs.get(n) != self.shapes.get(n))
-            raise UserError(f"{path}: vLLM reads this model differently: {names[0]} is {theirs.get(names[0])} there, "
-                            f"{self.shapes.get(names[0])} here")  # fmt: skip
+            name = min(n for n in {*theirs, *self.shapes} if theirs.get(n) != self.shapes.get(n))
+            shapes = f"{theirs.get(name)} there, {self.shapes.get(name)} here"
+            raise UserError(f"{path}: vLLM reads this model differently: {name} is {shapes}")
 
-    def generate(self, prompts: list[list[int]], seeds: list[list[int]], max_tokens: int, temperature: float,
-                 top_p: float) -> list[list[Rollout]]:  # fmt: skip
+    def generate(
+        self, prompts: list[list[int]], seeds: list[list[int]], max_tokens: int, temperature: float, top_p: float
+    ) -> list[list[Rollout]]:
         """As TorchSampler.generate. Each sample is a request with its own seed, all submitted at once (vLLM would seed
         child i of an n > 1 request with seed + i); samples of a prompt share its cached blocks."""
         from vllm import SamplingParams
 
+        self.cached_tokens = 0
         if not prompts:
             return []
-        check_lengths(prompts, max_tokens, max_model_len=self.max_model_len)
+        check_lengths(prompts, max_tokens, "max_model_len", self.max_model_len)
         self._wake_cache()
-        params = [SamplingParams(temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed, logprobs=0,
-                                 flat_logprobs=True, detokenize=False, stop_token_ids=self.eos_ids,
-                                 logit_bias=self.logit_bias) for group in seeds for seed in group]  # fmt: skip
+        shared = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens, "logit_bias": self.logit_bias}
+        shared |= {"logprobs": 0, "flat_logprobs": True, "detokenize": False, "stop_token_ids": self.eos_ids}
+        params = [SamplingParams(seed=seed, **shared) for group in seeds for seed in group]
         requests = [{"prompt_token_ids": p} for p, group in zip(prompts, seeds, strict=True) for _ in group]
         with globals_kept():
             outputs = self.llm.generate(requests, params, use_tqdm=False)
         self.cached_tokens = sum(output.num_cached_tokens for output in outputs)
-        samples = [output.outputs[0] for output in outputs]
-        assert all(len(s.token_ids) == len(s.logprobs.logprobs) > 0 for s in samples)
-        return in_groups(prompts, seeds, ((list(s.token_ids), list(s.logprobs.logprobs), s.finish_reason)
-                                          for s in samples))  # fmt: skip
+        completions = [output.outputs[0] for output in outputs]
+        assert all(len(c.token_ids) == len(c.logprobs.logprobs) > 0 for c in completions)
+        samples = [(list(c.token_ids), list(c.logprobs.logprobs), c.finish_reason) for c in completions]
+        return in_groups(prompts, seeds, samples)
 
     def load_weights(self, named_tensors: Iterable[tuple[str, Tensor]]) -> int:
         """Stream new weights into the engine's own storage, one tensor at a time; returns their bytes.
@@ -443,8 +473,9 @@ class VLLMSampler:
             nonlocal size
             for name, tensor in named_tensors:
                 if missing.pop(name, None) != tuple(tensor.shape):
-                    raise ValueError(f"load_weights: {name} {tuple(tensor.shape)} is not among the engine's weights "
-                                     f"({self.shapes.get(name)}), or came twice")  # fmt: skip
+                    theirs = self.shapes.get(name)
+                    shape = f"{name} {tuple(tensor.shape)} is not among the engine's weights ({theirs})"
+                    raise ValueError(f"load_weights: {shape}, or came twice")
                 size += tensor.nbytes
                 yield name, tensor
                 if self.tied and name == "model.embed_tokens.weight":
@@ -498,12 +529,37 @@ def engine_shapes(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def make_sampler(cfg: Config, path: Path, device: torch.device, longest: int,
-                 dtype: str = "") -> TorchSampler | VLLMSampler:  # fmt: skip
+def cpu_options(
+    config: ModelConfig, dtype: torch.dtype, max_num_seqs: int, max_model_len: int, memory_share: float
+) -> dict[str, Any]:
+    """What vLLM's CPU build needs to be told: a cache for `max_num_seqs` whole sequences, if that share of the memory
+    suffices, and no chunked prefill, which dies there on seeded requests ("CPU Generator does not use offset")."""
+    bytes_per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * dtype.itemsize
+    blocks = max_num_seqs * math.ceil(max_model_len / 128)  # of 128 tokens
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "kv_cache_memory_bytes": int(min(blocks * 128 * bytes_per_token, memory_share * memory)),
+        "enforce_eager": True,
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(8192, max_model_len),
+    }
+
+
+Sampler = TorchSampler | VLLMSampler
+
+
+def make_sampler(cfg: Config, path: Path, device: torch.device, longest: int, dtype: str = "") -> Sampler:
     """The engine of `cfg.sampler`, asleep. `longest`: tokens of a prompt and its response. dtype: else the config's."""
+    compute_dtype = DTYPES[dtype or cfg.dtype]
     if cfg.sampler == "torch":
-        return TorchSampler(path, DTYPES[dtype or cfg.dtype], device, cfg.max_num_seqs)
-    args = cfg.max_num_seqs, longest, cfg.vllm_gpu_memory_utilization, cfg.vllm_sleep_level
-    engine = VLLMSampler(path, DTYPES[dtype or cfg.dtype], device, *args)
+        return TorchSampler(path, compute_dtype, device, cfg.max_num_seqs)
+    memory = cfg.vllm_gpu_memory_utilization
+    engine = VLLMSampler(path, compute_dtype, device, cfg.max_num_seqs, longest, memory, cfg.vllm_sleep_level)
     engine.sleep()
     return engine
+
+
+def sync_weights(sampler: Sampler, model: Qwen2, dtype: torch.dtype) -> int:
+    """Give the sampler the trainer's weights, in `dtype`; all ranks together. Returns their bytes."""
+    sampler.wake()
+    return sampler.load_weights(full_tensors(model, dtype))

@@ -118,14 +118,13 @@ def run_settings(path: Path) -> tuple[int, int]:
         raise UserError(f"{path}: cannot be read: {e}") from None
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) != 1 or argv[0].startswith("-"):
-        raise UserError("usage: python schedule.py out/RUN/metrics.jsonl")
-    rows = []
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl, without a last line that a crash has torn. Raises UserError."""
     try:
-        lines = Path(argv[0]).read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"{argv[0]}: cannot read the metrics: {e}") from None
+        raise UserError(f"{path}: cannot read the metrics: {e}") from None
+    rows = []
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
@@ -133,15 +132,23 @@ def main(argv: list[str]) -> None:
                 raise TypeError("step is no integer")
             rows.append(row)
         except (ValueError, KeyError, TypeError) as e:
-            if number < len(lines):  # the last may be torn
-                raise UserError(f"{argv[0]}:{number}: not a row of metrics: {e}") from None
-    settings = run_settings(Path(argv[0]).parent / "config.json")
-    found = replay(rows, *settings)
-    fire, collapse = found["fire_step"], found["collapse_step"]
-    said = "no turning point" if fire is None else f"lengthen the context after step {fire}"
-    said += "" if collapse is None else f"; collapsed at step {collapse}"
-    print(f"{len(rows)} steps, window {settings[0]}, patience {settings[1]}: {said}")
-    print(json.dumps(found))
+            if number < len(lines):
+                raise UserError(f"{path}:{number}: not a row of metrics: {e}") from None
+    return rows
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) != 1 or argv[0].startswith("-"):
+        raise UserError("usage: python schedule.py out/RUN/metrics.jsonl")
+    path = Path(argv[0])
+    rows = read_metrics(path)
+    window, patience = run_settings(path.parent / "config.json")
+    result = replay(rows, window, patience)
+    fire, collapse = result["fire_step"], result["collapse_step"]
+    text = "no turning point" if fire is None else f"lengthen the context after step {fire}"
+    text += "" if collapse is None else f"; collapsed at step {collapse}"
+    print(f"{len(rows)} steps, window {window}, patience {patience}: {text}")
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

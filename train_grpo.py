@@ -4,16 +4,14 @@
 
 Reads a config, a model folder and problem files; writes the run folder `out/<run_name>/` (config.json, metrics.jsonl,
 rollouts/, ckpt/, hf/, ledger.json, summary.json). A process group and FSDP2 always exist, with one process as with
-thirty-two.
+thirty-two. Every rank runs this whole file; what is the same on all of them is said to be.
 
 Dimensions: T packed tokens of a batch.
 """
 
-import importlib.util
 import math
-import os
 import time
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,51 +19,129 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from configs import Config, UserError, load_config, run
+from configs import Config, UserError, load_config
+from configs import run as run_command
 from eval import evaluate
 from grader.pool import RewardPool
-from losses import aggregate, cispo_loss, clipped, kl_penalty, policy_loss, rollout_weights, sequence_logratio
-from model import DTYPES, ModelConfig, Qwen2, full_tensors, peak_flops, resolve_model, token_logprobs
-from problems.prompts import ChatTokenizer, Prompt, encode_problems, load_problems, load_prompts
-from rollout import TorchSampler, VLLMSampler, make_sampler, sample_seed
-from training import checkpoint, smoke, stages, watch
-from training.groups import sample_groups, to_train_on
-from training.metrics import (
-    Ledger,
-    Timer,
-    add_row,
-    dump_rollouts,
-    progress_line,
-    rollout_metrics,
-    start_wandb,
-    time_columns,
-    write_summary,
+from losses import (
+    aggregate,
+    cispo_loss,
+    clipped,
+    group_advantages,
+    kl_penalty,
+    overlong_penalty,
+    policy_loss,
+    rollout_weights,
+    sequence_logratio,
 )
-from training.packing import Batch, Counts, count, device_mesh, init_distributed, length, pack, plan_minibatches, print0
+from model import DTYPES, ModelConfig, Qwen2, resolve_model
+from problems.prompts import ChatTokenizer, Prompt, encode_problems, load_problems, load_prompts
+from rollout import Rollout, Sampler, gather_rollouts, make_sampler, response_text, sample_seed, sync_weights
+from training import checkpoint, metrics, packing, smoke, stages, watch
+from training.checkpoint import RunState, step_name
+from training.metrics import LossSums, Timer
+from training.packing import Batch, Minibatch, all_sum, from_rank0, print0
 
 
-def all_sum(values: list[float] | Tensor) -> list[float]:
-    """Element-wise sum over ranks, in float64."""
-    total = torch.as_tensor(values, dtype=torch.float64).cpu()
-    dist.all_reduce(total)
-    return total.tolist()
+@dataclass(frozen=True)
+class Run:
+    """What a run works with from its first step to its last. Where it stands is a `RunState`."""
+
+    cfg: Config
+    device: torch.device
+    tokenizer: ChatTokenizer
+    prompts: list[Prompt]
+    benchmarks: dict[str, list[Prompt]]  # for validation, by name
+    sampler: Sampler  # its own copy of the weights
+    pool: RewardPool
+    model: Qwen2  # the policy, in float32 shards
+    reference: Qwen2 | None  # frozen, where the loss has a KL term
+    optimizer: torch.optim.AdamW
+    ledger: metrics.Ledger
 
 
-# ----------------------------------------------------------------------------------------------------------- the step
+# ----------------------------------------------------------------------------------------- draw, sample, grade, compare
 
 
-def batch_logprobs(model: Qwen2, b: Batch, cfg: Config) -> tuple[Tensor, Tensor]:
-    """Log-probability of each target and entropy of each position, at the sampling temperature. (T,), (T,)"""
-    hidden = model(b.input_ids, b.position_ids, b.cu_seqlens)
-    return token_logprobs(hidden, model.lm_head.weight, b.targets, cfg.temperature, cfg.logprob_chunk)
+def draw_prompts(state: RunState, num_prompts: int, cfg: Config) -> list[int]:
+    """The prompts of the step after `state`: consecutive parts of a shuffled epoch, the last incomplete part left out.
+    The same on every rank."""
+    steps_before = state.step - state.order_began
+    epoch, part = divmod(steps_before, num_prompts // cfg.prompts_per_step)
+    generator = torch.Generator().manual_seed(sample_seed(cfg.seed, "epoch", epoch))
+    order = torch.randperm(num_prompts, generator=generator)
+    return order[part * cfg.prompts_per_step : (part + 1) * cfg.prompts_per_step].tolist()
 
 
-@torch.no_grad()
-def fixed_logprobs(model: Qwen2, batches: list[Batch], cfg: Config) -> list[Tensor]:
-    """Log-probabilities under weights that stay as they are: old ones and the reference's."""
-    logprobs = [batch_logprobs(model, b, cfg)[0] for b in batches]
-    model.reshard()  # without a backward pass FSDP2 leaves the root's parameters whole and plain
-    return logprobs
+def refill_prompts(groups: list[list[Rollout]], step: int, attempt: int, num_prompts: int, cfg: Config) -> list[int]:
+    """Other prompts, in the place of those whose groups came out uniform, as many as should give what is missing at
+    the share of mixed groups so far; none when the step is full or its attempts are used up (DAPO, 2503.14476, eq. 11;
+    there they are the next ones of the epoch, here any that the step has not had). The same on every rank."""
+    mixed = sum(is_mixed(g) for g in groups)
+    missing = cfg.prompts_per_step - mixed
+    if attempt > cfg.refill_attempts or missing <= 0:
+        return []
+    wanted = min(cfg.prompts_per_step, math.ceil(missing / max(0.1, mixed / len(groups))))
+    generator = torch.Generator().manual_seed(sample_seed(cfg.seed, "refill", step, attempt))
+    used = {g[0].prompt_id for g in groups}
+    return [p for p in torch.randperm(num_prompts, generator=generator).tolist() if p not in used][:wanted]
+
+
+def sample(run: Run, state: RunState, prompt_ids: list[int], attempt: int, timer: Timer) -> list[Rollout]:
+    """This rank's share of the samples: `group_size` responses to every world-size-th prompt."""
+    cfg, step, stage = run.cfg, state.step + 1, state.stage
+    with timer("rollout"):
+        share = prompt_ids[dist.get_rank() :: dist.get_world_size()]
+        samples = range(cfg.group_size[stage])
+        seeds = [[sample_seed(cfg.seed, stage, step, attempt, p, s) for s in samples] for p in share]
+        ids = [run.prompts[p].ids for p in share]
+        groups = run.sampler.generate(ids, seeds, cfg.max_response_len[stage], cfg.temperature, cfg.top_p)
+    with timer("tail"):
+        dist.all_reduce(torch.zeros(1))  # wait for the rank whose answers are the longest
+    return [replace(rollout, prompt_id=share[rollout.prompt_id]) for group in groups for rollout in group]
+
+
+def grade(run: Run, rollouts: list[Rollout], timer: Timer) -> list[Rollout]:
+    """This rank's rollouts in, those of all ranks out, with their rewards, ordered by prompt and sample."""
+    with timer("reward"):
+        texts = [response_text(run.prompts[rollout.prompt_id], rollout, run.tokenizer) for rollout in rollouts]
+        rewards = run.pool.rewards([run.prompts[rollout.prompt_id].problem for rollout in rollouts], texts)
+        graded = [replace(rollout, reward=reward) for rollout, reward in zip(rollouts, rewards, strict=True)]
+        return gather_rollouts(graded)
+
+
+def with_advantages(rollouts: list[Rollout], prompt_ids: list[int], max_len: int, cfg: Config) -> list[list[Rollout]]:
+    """The groups, in the order of `prompt_ids`, each sample with its advantage."""
+    groups: dict[int, list[Rollout]] = {p: [] for p in prompt_ids}
+    for rollout in rollouts:
+        groups[rollout.prompt_id].append(rollout)
+    rewards = torch.tensor([[s.reward for s in g] for g in groups.values()], dtype=torch.float64)
+    if cfg.overlong_buffer:
+        lengths = torch.tensor([[len(s.response_ids) for s in g] for g in groups.values()], dtype=torch.float64)
+        rewards = rewards + overlong_penalty(lengths, max_len, cfg.overlong_buffer)
+    advantages = group_advantages(rewards, cfg.normalize_advantage_std).tolist()
+    return [
+        [replace(rollout, advantage=a) for rollout, a in zip(group, row, strict=True)]
+        for group, row in zip(groups.values(), advantages, strict=True)
+    ]
+
+
+def is_mixed(group: list[Rollout]) -> bool:
+    """Neither all right nor all wrong."""
+    return len({rollout.reward for rollout in group}) > 1
+
+
+def groups_to_train_on(groups: list[list[Rollout]], cfg: Config) -> list[list[Rollout]]:
+    """By prompt: all groups, or the first `prompts_per_step` mixed ones as drawn. None where no sample has an
+    advantage."""
+    if cfg.drop_uniform_groups:
+        groups = [g for g in groups if is_mixed(g)][: cfg.prompts_per_step]
+    if not any(rollout.advantage for g in groups for rollout in g):
+        return []
+    return sorted(groups, key=lambda g: g[0].prompt_id)
+
+
+# ---------------------------------------------------------------------------------------------------- loss and update
 
 
 def policy_losses(logprobs: Tensor, old_logprobs: Tensor, b: Batch, cfg: Config) -> tuple[Tensor, Tensor]:
@@ -82,20 +158,21 @@ def policy_losses(logprobs: Tensor, old_logprobs: Tensor, b: Batch, cfg: Config)
     return losses, clipped(logprobs, old_logprobs, b.advantages, *clip)
 
 
-def backward(model: Qwen2, batches: list[Batch], counts: Counts, cfg: Config) -> tuple[Tensor, Tensor]:
-    """Add the gradient of one minibatch. Returns sums over this rank's tokens of (loss as aggregated, policy loss, KL,
-    entropy, clipped, tokens), and its sampler mismatch where it was on-policy."""
-    sums, seen = torch.zeros(6, dtype=torch.float64), watch.nothing(batches[0].targets.device)
+def backward(
+    model: Qwen2, batches: list[Batch], minibatch: Minibatch, cfg: Config
+) -> tuple[LossSums, watch.MismatchSums]:
+    """Add the gradient of one minibatch, of which this rank has `batches`. Returns sums over this rank's tokens, and
+    its sampler mismatch where it was on-policy."""
+    sums, mismatch = LossSums.zero(batches[0].targets.device), watch.zero_sums(batches[0].targets.device)
     # FSDP averages gradients over ranks and we want their sum; the released DeepScaleR code kept the average.
     scale = 1 if cfg.loss_agg == "deepscaler" else dist.get_world_size()
+    counts = minibatch.num_tokens, minibatch.num_sequences, minibatch.max_len  # over all ranks
+    correction = cfg.rollout_correction, cfg.rollout_correction_low, cfg.rollout_correction_high
     for b in batches:
-        logprobs, entropy = batch_logprobs(model, b, cfg)  # (T,), (T,)
+        logprobs, entropy = packing.batch_logprobs(model, b, cfg)  # (T,), (T,)
         old_logprobs = logprobs.detach() if b.old_logprobs is None else b.old_logprobs
         pg, clips = policy_losses(logprobs, old_logprobs, b, cfg)
-        weights = rollout_weights(old_logprobs, b.rollout_logprobs, b.response_mask, b.cu_seqlens,
-                                  cfg.rollout_correction, cfg.rollout_correction_low,
-                                  cfg.rollout_correction_high)  # fmt: skip
-        pg = pg * weights
+        pg = pg * rollout_weights(old_logprobs, b.rollout_logprobs, b.response_mask, b.cu_seqlens, *correction)
         losses = pg - cfg.entropy_coef * entropy
         kl = torch.zeros_like(pg)
         if b.ref_logprobs is not None:
@@ -103,333 +180,312 @@ def backward(model: Qwen2, batches: list[Batch], counts: Counts, cfg: Config) ->
             ref_logprobs = torch.where(b.response_mask > 0, b.ref_logprobs, logprobs.detach())
             kl = kl_penalty(logprobs, ref_logprobs, cfg.kl_estimator)
             losses = losses + cfg.kl_coef * kl
-        loss = aggregate(losses, b.response_mask, b.cu_seqlens, cfg.loss_agg, counts.num_tokens, counts.num_sequences,
-                         counts.max_len)  # fmt: skip
+        loss = aggregate(losses, b.response_mask, b.cu_seqlens, cfg.loss_agg, *counts)
         (loss * scale).backward()
         with torch.no_grad():
             per_token = torch.stack([pg, kl, entropy, clips, torch.ones_like(pg)]) @ b.response_mask
-            sums = sums.to(loss.device) + torch.cat([loss[None], per_token]).double()
+            sums = sums + LossSums(loss.detach().double(), *per_token.double())
             if b.old_logprobs is None:
-                seen = watch.merge(seen, watch.mismatch(logprobs, b))
-    return sums, seen
+                mismatch = mismatch + watch.mismatch(logprobs, b)
+    return sums, mismatch
 
 
 def optimizer_step(model: Qwen2, optimizer: torch.optim.Optimizer, loss: float, cfg: Config) -> float | None:
     """Clip and step. Returns the gradient norm before clipping, or None if it or the loss was not finite: no step."""
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.max_grad_norm)
     norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
-    finite = math.isfinite(norm) and math.isfinite(loss)
-    if finite:
+    is_finite = math.isfinite(norm) and math.isfinite(loss)
+    if is_finite:
         optimizer.step()
     optimizer.zero_grad()
-    return norm if finite else None
+    return norm if is_finite else None
 
 
-def probe(sampler: TorchSampler | VLLMSampler, model: Qwen2, prompts: list[Prompt], cfg: Config, step: int,
-          check: bool = True) -> dict[str, float]:  # fmt: skip
-    """The watch right after a sync: a few short samples, scored by the trainer; see watch.check. Returns its figures.
-
-    They answer the longest prompts, the same ones every time: a prefix cache of the old weights would show.
-    """
-    rank, world = dist.get_rank(), dist.get_world_size()
-    longest = sorted(prompts, key=lambda p: len(p.ids), reverse=True)[: 2 * world]
-    mine = [longest[i % len(longest)].ids for i in (rank, rank + world)]
-    seeds = [[sample_seed(cfg.seed, "probe", step, rank, i, s) for s in range(2)] for i in range(2)]
-    groups = sampler.generate(mine, seeds, min(32, cfg.max_response_len[0]), cfg.temperature, cfg.top_p)
-    device = next(model.parameters()).device
-    batches = [pack([r], False, device) for group in groups for r in group]  # one each: as many on every rank
-    seen = watch.nothing(device)
-    for b, logprobs in zip(batches, fixed_logprobs(model, batches, cfg), strict=True):
-        seen = watch.merge(seen, watch.mismatch(logprobs, b))
-    if not check:
-        return watch.over_ranks(seen)
-    # of so few tokens one odd one makes the mean: it must be sure
-    return watch.check(seen, f"after the sync of step {step}", model, batches, cfg, sure=3.0)
+def add_fixed_logprobs(run: Run, packed: list[list[Batch]]) -> tuple[list[list[Batch]], watch.MismatchSums]:
+    """The batches of each minibatch with old and reference log-probabilities, before any weight moves. The first
+    minibatch is on-policy: its own training forward gives the old ones. Also: the others' sampler mismatch."""
+    mismatch, scored = watch.zero_sums(run.device), []
+    for i, batches in enumerate(packed):
+        if i > 0:
+            old = packing.fixed_logprobs(run.model, batches, run.cfg)
+            batches = [replace(b, old_logprobs=logprobs) for b, logprobs in zip(batches, old, strict=True)]
+            for b in batches:
+                mismatch = mismatch + watch.mismatch(b.old_logprobs, b)
+        scored.append(batches)
+    if run.reference:
+        for i, batches in enumerate(scored):
+            ref = packing.fixed_logprobs(run.reference, batches, run.cfg)
+            scored[i] = [replace(b, ref_logprobs=logprobs) for b, logprobs in zip(batches, ref, strict=True)]
+    return scored, mismatch
 
 
-def learn(model: Qwen2, reference: Qwen2 | None, optimizer: torch.optim.Optimizer, plan: list,
-          minibatches: list[list[Batch]], step: int, max_len: int, cfg: Config,
-          timer: Timer) -> tuple[dict[str, Any], list[float | None]]:  # fmt: skip
-    """One optimizer step a minibatch: `plan` is of all ranks, `minibatches` are this one's. Returns figures over all
-    ranks' tokens, and each update's gradient norm, None where it was skipped."""
-    device = next(model.parameters()).device
-    seen, sums, losses, norms = watch.nothing(device), torch.zeros(6, dtype=torch.float64, device=device), [], []
-    figures: dict[str, Any] = {"mismatch_k3": None, "mismatch_max": None, "mismatch_ess": None}
-    with timer("logprobs"):  # the first minibatch is on-policy: its own forward gives the old ones
-        for batches in minibatches[1:]:
-            for b, old_logprobs in zip(batches, fixed_logprobs(model, batches, cfg), strict=True):
-                b.old_logprobs = old_logprobs
-                seen = watch.merge(seen, watch.mismatch(old_logprobs, b))
-        for batches in minibatches if reference else ():
-            for b, ref_logprobs in zip(batches, fixed_logprobs(reference, batches, cfg), strict=True):
-                b.ref_logprobs = ref_logprobs
-    with timer("train"):
-        for i, (ranks, batches) in enumerate(zip(plan, minibatches, strict=True)):
-            parts, on_policy = backward(model, batches, count(ranks, cfg, max_len), cfg)
-            losses.append(all_sum(parts[:1])[0] / (dist.get_world_size() if cfg.loss_agg == "deepscaler" else 1))
-            sums = sums + parts
-            if i == 0:
-                everything = [b for part in minibatches for b in part]
-                found = watch.check(watch.merge(seen, on_policy), f"step {step}", model, everything, cfg)
-                figures = {f"mismatch_{name}": found[name] for name in ("k3", "max", "ess")}
-            norms.append(optimizer_step(model, optimizer, losses[-1], cfg))
-    finite = [n for n in norms if n is not None]
-    figures |= {"loss": sum(losses) / len(losses) if losses else None}
-    _, *totals, tokens = all_sum(sums)
-    for name, total in zip(("pg_loss", "kl", "entropy", "pg_clip_frac"), totals, strict=True):
-        figures[name] = total / max(1.0, tokens) if plan else None
-    figures |= {"grad_norm": sum(finite) / len(finite) if finite else None, "tokens_trained": int(tokens)}
-    return figures, norms
+def learn(
+    run: Run, minibatches: list[Minibatch], packed: list[list[Batch]], mismatch: watch.MismatchSums, step: int
+) -> tuple[dict[str, Any], list[float | None]]:
+    """One optimizer step a minibatch, of which this rank has the batches `packed`. Returns figures over all ranks'
+    tokens, and each update's gradient norm, None where it was skipped."""
+    cfg, sums, losses, norms = run.cfg, LossSums.zero(run.device), [], []
+    figures: dict[str, Any] = dict.fromkeys(("mismatch_k3", "mismatch_max", "mismatch_ess"))
+    for i, (minibatch, batches) in enumerate(zip(minibatches, packed, strict=True)):
+        minibatch_sums, on_policy_mismatch = backward(run.model, batches, minibatch, cfg)
+        if i == 0:  # all of the step's tokens are scored and nothing has moved: one policy, or no update
+            all_batches = [b for batches in packed for b in batches]
+            seen = watch.check(mismatch + on_policy_mismatch, f"step {step}", run.model, all_batches, cfg)
+            figures = {"mismatch_k3": seen.k3, "mismatch_max": seen.largest, "mismatch_ess": seen.ess}
+        loss = all_sum([float(minibatch_sums.loss)])[0]
+        losses.append(loss / (dist.get_world_size() if cfg.loss_agg == "deepscaler" else 1))
+        norms.append(optimizer_step(run.model, run.optimizer, losses[-1], cfg))
+        sums = sums + minibatch_sums
+    return {**figures, **metrics.loss_columns(sums, losses, norms)}, norms
 
 
-def worst_case(model: Qwen2, reference: Qwen2 | None, optimizer: torch.optim.Optimizer, cfg: Config) -> Timer:
-    """A step on the fullest pack, as long as nothing is generated yet; with lr 0, so that nothing moves. Returns its
-    seconds and memory."""
-    device = next(model.parameters()).device
-    b, timer = smoke.worst_pack(cfg, model.config, device), Timer(device)
-    counts = Counts(int(b.response_mask.sum()), b.cu_seqlens.numel() - 1, cfg.max_response_len[-1])
-    with timer("worst pack"):
-        (b.old_logprobs,) = fixed_logprobs(model, [b], cfg)
-        if reference:
-            (b.ref_logprobs,) = fixed_logprobs(reference, [b], cfg)
-        for group in optimizer.param_groups:
-            group["lr"] = 0.0
-        backward(model, [b], counts, cfg)
-        if optimizer_step(model, optimizer, 0.0, cfg) is None:
-            raise SystemExit("the gradient of the worst pack is not finite")
-    for group in optimizer.param_groups:
-        group["lr"] = cfg.lr
-    optimizer.state.clear()
-    return timer
+def count_skips(norms: list[float | None], before: int, step: int) -> int:
+    """How many updates in a row were skipped up to the end of this step. Ends the run at the third."""
+    if None in norms:
+        print0(f"step {step}: loss or gradient not finite: {norms.count(None)} of {len(norms)} updates skipped")
+    for norm in norms:
+        before = 0 if norm is not None else before + 1
+        if before == 3:
+            message = "three updates in a row were not finite; the run stops, its last checkpoint is intact"
+            raise SystemExit(f"step {step}: {message}")
+    return before
+
+
+# ------------------------------------------------------------------------------------------ set up, validate and finish
 
 
 def load_model(cfg: Config, path: Path, device: torch.device, dtype: torch.dtype) -> Qwen2:
     """The model sharded over all ranks, parameters in `dtype`."""
-    return Qwen2.from_pretrained(path, dtype, device, device_mesh(cfg, device), DTYPES[cfg.dtype])
+    model = Qwen2.from_pretrained(path, dtype, device, packing.device_mesh(cfg, device), DTYPES[cfg.dtype])
+    model.vocab_size = min(model.vocab_size, ChatTokenizer(path).size)
+    return model
+
+
+def load_benchmarks(cfg: Config, tokenizer: ChatTokenizer) -> dict[str, list[Prompt]]:
+    """What the run is validated on, by the stem of its file; nothing where it never is. Raises UserError."""
+    files = cfg.eval_data if cfg.eval_every else ()
+    return {Path(f).stem: encode_problems(load_problems(f), tokenizer, cfg.prompt_suffix) for f in files}
+
+
+def longest_sequence(cfg: Config, path: Path, benchmarks: dict[str, list[Prompt]]) -> int:
+    """Tokens of the longest prompt with its response. Raises UserError where the model has fewer positions."""
+    longest_prompt = max([cfg.max_prompt_len, *(len(p.ids) for prompts in benchmarks.values() for p in prompts)])
+    longest = longest_prompt + cfg.max_response_len[-1]
+    positions = ModelConfig.from_folder(path).max_position_embeddings
+    if longest > positions:
+        limit = f"the model has only max_position_embeddings={positions}"
+        raise UserError(f"max_response_len: {longest} tokens with the longest prompt, but {limit}")
+    return longest
+
+
+def set_up(cfg: Config, hook: Any, started: float) -> tuple[Run, RunState]:
+    """Data, process group, sampler and models; on a resume, the newest whole checkpoint. Raises UserError for what is
+    wrong with the input, all but a damaged checkpoint before a model loads."""
+    path = resolve_model(cfg.model)
+    tokenizer = ChatTokenizer(path)
+    prompts, too_long = load_prompts(cfg, tokenizer)
+    benchmarks = load_benchmarks(cfg, tokenizer)
+    longest = longest_sequence(cfg, path, benchmarks)
+    device = packing.init_distributed(cfg)
+    newest = from_rank0(checkpoint.find, cfg.run_dir) if cfg.resume else None
+    state = checkpoint.read_state(newest) if newest else RunState()
+    stages.check_gpus(state, cfg)
+    hook.before_loading(cfg)
+    ledger = metrics.Ledger(cfg.run_dir, started)
+
+    sampler = make_sampler(cfg, path, device, longest)  # first: vLLM counts its share of a GPU's free memory
+    model = load_model(cfg, path, device, torch.float32)
+    model.set_activation_checkpointing(cfg.activation_checkpointing)
+    reference = load_model(cfg, path, device, DTYPES[cfg.dtype]).requires_grad_(False) if cfg.kl_coef else None
+    betas = cfg.adam_beta1, cfg.adam_beta2
+    optimizer = torch.optim.AdamW(model.parameters(), cfg.lr, betas, cfg.adam_eps, cfg.weight_decay)
+    pool = RewardPool(cfg.reward_workers, cfg.reward_timeout)
+    benchmarks = {} if cfg.smoke else benchmarks  # a smoke run only checks that they can be read and fit
+    run = Run(cfg, device, tokenizer, prompts, benchmarks, sampler, pool, model, reference, optimizer, ledger)
+    hook.before_training(run, backward, optimizer_step)
+
+    if newest:
+        checkpoint.load(newest, model, optimizer)
+        stages.load_reference(cfg, state, reference)
+        print0(f"resuming after step {state.step} from {newest}")
+    stages.warn_if_too_short(cfg)
+    if dist.get_rank() == 0:
+        checkpoint.write_config(cfg)
+        (cfg.run_dir / "rollouts").mkdir(exist_ok=True)
+        checkpoint.rewind(cfg.run_dir, state.step)
+    limit = f"max_prompt_len={cfg.max_prompt_len}"
+    print0(f"{len(prompts)} prompts from {cfg.train_data}, {too_long} longer than {limit} left out")
+    print0(f"{dist.get_world_size()} x {device.type}, attention: {model.backend}, sampler: {sampler.name}")
+    if benchmarks:
+        limit = f"{cfg.eval_max_len} tokens" if cfg.eval_max_len else "the stage's own length"
+        how = f"temperature {cfg.eval_temperature}, top_p {cfg.eval_top_p}, {limit}"
+        print0(f"validation: {cfg.eval_k} samples a problem, {how}: not comparable with eval.py's 32,768")
+
+    timer = Timer(device)
+    timer.seconds["start"] = time.perf_counter() - started
+    sync(run, state.step, timer)
+    if benchmarks and state.base is None:
+        state = replace(state, base=validate_first_and_last(run, "base", {}, timer))
+    ledger.charge(timer)
+    return run, state
+
+
+def sync(run: Run, step: int, timer: Timer) -> tuple[int, float]:
+    """Give the sampler the trainer's weights, and ask it at once whether it has them: ends the run where the two
+    disagree. Returns the bytes it took and the k3 of the probe."""
+    with timer("sync"):
+        size = sync_weights(run.sampler, run.model, DTYPES[run.cfg.dtype])
+    with timer("probe"):
+        return size, watch.probe(run.sampler, run.model, run.prompts, run.cfg, step).k3
+
+
+def save(run: Run, state: RunState) -> None:
+    timer = Timer(run.device)
+    with timer("checkpoint"):
+        checkpoint.save_all(run.cfg, run.model, run.optimizer, state)
+    run.ledger.charge(timer)
+
+
+def validate(run: Run, max_len: int, evaluated: dict[int, dict]) -> dict[str, dict[str, float]]:
+    """The benchmarks' figures at one context; `evaluated` has those that the current weights have already."""
+    if max_len not in evaluated:
+        results = evaluate(run.sampler, run.tokenizer, run.pool, run.benchmarks, run.cfg, max_len)
+        evaluated[max_len] = results
+        for name in [*run.benchmarks, "all"] if len(run.benchmarks) > 1 else run.benchmarks:
+            r = results[name]
+            accuracy = f"{r['accuracy']:.3f} +- {r['stderr']:.3f}"
+            lengths = f"length {r['response_len_mean']:.1f}, clipped {r['response_clip_ratio']:.3f}"
+            print0(f"  {name} at {max_len}: {accuracy}, {lengths}")
+    return evaluated[max_len]
+
+
+def validate_first_and_last(run: Run, which: str, evaluated: dict[int, dict], timer: Timer) -> dict[str, dict]:
+    """{"first": results, "last": results} of the `which` (base or final) model at the first and the last context."""
+    print0(f"evaluating the {which} model at the first and at the last context")
+    contexts = {"first": run.cfg.max_response_len[0], "last": run.cfg.max_response_len[-1]}
+    with timer("eval"):
+        return {when: validate(run, max_len, evaluated) for when, max_len in contexts.items()}
+
+
+def finish(run: Run, state: RunState, first_step: int, evaluated: dict[int, dict], argv: list[str]) -> None:
+    """The last evaluation and summary.json; or, between two stages, the command that goes on."""
+    cfg, timer = run.cfg, Timer(run.device)
+    if stages.wants_other_gpus(state, cfg):
+        export = f"{cfg.run_dir}/hf/{step_name(state.step)} is exported"
+        print0(f"{export}; the next stage wants {cfg.stage_gpus[state.stage + 1]} GPUs. Go on with")
+        print0(f"  {stages.next_command(state, cfg, argv)}")
+    elif first_step == state.step and checkpoint.is_finished(cfg.run_dir, state.step):
+        print0(f"{cfg.run_dir} was finished already")
+    else:
+        if state.decision == "collapsed" and cfg.save_every:
+            best = from_rank0(stages.best_checkpoint, cfg, state)
+            print0(f"the result of this run is its best checkpoint, {cfg.run_dir}/hf/{best}")
+            checkpoint.load(cfg.run_dir / "ckpt" / best, run.model, run.optimizer)
+            sync(run, state.step, timer)
+            evaluated = {}
+        if run.benchmarks:
+            final = validate_first_and_last(run, "final", evaluated, timer)
+            run.ledger.charge(timer)
+            metrics.write_summary(cfg, state, final, run.ledger)
+            timer = Timer(run.device)
+    run.ledger.charge(timer)
+
+
+def tear_down(run: Run) -> None:
+    dist.barrier()  # no rank leaves while another may still need it
+    run.pool.close()
+    run.sampler.close()
+    if dist.is_initialized():  # vLLM ends the process group with its engine
+        dist.destroy_process_group()
 
 
 # ------------------------------------------------------------------------------------------------------------ the loop
 
 
-def main(argv: list[str]) -> None:
-    cfg = load_config(argv)
-    if cfg.wandb and importlib.util.find_spec("wandb") is None:
-        raise UserError("wandb: not installed; pip install wandb, or leave --wandb=false")
-    if cfg.smoke:
-        with smoke.verdict():
-            train(smoke.settings(cfg), argv)
-    else:
-        checkpoint.open_run(cfg)
-        train(cfg, argv)
+def main(argv: list[str], hook: smoke.NoHook | smoke.SmokeTest = smoke.NO_HOOK) -> None:
+    """Set up; for each step draw prompts, sample, grade, compare, pack, update, sync, report, save; finish."""
+    started, cfg = time.perf_counter(), load_config(argv)
+    if cfg.smoke and hook is smoke.NO_HOOK:
+        return smoke.smoke_run(main, argv)  # this function again, with a hook that does more
+    cfg = hook.prepare(cfg)
+    run, state = set_up(cfg, hook, started)
+    log, first_step, timeouts_before, skips, evaluated = metrics.StepLog(cfg), state.step, state.timeouts, 0, {}
 
+    while not stages.is_over(state, cfg):
+        step, step_started, timer = state.step + 1, time.perf_counter(), Timer(run.device)
 
-def train(cfg: Config, argv: list[str]) -> None:
-    started = time.perf_counter()
-    path = resolve_model(cfg.model)
-    tokenizer = ChatTokenizer(path)
-    prompts, too_long = load_prompts(cfg, tokenizer)
-    benchmarks = {Path(f).stem: encode_problems(load_problems(f), tokenizer, cfg.prompt_suffix)
-                  for f in (cfg.eval_data if cfg.eval_every else ())}  # fmt: skip
-    longest = max([cfg.max_prompt_len, *(len(p.ids) for b in benchmarks.values() for p in b)])
-    longest, positions = longest + cfg.max_response_len[-1], ModelConfig.from_folder(path).max_position_embeddings
-    if longest > positions:
-        raise UserError(f"max_response_len: {longest} tokens with the longest prompt, but the model has only "
-                        f"max_position_embeddings={positions}")  # fmt: skip
-    found = [checkpoint.find(cfg.run_dir) if cfg.resume and os.environ.get("RANK", "0") == "0" else None]
-    device = init_distributed(cfg)
-    rank, world = dist.get_rank(), dist.get_world_size()
-    dist.broadcast_object_list(found)
-    state = checkpoint.read_state(found[0]) if found[0] else stages.new_state()
-    stages.check_gpus(state, cfg)
-    if cfg.smoke:
-        smoke.remove_folder(cfg)
-        checkpoint.open_run(cfg)
-        benchmarks = {}  # they could be read and fit the model; the smoke run does not answer them
-    ledger = Ledger(cfg.run_dir, started)
+        # 0. The first step of a stage: its weights, optimizer state, data order and KL reference.
+        if stages.is_due(state, cfg):
+            if stages.wants_other_gpus(state, cfg) and step > first_step + 1:
+                break  # `finish` prints the command that goes on
+            state = stages.begin_next(cfg, state, run.model, run.reference, run.optimizer)
+            sync(run, state.step, timer)
+        max_len = cfg.max_response_len[state.stage]
 
-    # models: the policy in float32 shards, the frozen reference only if the loss asks for it, the sampler's own copy
-    sampler = make_sampler(cfg, path, device, longest)  # first: vLLM counts its share of a GPU's free memory
-    model = load_model(cfg, path, device, torch.float32)
-    model.set_activation_checkpointing(cfg.activation_checkpointing)
-    reference = load_model(cfg, path, device, DTYPES[cfg.dtype]).requires_grad_(False) if cfg.kl_coef else None
-    optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, betas=(cfg.adam_beta1, cfg.adam_beta2),
-                                  eps=cfg.adam_eps, weight_decay=cfg.weight_decay)  # fmt: skip
-    peak = peak_flops(device, DTYPES[cfg.dtype])
-    worst = worst_case(model, reference, optimizer, cfg) if cfg.smoke else None
+        # 1. Draw prompts, sample and grade responses, compare each with its group; refill where groups are uniform.
+        groups, attempt, cached_tokens = [], 0, 0
+        prompt_ids = draw_prompts(state, len(run.prompts), cfg)
+        while prompt_ids:
+            rollouts = sample(run, state, prompt_ids, attempt, timer)
+            cached_tokens += run.sampler.cached_tokens
+            groups += with_advantages(grade(run, rollouts, timer), prompt_ids, max_len, cfg)
+            attempt += 1
+            prompt_ids = refill_prompts(groups, step, attempt, len(run.prompts), cfg)
+        with timer("sync"):
+            run.sampler.sleep()
 
-    # where to begin
-    if found[0]:
-        checkpoint.load(found[0], model, optimizer)
-        stages.load_reference(cfg, state, reference)
-        print0(f"resuming after step {state['step']} from {found[0]}")
-    stages.warn(cfg)
-    wandb = start_wandb(cfg) if rank == 0 else None
-    if rank == 0:
-        checkpoint.write_config(cfg)
-        (cfg.run_dir / "rollouts").mkdir(exist_ok=True)
-        checkpoint.rewind(cfg.run_dir, state["step"])
-        limit = f"max_prompt_len={cfg.max_prompt_len}"
-        print(f"{len(prompts)} prompts from {cfg.train_data}, {too_long} longer than {limit} left out")
-        print(f"{world} x {device.type}, attention: {model.backend}, sampler: {sampler.name}")
+        # 2. Choose what to learn from, split it into minibatches, spread these over the ranks and pack them.
+        with timer("train"):
+            trained = groups_to_train_on(groups, cfg)
+            minibatches = packing.plan_minibatches(trained, max_len, cfg, dist.get_world_size())
+            packed = [packing.pack_share(minibatch, cfg, run.device) for minibatch in minibatches]
 
-    def sync() -> int:
-        sampler.wake()
-        return sampler.load_weights(full_tensors(model, DTYPES[cfg.dtype]))
+        # 3. Old and reference log-probabilities before any weight moves, then one update a minibatch.
+        with timer("logprobs"):
+            packed, mismatch = add_fixed_logprobs(run, packed)
+        with timer("train"):
+            figures, norms = learn(run, minibatches, packed, mismatch, step)
+        skips = count_skips(norms, skips, step)
 
-    timer = Timer(device)  # of what the ledger has not been charged with yet
-    timer.seconds["start"] = time.perf_counter() - started
-    with timer("sync"):
-        sync()
-        probe(sampler, model, prompts, cfg, state["step"])
-    begun_at, step_seconds, not_finite_in_a_row, smoke_rows = state["step"], [], 0, []
-    timeouts_before, evaluated = state["timeouts"], {}  # evaluated: results of this step's weights by context
+        # 4. The sampler gets the new weights, and is asked whether it has them.
+        sync_bytes, sync_k3 = sync(run, step, timer)
+        evaluated = {}
 
-    with RewardPool(cfg.reward_workers, cfg.reward_timeout) as pool:
-
-        def evaluate_at(max_len: int) -> dict[str, dict[str, float]]:
-            if max_len in evaluated:
-                return evaluated[max_len]
-            evaluated[max_len] = results = evaluate(sampler, tokenizer, pool, benchmarks, cfg, max_len)
-            for name in [*benchmarks, "all"] if len(benchmarks) > 1 else benchmarks:
-                r = results[name]
-                print0(f"  {name} at {max_len}: {r['accuracy']:.3f} +- {r['stderr']:.3f}, length "
-                       f"{r['response_len_mean']:.1f}, clipped {r['response_clip_ratio']:.3f}")  # fmt: skip
-            return results
-
-        first_len, last_len = cfg.max_response_len[0], cfg.max_response_len[-1]
-        if benchmarks:
-            limit = f"{cfg.eval_max_len} tokens" if cfg.eval_max_len else "the stage's own length"
-            print0(f"validation: {cfg.eval_k} samples a problem, temperature {cfg.eval_temperature}, top_p "
-                   f"{cfg.eval_top_p}, {limit}: not comparable with eval.py's 32,768")  # fmt: skip
-        if benchmarks and state["base"] is None:
-            print0("evaluating the base model at the first and at the last context")
+        # 5. Report what happened, ask the schedule what it means, validate.
+        timeouts, cached_tokens = map(int, all_sum([run.pool.timeouts, cached_tokens]))
+        row = {
+            "step": step,
+            "stage": state.stage,
+            "max_response_len": max_len,
+            "lr": cfg.lr,
+            **metrics.rollout_metrics(groups),
+        }
+        row |= {"groups_drawn": len(groups), "groups_trained": len(trained), **figures}
+        row |= {"sync_bytes": sync_bytes, "mismatch_sync_k3": sync_k3, "prompt_tokens_cached": cached_tokens}
+        row |= {"updates_skipped": state.skipped + norms.count(None), "reward_timeouts": timeouts_before + timeouts}
+        state = stages.after_step(state, row, cfg)
+        stage_ends = stages.is_over(state, cfg) or stages.is_due(state, cfg)
+        if run.benchmarks and (step % cfg.eval_every == 0 or stage_ends):
             with timer("eval"):
-                state["base"] = {"first": evaluate_at(first_len), "last": evaluate_at(last_len)}
+                results = validate(run, cfg.eval_max_len or max_len, evaluated)
+            row |= {f"eval_{name}": results[name]["accuracy"] for name in run.benchmarks}
+        if cfg.save_rollouts_every and step % cfg.save_rollouts_every == 0:
+            metrics.dump_rollouts(cfg.run_dir, step, groups, run.prompts, run.tokenizer)
+        row |= metrics.time_columns(timer, time.perf_counter() - step_started, row["tokens_generated"])
+        row |= metrics.flops_columns(run.model, groups, trained, row["time_train"])
+        run.ledger.charge(timer)
+        log.write(row | run.ledger.columns(cfg), stages.last_step(state, cfg))
 
-        ledger.charge(timer)
-        timer, waits = Timer(device), False
+        # 6. Save: a crash costs at most `save_every` steps.
+        if cfg.save_every and (step % cfg.save_every == 0 or stage_ends):
+            save(run, state)
+            hook.after_checkpoint(run, row)
 
-        while state["step"] < stages.last_step(state, cfg) and state["verdict"] != "collapsed":
-            # 0. the first step of a stage: its weights, optimizer state, data order and KL reference
-            step, step_start, evaluated = state["step"] + 1, time.perf_counter(), {}
-            if stages.is_due(state, cfg):
-                with timer("sync"):
-                    state = stages.begin_next(cfg, state, model, reference, optimizer)
-                    sync()
-                    probe(sampler, model, prompts, cfg, state["step"])
-            stage = state["stage"]
-            max_len = cfg.max_response_len[stage]
-
-            # 1. and 2. sample, grade, tell everyone, compare within the group
-            groups, cached_tokens = sample_groups(sampler, tokenizer, pool, prompts, state, cfg, timer)
-            with timer("sync"):
-                sampler.sleep()
-
-            # 3. choose what to learn from, distribute it
-            row = {"step": step, "stage": stage, "max_response_len": max_len, **rollout_metrics(groups),
-                   "lr": cfg.lr}  # fmt: skip
-            with timer("train"):
-                trained = to_train_on(groups, cfg)
-                plan = plan_minibatches(trained, cfg, world)
-                minibatches = [[pack(p, cfg.mask_truncated, device) for p in ranks[rank]] for ranks in plan]
-            row["groups_drawn"], row["groups_trained"] = len(groups), len(trained)
-            if not trained:
-                print0(f"step {step}: every group is uniform (all right or all wrong): no update")
-
-            # 4. and 5. log-probabilities before anything moves, and the updates
-            figures, norms = learn(model, reference, optimizer, plan, minibatches, step, max_len, cfg, timer)
-            row |= figures
-            for norm in norms:
-                not_finite_in_a_row = 0 if norm is not None else not_finite_in_a_row + 1
-                state["skipped"] += norm is None
-                if not_finite_in_a_row == 3:
-                    raise SystemExit(f"step {step}: three updates in a row were not finite; the run stops, its last "
-                                     f"checkpoint is intact")  # fmt: skip
-            if None in norms:
-                print0(f"step {step}: loss or gradient not finite: update skipped, {state['skipped']} so far")
-
-            # 6. the sampler gets the new weights
-            with timer("sync"):
-                row["sync_bytes"] = sync()
-            with timer("probe"):
-                row["mismatch_sync_k3"] = probe(sampler, model, prompts, cfg, step)["k3"]
-
-            # 7. say what happened, and what it means for the schedule
-            timeouts, row["prompt_tokens_cached"] = map(int, all_sum([pool.timeouts, cached_tokens]))
-            state["timeouts"] = timeouts_before + timeouts
-            row["updates_skipped"], row["reward_timeouts"] = state["skipped"], state["timeouts"]
-            previous, state = state, stages.after_step(state, row, cfg)
-            state["tokens"] += row["tokens_generated"]
-            stages.say(state, previous, cfg)
-            at_end = step == stages.last_step(state, cfg) or state["verdict"] == "collapsed"
-            at_end_of_stage = at_end or stages.is_due(state, cfg)
-            if benchmarks and (step % cfg.eval_every == 0 or at_end_of_stage):
-                with timer("eval"):
-                    results = evaluate_at(cfg.eval_max_len or max_len)
-                row |= {f"eval_{name}": results[name]["accuracy"] for name in benchmarks}
-            if rank == 0 and cfg.save_rollouts_every and step % cfg.save_rollouts_every == 0:
-                dump_rollouts(cfg.run_dir / "rollouts" / f"step_{step:06d}.jsonl", groups, prompts, tokenizer)
-            seconds = time.perf_counter() - step_start
-            step_seconds = [*step_seconds[-19:], seconds]
-            row |= time_columns(timer, seconds, row["tokens_generated"])
-            row["flops_generated"] = model.flops(length(r) for g in groups for r in g)
-            row["flops_trained"] = flops = 3 * model.flops(length(r) for g in trained for r in g)
-            row["mfu"] = flops / (row["time_train"] * peak * world) if plan else None
-            ledger.charge(timer)
-            row, timer = row | ledger.columns(cfg), Timer(device)
-            if rank == 0:
-                add_row(cfg.run_dir / "metrics.jsonl", row)
-                last_step = step if at_end else stages.last_step(state, cfg)
-                left = (last_step - step) * sum(step_seconds) / len(step_seconds)
-                print(progress_line(row, last_step, left), flush=True)
-                if wandb:
-                    wandb.log(row, step=step)
-            if cfg.save_every and (step % cfg.save_every == 0 or at_end_of_stage):
-                with timer("checkpoint"):
-                    checkpoint.save_all(cfg, model, optimizer, step, state)
-                if cfg.smoke:
-                    smoke_rows.append(row)
-                    look = partial(probe, sampler, model, prompts, cfg, step)
-                    smoke.wipe_and_resume(cfg, model, optimizer, sync, look)
-
-            if waits := stages.wants_other_gpus(state, cfg) and not at_end:
-                break
-
-        if waits:
-            print0(stages.farewell(state, cfg, argv))
-        elif begun_at == state["step"] and checkpoint.is_finished(cfg.run_dir, begun_at):
-            print0(f"{cfg.run_dir} was finished already")
-        else:
-            if state["verdict"] == "collapsed" and cfg.save_every:
-                best = stages.best_checkpoint(cfg, state)
-                print0(f"the result of this run is its best checkpoint, {cfg.run_dir}/hf/{best}")
-                checkpoint.load(cfg.run_dir / "ckpt" / best, model, optimizer)
-                with timer("sync"):
-                    sync()
-                    probe(sampler, model, prompts, cfg, state["step"])
-                evaluated = {}
-            final = {}
-            if benchmarks:
-                print0("evaluating the final model at the first and at the last context")
-                with timer("eval"):
-                    final = {"first": evaluate_at(first_len), "last": evaluate_at(last_len)}
-            ledger.charge(timer)
-            timer = Timer(device)
-            if final:
-                write_summary(cfg, state, final, ledger.wall_clock, ledger.columns(cfg))
-        ledger.charge(timer)
-        if worst:
-            smoke.report(cfg, worst, smoke_rows, device)
-            smoke.remove_folder(cfg)
-        else:
-            print0(ledger.table(cfg))
-    if wandb:
-        wandb.finish()
-    dist.barrier()  # no rank leaves while another may still need it
-    sampler.close()
-    if dist.is_initialized():  # vLLM ends the process group with its engine
-        dist.destroy_process_group()
+    finish(run, state, first_step, evaluated, argv)
+    hook.at_end(run)
+    log.close()
+    tear_down(run)
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

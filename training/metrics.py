@@ -1,22 +1,31 @@
-"""What a run reports: seconds and memory by phase, figures of a step's rollouts and their texts, the progress line, the
-summary at the end, and wandb if asked."""
+"""What a run reports: seconds and memory by phase, figures of a step's rollouts and their texts, the row and the
+progress line of each step, the summary at the end, and the ledger of what it has cost.
+"""
 
 import dataclasses
+import importlib.util
 import json
 import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
-from configs import Config, UserError
+from configs import Config, UserError, write_whole
+from model import Qwen2, peak_flops
 from problems.prompts import ChatTokenizer, Prompt
 from reward import extract_answer
 from rollout import Rollout, response_text
+from training.checkpoint import RunState, step_name
+from training.packing import all_sum, packed_length
+
+# ----------------------------------------------------------------------------------------------------- time and memory
 
 
 def memory_in_use(device: torch.device) -> float:
@@ -27,12 +36,12 @@ def memory_in_use(device: torch.device) -> float:
         return (total - free) / 2**30
     try:
         with open("/proc/self/status", encoding="ascii") as f:
-            peak = next((int(line.split()[1]) / 2**20 for line in f if line.startswith("VmHWM")), float("nan"))
+            peaks = [int(line.split()[1]) for line in f if line.startswith("VmHWM")]  # KiB
         with open("/proc/self/clear_refs", "w", encoding="ascii") as f:
             f.write("5")  # begin a new peak
-        return peak
     except OSError:  # not Linux, or a container that forbids it
-        return float("nan")
+        return math.nan
+    return peaks[0] / 2**20 if peaks else math.nan
 
 
 class Timer:
@@ -54,15 +63,17 @@ class Timer:
             if "out of memory" not in str(e):  # torch's allocator and vLLM's say it in errors of their own
                 raise
             reason = str(e).splitlines()[0]
-            raise SystemExit(f"out of memory in phase {phase!r}: {reason} Lower token_budget or logprob_chunk (the "
-                             f"trainer), vllm_gpu_memory_utilization (vLLM), or use more GPUs") from e  # fmt: skip
+            advice = (
+                "Lower token_budget or logprob_chunk (the trainer), vllm_gpu_memory_utilization (vLLM), or use more"
+            )
+            raise SystemExit(f"out of memory in phase {phase!r}: {reason} {advice} GPUs") from e
         self.seconds[phase] = self.seconds.get(phase, 0.0) + self._now() - start
         memory = memory_in_use(self.device)
         self.memory[phase] = max(self.memory.get(phase, memory), memory)
 
-    def over_ranks(self, phases: tuple[str, ...]) -> dict[str, float]:
+    def peak_memory(self, phases: tuple[str, ...]) -> dict[str, float]:
         """The most memory that any rank took, by phase, GiB (0 for a phase that did not happen)."""
-        memory = torch.tensor([self.memory.get(p, 0.0) for p in phases])
+        memory = torch.tensor([self.memory.get(phase, 0.0) for phase in phases])
         dist.all_reduce(memory, dist.ReduceOp.MAX)
         return dict(zip(phases, memory.tolist(), strict=True))
 
@@ -70,6 +81,35 @@ class Timer:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
+
+
+def time_columns(timer: Timer, seconds: float, tokens: int) -> dict[str, float]:
+    """Of a step that took `seconds`: time by phase, tokens a second, memory by phase. Generation and its tail (the wait
+    for the rank with the longest answers) are means over ranks, which `timer` takes over: together they are equally
+    long on all."""
+    waited = all_sum([timer.seconds["rollout"], timer.seconds["tail"]])
+    timer.seconds["rollout"], timer.seconds["tail"] = (total / dist.get_world_size() for total in waited)
+    phases = ("rollout", "tail", "reward", "logprobs", "train", "sync", "probe", "eval")
+    columns = {f"time_{phase}": timer.seconds.get(phase, 0.0) for phase in phases}
+    columns |= {"time_step": seconds, "tokens_per_second": tokens / (seconds - columns["time_eval"])}
+    memory = timer.peak_memory(("rollout", "logprobs", "train", "sync", "probe"))
+    return columns | {f"memory_{phase}": gib for phase, gib in memory.items()}
+
+
+def flops_columns(
+    model: Qwen2, groups: list[list[Rollout]], trained: list[list[Rollout]], seconds: float
+) -> dict[str, float | None]:
+    """FLOPs of all ranks: one forward pass over all samples; forward and backward over those trained on, and these over
+    `seconds` of training and the devices' peak (mfu)."""
+    generated = model.flops(packed_length(r) for g in groups for r in g)
+    forward_and_backward = 3 * model.flops(packed_length(r) for g in trained for r in g)
+    device = next(model.parameters()).device
+    peak = dist.get_world_size() * peak_flops(device, model.compute_dtype)
+    mfu = forward_and_backward / (seconds * peak) if trained else None
+    return {"flops_generated": generated, "flops_trained": forward_and_backward, "mfu": mfu}
+
+
+# --------------------------------------------------------------------------------------------------- a step's responses
 
 
 def rollout_metrics(groups: list[list[Rollout]]) -> dict[str, float | None]:
@@ -91,17 +131,109 @@ def rollout_metrics(groups: list[list[Rollout]]) -> dict[str, float | None]:
     }
 
 
-def time_columns(timer: Timer, seconds: float, tokens: int) -> dict[str, float]:
-    """Of a step that took `seconds`: time by phase, tokens a second, memory by phase. Generation and its tail are means
-    over ranks, which `timer` takes over: together they are equally long on all."""
-    waited = torch.tensor([timer.seconds["rollout"], timer.seconds["tail"]], dtype=torch.float64)
-    dist.all_reduce(waited)
-    timer.seconds["rollout"], timer.seconds["tail"] = (waited / dist.get_world_size()).tolist()
-    phases = ("rollout", "tail", "reward", "logprobs", "train", "sync", "probe", "eval")
-    columns = {f"time_{phase}": timer.seconds.get(phase, 0.0) for phase in phases} | {"time_step": seconds}
-    columns["tokens_per_second"] = tokens / (seconds - columns["time_eval"])
-    memory = timer.over_ranks(("rollout", "logprobs", "train", "sync", "probe"))
-    return columns | {f"memory_{phase}": gib for phase, gib in memory.items()}
+def dump_rollouts(
+    run_dir: Path, step: int, groups: list[list[Rollout]], prompts: list[Prompt], tokenizer: ChatTokenizer
+) -> None:
+    """rollouts/step_000010.jsonl: one line a response, in the order of the groups. Rank 0 writes it."""
+    if dist.get_rank():
+        return
+    with open(run_dir / "rollouts" / f"{step_name(step)}.jsonl", "w", encoding="utf-8") as f:
+        for r in (r for g in groups for r in g):
+            prompt = prompts[r.prompt_id]
+            text = response_text(prompt, r, tokenizer)
+            row = {
+                "id": prompt.problem.id,
+                "sample_id": r.sample_id,
+                "prompt": prompt.problem.problem,
+                "response": text,
+                "answer": extract_answer(text),
+                "gold": prompt.problem.answer,
+                "reward": r.reward,
+                "advantage": r.advantage,
+                "length": len(r.response_ids),
+                "finish_reason": r.finish_reason,
+            }
+            f.write(json.dumps(row) + "\n")
+
+
+# ----------------------------------------------------------------------------------------------------- a step's updates
+
+
+@dataclass(frozen=True)
+class LossSums:
+    """Sums over this rank's tokens in a minibatch or more, float64 scalars on the device."""
+
+    loss: Tensor  # as aggregated
+    pg_loss: Tensor  # from here on over response tokens
+    kl: Tensor
+    entropy: Tensor
+    clipped: Tensor
+    tokens: Tensor
+
+    @classmethod
+    def zero(cls, device: torch.device) -> "LossSums":
+        return cls(*torch.zeros(6, dtype=torch.float64, device=device))
+
+    def __add__(self, other: "LossSums") -> "LossSums":
+        return LossSums(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in dataclasses.fields(self)})
+
+    def over_ranks(self) -> "LossSums":
+        """The sums of all ranks, as numbers."""
+        return LossSums(*all_sum(torch.stack([getattr(self, f.name) for f in dataclasses.fields(self)])))
+
+
+def loss_columns(sums: LossSums, losses: list[float], norms: list[float | None]) -> dict[str, float | None]:
+    """Of a step's updates: means over response tokens of all ranks; means over updates of `losses` and gradient norms
+    (None: that update was skipped). None where there was none."""
+    total = sums.over_ranks()
+    tokens = max(1.0, total.tokens)
+    finite_norms = [norm for norm in norms if norm is not None]
+    columns = {"pg_loss": total.pg_loss, "kl": total.kl, "entropy": total.entropy, "pg_clip_frac": total.clipped}
+    columns = {name: value / tokens if losses else None for name, value in columns.items()}
+    columns["loss"] = sum(losses) / len(losses) if losses else None
+    columns["grad_norm"] = sum(finite_norms) / len(finite_norms) if finite_norms else None
+    return {**columns, "tokens_trained": int(total.tokens)}
+
+
+# ------------------------------------------------------------------------------------------------- rows and the summary
+
+
+def check_wandb(cfg: Config) -> None:
+    """Raises UserError where wandb is asked for and not installed."""
+    if cfg.wandb and importlib.util.find_spec("wandb") is None:
+        raise UserError("wandb: not installed; pip install wandb, or leave --wandb=false")
+
+
+class StepLog:
+    """Where the steps are reported, on rank 0: metrics.jsonl, the terminal, and wandb if asked."""
+
+    def __init__(self, cfg: Config) -> None:
+        """Raises UserError where wandb cannot start."""
+        self.path, self.wandb = cfg.run_dir / "metrics.jsonl", None
+        self.recent_seconds: list[float] = []  # of the last steps, for the estimate of what is left
+        if cfg.wandb and dist.get_rank() == 0:
+            import wandb
+
+            try:  # the same run after a resume
+                settings = dataclasses.asdict(cfg)
+                self.wandb = wandb.init(project="nanoscaler", id=cfg.run_name, config=settings, resume="allow")
+            except Exception as e:  # no login, no network, a bad name: wandb has an error of its own for each
+                raise UserError(f"wandb: {e}") from None
+
+    def write(self, row: dict[str, Any], last_step: int) -> None:
+        """Append the row, flushed, and print the step's line; `last_step` is the run's, as far as is known."""
+        if dist.get_rank():
+            return
+        self.recent_seconds = [*self.recent_seconds[-19:], row["time_step"]]
+        seconds_left = (last_step - row["step"]) * sum(self.recent_seconds) / len(self.recent_seconds)
+        add_row(self.path, row)
+        print(progress_line(row, last_step, seconds_left), flush=True)
+        if self.wandb:
+            self.wandb.log(row, step=row["step"])
+
+    def close(self) -> None:
+        if self.wandb:
+            self.wandb.finish()
 
 
 def add_row(path: Path, row: dict[str, Any]) -> None:
@@ -114,95 +246,79 @@ def json_row(row: dict[str, Any]) -> dict[str, Any]:
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
 
 
-def start_wandb(cfg: Config) -> Any:
-    """A wandb run, the same one after a resume, or None if not asked for. Raises UserError where it cannot start."""
-    if not cfg.wandb:
-        return None
-    import wandb
-
-    try:
-        return wandb.init(project="nanoscaler", id=cfg.run_name, config=dataclasses.asdict(cfg), resume="allow")
-    except Exception as e:  # no login, no network, a bad name: wandb has an error of its own for each
-        raise UserError(f"wandb: {e}") from None
-
-
 def progress_line(row: dict[str, Any], last_step: int, seconds_left: float) -> str:
-    evals = "".join(f"  {k} {v:.3f}" for k, v in row.items() if k.startswith("eval_"))
-    words = [f"step {row['step']}/{last_step}", f"context {row['max_response_len']}",
-             f"reward {row['reward_mean']:.3f}", f"length {row['response_len_mean']:.1f}",
-             f"clipped {row['response_clip_ratio']:.3f}", f"{row['tokens_per_second']:,.0f} tokens/s",
-             f"{seconds_left / 60:,.1f} min left"]  # fmt: skip
-    return "  ".join(words) + evals
+    parts = [
+        f"step {row['step']}/{last_step}",
+        f"context {row['max_response_len']}",
+        f"reward {row['reward_mean']:.3f}",
+        f"length {row['response_len_mean']:.1f}",
+        f"clipped {row['response_clip_ratio']:.3f}",
+        f"{row['tokens_per_second']:,.0f} tokens/s",
+        f"{seconds_left / 60:,.1f} min left",
+    ]
+    parts += [f"{name} {value:.3f}" for name, value in row.items() if name.startswith("eval_")]
+    return "  ".join(parts)
 
 
-def dump_rollouts(path: Path, groups: list[list[Rollout]], prompts: list[Prompt], tokenizer: ChatTokenizer) -> None:
-    with open(path, "w", encoding="utf-8") as f:
-        for r in (r for g in groups for r in g):
-            prompt = prompts[r.prompt_id]
-            text = response_text(prompt, r, tokenizer)
-            row = {"id": prompt.problem.id, "sample_id": r.sample_id, "prompt": prompt.problem.problem,
-                   "response": text, "answer": extract_answer(text), "gold": prompt.problem.answer,
-                   "reward": r.reward, "advantage": r.advantage, "length": len(r.response_ids),
-                   "finish_reason": r.finish_reason}  # fmt: skip
-            f.write(json.dumps(row) + "\n")
-
-
-def write_summary(cfg: Config, state: dict[str, Any], final: dict[str, dict], wall_time: float,
-                  cost: dict[str, float]) -> None:  # fmt: skip
+def write_summary(cfg: Config, state: RunState, final: dict[str, dict], ledger: "Ledger") -> None:
     """summary.json: base and final over all benchmarks' problems at the first and the last context, and the cost."""
+    contexts = {"first": cfg.max_response_len[0], "last": cfg.max_response_len[-1]}
     summary: dict[str, Any] = {}
-    for who, results in (("base", state["base"]), ("final", final)):
-        for when in ("first", "last"):
-            summary[f"{who}_{when}"] = {k: results[when]["all"][k] for k in ("accuracy", "stderr")}
-            summary[f"{who}_{when}_benchmarks"] = results[when]
-    summary |= {"first_context": cfg.max_response_len[0], "last_context": cfg.max_response_len[-1],
-                "steps": state["step"], "wall_time": wall_time, "tokens": state["tokens"],
-                "world_size": dist.get_world_size(), "verdict": state["verdict"], **cost}  # fmt: skip
+    for model, results in (("base", state.base), ("final", final)):
+        for when in contexts:
+            overall = results[when]["all"]
+            summary[f"{model}_{when}"] = {"accuracy": overall["accuracy"], "stderr": overall["stderr"]}
+            summary[f"{model}_{when}_benchmarks"] = results[when]
+    summary |= {f"{when}_context": context for when, context in contexts.items()}
+    summary |= {"steps": state.step, "tokens": state.tokens, "verdict": state.decision}
+    summary |= {"wall_time": ledger.wall_clock, "world_size": dist.get_world_size(), **ledger.columns(cfg)}
     if dist.get_rank() == 0:
-        for when, context in (("first", cfg.max_response_len[0]), ("last", cfg.max_response_len[-1])):
+        for when, context in contexts.items():
             base, end = summary[f"base_{when}"], summary[f"final_{when}"]
-            print(f"accuracy at context {context}: {base['accuracy']:.3f} +- {base['stderr']:.3f} -> "
-                  f"{end['accuracy']:.3f} +- {end['stderr']:.3f}")  # fmt: skip
-        aside = cfg.run_dir / "summary.json.tmp"
-        aside.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-        aside.rename(cfg.run_dir / "summary.json")
+            before = f"{base['accuracy']:.3f} +- {base['stderr']:.3f}"
+            after = f"{end['accuracy']:.3f} +- {end['stderr']:.3f}"
+            print(f"accuracy at context {context}: {before} -> {after}")
+        write_whole(cfg.run_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
 
 
 # ----------------------------------------------------------------------------------------------------------- the ledger
 
 PHASES = ("start", "generate", "tail", "reward", "logprobs", "train", "sync", "checkpoint", "eval", "other")
-ENTRY = {"rollout": "generate", "probe": "sync"}  # phases of the loop that the ledger calls otherwise
+LEDGER_PHASE = {"rollout": "generate", "probe": "sync"}  # phases of the loop that the ledger calls otherwise
 
 
 class Ledger:
-    """GPU-seconds of all ranks by phase; "other" is what no phase has measured, so they add up to the wall clock.
-    All ranks read the file and rank 0 writes it. Raises UserError for one that cannot be read."""
+    """What a run has cost: GPU-seconds of all ranks by phase, kept in ledger.json over all its resumptions.
+
+    "other" is the time outside every measured phase, so that the phases add up to the wall clock. It begins with the
+    first line of `train_grpo.main` (imports and waiting for nodes come before) and is written after every step, so work
+    that a crash undoes is counted too, but for the step it happened in. All ranks read the file and rank 0 writes it.
+    """
 
     def __init__(self, run_dir: Path, started: float) -> None:
-        """`started`: the time.perf_counter() that this process is charged from."""
+        """`started`: the time.perf_counter() from which this process is charged. Raises UserError for a file that
+        cannot be read."""
         self.path, self.charged_at = run_dir / "ledger.json", started
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self.wall_clock = 0.0  # seconds
         if self.path.is_file():
             try:
-                found = json.loads(self.path.read_text(encoding="utf-8"))
-                self.seconds = {phase: float(found["gpu_seconds"][phase]) for phase in PHASES}
-                self.wall_clock = float(found["wall_clock"])
+                saved = json.loads(self.path.read_text(encoding="utf-8"))
+                self.seconds = {phase: float(saved["gpu_seconds"][phase]) for phase in PHASES}
+                self.wall_clock = float(saved["wall_clock"])
             except (OSError, ValueError, KeyError, TypeError) as e:
                 raise UserError(f"{self.path}: cannot be read ({e}); without it the costs begin at 0") from None
 
     def charge(self, timer: Timer) -> None:
-        """Add the time since the last charge, of which `timer` knows the phases."""
-        now, world = time.perf_counter(), dist.get_world_size()
+        """Add the time since the last charge; `timer` has measured the phases of it."""
+        now, world_size = time.perf_counter(), dist.get_world_size()
         elapsed, self.charged_at = now - self.charged_at, now
         for phase, seconds in timer.seconds.items():
-            self.seconds[ENTRY.get(phase, phase)] += world * seconds
-        self.seconds["other"] += world * (elapsed - sum(timer.seconds.values()))
+            self.seconds[LEDGER_PHASE.get(phase, phase)] += world_size * seconds
+        self.seconds["other"] += world_size * (elapsed - sum(timer.seconds.values()))
         self.wall_clock += elapsed
         if dist.get_rank() == 0:
-            aside = self.path.with_suffix(".tmp")
-            aside.write_text(json.dumps({"wall_clock": self.wall_clock, "gpu_seconds": self.seconds}), encoding="utf-8")
-            aside.rename(self.path)
+            write_whole(self.path, json.dumps({"wall_clock": self.wall_clock, "gpu_seconds": self.seconds}))
 
     def columns(self, cfg: Config) -> dict[str, float]:
         """GPU-hours of the run so far, in all and by phase, and dollars where a price is set."""

@@ -1,14 +1,16 @@
 """Who computes what: the process group, and from a step's rollouts to packed batches without a token of padding.
 
-`plan_minibatches` splits a step into minibatches, ranks and micro-batches; `pack` makes one micro-batch of tensors.
+`plan_minibatches` splits a step's groups into minibatches, ranks and micro-batches; `pack` turns one micro-batch into
+tensors, a `Batch`; `batch_logprobs` scores it.
 
 Dimensions: T packed tokens, S sequences of a batch.
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,41 +19,143 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from configs import Config, UserError
+from model import Qwen2, token_logprobs
 from rollout import Rollout
+
+Value = TypeVar("Value")
+
+# --------------------------------------------------------------------------------------------------- the process group
 
 
 def init_distributed(cfg: Config) -> torch.device:
     """A process group and this rank's device; without torchrun, a group of one. Raises UserError."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world % (cfg.shard_size or 1):
-        raise UserError(f"shard_size: {world} ranks are no multiple of {cfg.shard_size}")
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size % (cfg.shard_size or 1):
+        raise UserError(f"shard_size: {world_size} ranks are no multiple of {cfg.shard_size}")
     cuda = torch.cuda.is_available() and cfg.device == "auto"
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
     if cuda and cfg.dtype == "float32":
         raise UserError("dtype: float32 does not run through FlashAttention on a GPU; use bfloat16, or --device=cpu")
     if cuda:
         torch.cuda.set_device(device)
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     alone = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", **alone,
-                            timeout=timedelta(seconds=cfg.process_group_timeout))  # fmt: skip
+    dist.init_process_group(backend, timeout=timedelta(seconds=cfg.process_group_timeout), **alone)
     return device
 
 
 def device_mesh(cfg: Config, device: torch.device) -> DeviceMesh:
     """The ranks as FSDP2 sees them: one row that shards the model, or with `shard_size` several such rows, each with a
     copy of it (HSDP: gradients are summed within a row by shards, then across rows)."""
-    world, size = dist.get_world_size(), cfg.shard_size or dist.get_world_size()
-    if size == world:
-        return init_device_mesh(device.type, (world,), mesh_dim_names=("shard",))
-    return init_device_mesh(device.type, (world // size, size), mesh_dim_names=("replicate", "shard"))
+    world_size = dist.get_world_size()
+    shard_size = cfg.shard_size or world_size
+    if shard_size == world_size:
+        return init_device_mesh(device.type, (world_size,), mesh_dim_names=("shard",))
+    shape = (world_size // shard_size, shard_size)
+    return init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
 
 
 def print0(*args: Any) -> None:
+    """Print on rank 0 alone."""
     if dist.get_rank() == 0:
         print(*args, flush=True)
 
 
-@dataclass
+def from_rank0(function: Callable[..., Value], *args: Any) -> Value:
+    """What `function(*args)` returns on rank 0, the only one to call it, on every rank. A UserError that it raises
+    there is raised on all of them, so that none waits for an answer that never comes."""
+    outcome: list[Any] = [None, None]  # what it returned, what it refused
+    if dist.get_rank() == 0:
+        try:
+            outcome[0] = function(*args)
+        except UserError as e:
+            outcome[1] = str(e)
+    dist.broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise UserError(outcome[1])
+    return outcome[0]
+
+
+def all_sum(values: list[float] | Tensor) -> list[float]:
+    """Element-wise sum over ranks, in float64."""
+    total = torch.as_tensor(values, dtype=torch.float64).cpu()
+    dist.all_reduce(total)
+    return total.tolist()
+
+
+# ---------------------------------------------------------------------------------------------- who trains on what
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Whole sequences that one forward and backward pass takes together, end to end. None: a dummy, see `pack`."""
+
+    rollouts: list[Rollout]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(map(packed_length, self.rollouts))
+
+
+@dataclass(frozen=True)
+class Minibatch:
+    """What one optimizer step learns from, on all ranks. The counts are the loss's denominators: of the tokens and
+    sequences that count, at least 1, so that world size and packing do not change the gradient."""
+
+    micro_batches: list[list[MicroBatch]]  # [rank][i]; as many on every rank, or FSDP hangs
+    num_tokens: int
+    num_sequences: int
+    max_len: int  # tokens a response may have
+
+
+def packed_length(r: Rollout) -> int:
+    """Tokens it takes in a pack: one less than it has, since the last one is only a target."""
+    return len(r.prompt_ids) + len(r.response_ids) - 1
+
+
+def counts_in_loss(r: Rollout, mask_truncated: bool) -> bool:
+    return not (mask_truncated and r.finish_reason == "length")
+
+
+def plan_minibatches(groups: list[list[Rollout]], max_len: int, cfg: Config, world_size: int) -> list[Minibatch]:
+    """The minibatches of a step: the same on every rank, a function of the rollouts alone.
+
+    Groups are cut into `cfg.minibatches` near-equal parts in the order given; fewer where there are fewer groups.
+    """
+    minibatches = []
+    for indices in np.array_split(np.arange(len(groups)), cfg.minibatches):
+        rollouts = [r for i in indices for r in groups[i]]
+        if rollouts:
+            counted = [r for r in rollouts if counts_in_loss(r, cfg.mask_truncated)]
+            num_tokens = max(1, sum(len(r.response_ids) for r in counted))
+            micro_batches = distribute(rollouts, cfg.token_budget, world_size)
+            minibatches.append(Minibatch(micro_batches, num_tokens, max(1, len(counted)), max_len))
+    return minibatches
+
+
+def distribute(rollouts: list[Rollout], token_budget: int, world_size: int) -> list[list[MicroBatch]]:
+    """[rank][i]: each sequence once, longest first, to the rank with the least work so far, and there into the first
+    micro-batch of at most `token_budget` tokens that has room. Ranks with fewer get empty ones at the end."""
+    work = [0.0] * world_size
+    ranks: list[list[MicroBatch]] = [[] for _ in range(world_size)]
+    for r in sorted(rollouts, key=packed_length, reverse=True):
+        length = packed_length(r)
+        rank = work.index(min(work))
+        work[rank] += length * (1 + length / 50_000)  # attention is half of the work at some 50K tokens
+        for micro_batch in ranks[rank]:
+            if micro_batch.num_tokens + length <= token_budget:
+                micro_batch.rollouts.append(r)
+                break
+        else:
+            ranks[rank].append(MicroBatch([r]))
+    most = max(map(len, ranks))
+    return [micro_batches + [MicroBatch([]) for _ in range(most - len(micro_batches))] for micro_batches in ranks]
+
+
+# ------------------------------------------------------------------------------------------------------- packed tensors
+
+
+@dataclass(frozen=True)
 class Batch:
     """S whole sequences end to end, no padding; everything is aligned with `targets`."""
 
@@ -61,82 +165,56 @@ class Batch:
     cu_seqlens: Tensor  # (S+1,) int32
     response_mask: Tensor  # (T,) 1 where the target is a response token that counts
     advantages: Tensor  # (T,)
-    rollout_logprobs: Tensor  # (T,)
+    rollout_logprobs: Tensor  # (T,) the sampler's
     old_logprobs: Tensor | None = None  # (T,); None = on-policy: the training forward's own
     ref_logprobs: Tensor | None = None  # (T,); None without a KL penalty
 
 
-@dataclass(frozen=True)
-class Counts:
-    """The denominators of a minibatch: over all ranks, after filtering, at least 1."""
-
-    num_tokens: int
-    num_sequences: int
-    max_len: int
-
-
-def length(r: Rollout) -> int:
-    """Tokens it takes in a pack: one less than it has, since the last one is only a target."""
-    return len(r.prompt_ids) + len(r.response_ids) - 1
-
-
-def plan_minibatches(groups: list[list[Rollout]], cfg: Config, world: int) -> list[list[list[list[Rollout]]]]:
-    """plan[minibatch][rank] = micro-batches: the same on every rank, a function of the rollouts alone.
-
-    Groups are cut into `cfg.minibatches` near-equal parts in prompt order; the sequences of a part go to the ranks by
-    cost, longest first to the least loaded, and there into packs of at most `token_budget` tokens. Every rank gets the
-    same number of packs (empty ones at the end), because FSDP hangs otherwise.
-    """
-    plan = []
-    for part in np.array_split(np.arange(len(groups)), cfg.minibatches):
-        sequences = sorted((r for g in part for r in groups[g]), key=length, reverse=True)
-        if not sequences:
-            continue  # fewer groups than minibatches, after filtering
-        load, ranks = [0.0] * world, [[] for _ in range(world)]
-        for r in sequences:
-            rank = load.index(min(load))
-            load[rank] += length(r) * (1 + length(r) / 50_000)  # attention is half of the work at some 50K tokens
-            packs = ranks[rank]
-            fits = (p for p in packs if sum(map(length, p)) + length(r) <= cfg.token_budget)
-            pack = next(fits, None)
-            if pack is None:
-                packs.append(pack := [])
-            pack.append(r)
-        most = max(map(len, ranks))
-        plan.append([packs + [[] for _ in range(most - len(packs))] for packs in ranks])
-    return plan
-
-
 def pack(rollouts: list[Rollout], mask_truncated: bool, device: torch.device) -> Batch:
-    """One micro-batch. This shifts targets against inputs, and nobody else ever does. No rollouts: a masked dummy."""
-    live = bool(rollouts)
-    rollouts = rollouts or [Rollout(0, 0, [0], [0], [0.0], "length")]
+    """One micro-batch as tensors. This shifts targets against inputs, and nobody else ever does. Without rollouts: a
+    dummy of one masked token, for a rank that has fewer micro-batches than others."""
+    dummy = not rollouts
+    if dummy:
+        rollouts = [Rollout(0, 0, [0], [0], [0.0], "length")]
     ids = [r.prompt_ids + r.response_ids for r in rollouts]
 
-    def per_token(values: list[list[float]]) -> Tensor:  # response values, behind zeros for the prompt
-        parts = [x for r, v in zip(rollouts, values, strict=True) for x in (np.zeros(len(r.prompt_ids) - 1), v)]
+    def joined(parts: list) -> Tensor:
+        return torch.from_numpy(np.concatenate([np.asarray(part, np.int64) for part in parts])).to(device)
+
+    def per_token(values: list[list[float]]) -> Tensor:
+        """One value a response token, with zeros in front for the prompt's."""
+        parts = []
+        for r, response_values in zip(rollouts, values, strict=True):
+            parts += [np.zeros(len(r.prompt_ids) - 1), response_values]
         return torch.from_numpy(np.concatenate(parts)).to(device, torch.float32)
 
-    def joined(parts: list) -> Tensor:
-        return torch.from_numpy(np.concatenate([np.asarray(p, np.int64) for p in parts])).to(device)
-
-    counted = [float(live and counts_in_loss(r, mask_truncated)) for r in rollouts]
+    masks = [[float(not dummy and counts_in_loss(r, mask_truncated))] * len(r.response_ids) for r in rollouts]
     return Batch(
         input_ids=joined([i[:-1] for i in ids]),
         targets=joined([i[1:] for i in ids]),
         position_ids=joined([range(len(i) - 1) for i in ids]),
         cu_seqlens=torch.tensor([0, *np.cumsum([len(i) - 1 for i in ids])], dtype=torch.int32, device=device),
-        response_mask=per_token([[c] * len(r.response_ids) for c, r in zip(counted, rollouts, strict=True)]),
+        response_mask=per_token(masks),
         advantages=per_token([[r.advantage] * len(r.response_ids) for r in rollouts]),
         rollout_logprobs=per_token([r.logprobs for r in rollouts]),
     )
 
 
-def counts_in_loss(r: Rollout, mask_truncated: bool) -> bool:
-    return not (mask_truncated and r.finish_reason == "length")
+def pack_share(minibatch: Minibatch, cfg: Config, device: torch.device) -> list[Batch]:
+    """This rank's micro-batches."""
+    return [pack(m.rollouts, cfg.mask_truncated, device) for m in minibatch.micro_batches[dist.get_rank()]]
 
 
-def count(ranks: list[list[list[Rollout]]], cfg: Config, max_len: int) -> Counts:
-    """The denominators of one minibatch of the plan."""
-    kept = [r for packs in ranks for p in packs for r in p if counts_in_loss(r, cfg.mask_truncated)]
-    return Counts(max(1, sum(len(r.response_ids) for r in kept)), max(1, len(kept)), max_len)
+def batch_logprobs(model: Qwen2, b: Batch, cfg: Config) -> tuple[Tensor, Tensor]:
+    """Log-probability of each target and entropy of each position, at the sampling temperature. (T,), (T,)"""
+    hidden = model(b.input_ids, b.position_ids, b.cu_seqlens)
+    head = model.lm_head.weight
+    return token_logprobs(hidden, head, b.targets, cfg.temperature, cfg.logprob_chunk, model.vocab_size)
+
+
+@torch.no_grad()
+def fixed_logprobs(model: Qwen2, batches: list[Batch], cfg: Config) -> list[Tensor]:
+    """Log-probabilities (T,) of each batch under weights that stay as they are: old ones and the reference's."""
+    logprobs = [batch_logprobs(model, b, cfg)[0] for b in batches]
+    model.reshard()  # without a backward pass FSDP2 leaves the root's parameters whole and plain
+    return logprobs

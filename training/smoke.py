@@ -4,51 +4,126 @@ For someone who has just rented GPUs. Before anything is generated, one forward,
 fullest pack the config allows; then two real steps of the run, with sleep, wake, sync and save. After each, the weights
 are disturbed and must reach the sampler, and are wiped, with the optimizer, and must come back from the checkpoint.
 Works in `out/<run_name>-smoke/`, which it removes. The line that begins with `smoke:` is the verdict.
+
+The loop knows none of this: it calls a hook at five moments, `NoHook` in a real run and `SmokeTest` here.
 """
 
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from configs import Config, UserError, lost_rank
-from model import ModelConfig, Qwen2
-from rollout import Rollout
+from model import DTYPES, ModelConfig, Qwen2
+from rollout import Rollout, sync_weights
 from training import checkpoint, watch
-from training.metrics import Timer
-from training.packing import Batch, pack
+from training.metrics import Timer, check_wandb
+from training.packing import Batch, Minibatch, fixed_logprobs, from_rank0, pack, print0
+
+
+class NoHook:
+    """What a real run does at the moments where a smoke run does more."""
+
+    def prepare(self, cfg: Config) -> Config:
+        """The settings to run with; nothing is loaded yet. Raises UserError."""
+        check_wandb(cfg)
+        checkpoint.open_run(cfg)
+        return cfg
+
+    def before_loading(self, cfg: Config) -> None:
+        """Data and process group are there, models are not."""
+
+    def before_training(self, run: Any, backward: Callable, optimizer_step: Callable) -> None:
+        """Models and sampler are there; the two functions are the loop's own."""
+
+    def after_checkpoint(self, run: Any, row: dict[str, Any]) -> None:
+        """The checkpoint of the step that `row` reports is written."""
+
+    def at_end(self, run: Any) -> None:
+        print0(run.ledger.table(run.cfg))
+
+
+NO_HOOK = NoHook()
+
+
+class SmokeTest:
+    """The hook of a smoke run."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []  # of its steps
+
+    def prepare(self, cfg: Config) -> Config:
+        return settings(cfg)
+
+    def before_loading(self, cfg: Config) -> None:
+        remove_folder(cfg)
+        checkpoint.open_run(cfg)
+
+    def before_training(self, run: Any, backward: Callable, optimizer_step: Callable) -> None:
+        self.worst_case = worst_case(run, backward, optimizer_step)
+
+    def after_checkpoint(self, run: Any, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        wipe_and_resume(run, row["step"])
+
+    def at_end(self, run: Any) -> None:
+        report(run.cfg, self.worst_case, self.rows, run.device)
+        remove_folder(run.cfg)
+
+
+def smoke_run(main: Callable[..., None], argv: list[str]) -> None:
+    """`main(argv, hook)` with the smoke test as its hook; whatever goes wrong, a line on standard output says FAILED
+    and why."""
+    try:
+        main(argv, SmokeTest())
+    except BaseException as e:
+        if not lost_rank(e):  # else the rank that was lost has said why
+            reason = (str(e) or type(e).__name__).strip().splitlines()[0]
+            print(f"smoke: FAILED on rank {os.environ.get('RANK', '0')}: {reason}", flush=True)
+        raise
 
 
 def settings(cfg: Config) -> Config:
     """Two steps of the same run, in a folder of their own; the second at the longest context."""
-    lengths = (cfg.max_response_len[0], cfg.max_response_len[-1])
-    groups = (cfg.group_size[0], cfg.group_size[-1])
-    return replace(cfg, run_name=f"{cfg.run_name}-smoke", max_response_len=lengths, group_size=groups,
-                   stage_steps=(1, 1), stage_policy="fixed", stage_gpus=(), stage_from="last", max_steps=0,
-                   save_every=1, save_rollouts_every=0, resume=False, wandb=False)  # fmt: skip
+    return replace(
+        cfg,
+        run_name=f"{cfg.run_name}-smoke",
+        max_response_len=(cfg.max_response_len[0], cfg.max_response_len[-1]),
+        group_size=(cfg.group_size[0], cfg.group_size[-1]),
+        stage_steps=(1, 1),
+        stage_policy="fixed",
+        stage_gpus=(),
+        stage_from="last",
+        max_steps=0,
+        save_every=1,
+        save_rollouts_every=0,
+        resume=False,
+        wandb=False,
+    )
 
 
 def remove_folder(cfg: Config) -> None:
     """Remove an earlier smoke run, and nothing else. Rank 0 does it, all call it. Raises UserError."""
-    problem = [None]
-    if dist.get_rank() == 0 and cfg.run_dir.exists():
-        try:
-            ours = json.loads((cfg.run_dir / "config.json").read_text(encoding="utf-8"))["config"]["smoke"]
-        except (OSError, ValueError, KeyError, TypeError):
-            ours = not any(cfg.run_dir.iterdir())
-        if ours:
-            shutil.rmtree(cfg.run_dir)
-        else:
-            problem = [f"{cfg.run_dir} is not a smoke run: move it away, or choose another --run_name"]
-    dist.broadcast_object_list(problem)
-    if problem[0]:
-        raise UserError(problem[0])
+    from_rank0(_remove_folder, cfg)
+
+
+def _remove_folder(cfg: Config) -> None:
+    if not cfg.run_dir.exists():
+        return
+    try:
+        is_smoke_run = json.loads((cfg.run_dir / "config.json").read_text(encoding="utf-8"))["config"]["smoke"]
+    except (OSError, ValueError, KeyError, TypeError):
+        is_smoke_run = not any(cfg.run_dir.iterdir())  # it was stopped before it wrote anything
+    if not is_smoke_run:
+        raise UserError(f"{cfg.run_dir} is not a smoke run: move it away, or choose another --run_name")
+    shutil.rmtree(cfg.run_dir)
+
+
+# -------------------------------------------------------------------------------------------------------------- trials
 
 
 def worst_pack(cfg: Config, model_config: ModelConfig, device: torch.device) -> Batch:
@@ -65,75 +140,86 @@ def worst_pack(cfg: Config, model_config: ModelConfig, device: torch.device) -> 
     return pack(rollouts, False, device)
 
 
+def worst_case(run: Any, backward: Callable, optimizer_step: Callable) -> Timer:
+    """A step on the fullest pack, as long as nothing is generated yet; with lr 0, so that nothing moves. Returns its
+    seconds and memory."""
+    cfg, optimizer, timer = run.cfg, run.optimizer, Timer(run.device)
+    b = worst_pack(cfg, run.model.config, run.device)
+    minibatch = Minibatch([], int(b.response_mask.sum()), b.cu_seqlens.numel() - 1, cfg.max_response_len[-1])
+    with timer("worst pack"):
+        b = replace(b, old_logprobs=fixed_logprobs(run.model, [b], cfg)[0])
+        if run.reference:
+            b = replace(b, ref_logprobs=fixed_logprobs(run.reference, [b], cfg)[0])
+        for group in optimizer.param_groups:
+            group["lr"] = 0.0
+        backward(run.model, [b], minibatch, cfg)
+        if optimizer_step(run.model, optimizer, 0.0, cfg) is None:
+            raise SystemExit("the gradient of the worst pack is not finite")
+    for group in optimizer.param_groups:
+        group["lr"] = cfg.lr
+    optimizer.state.clear()
+    return timer
+
+
 def fingerprint(model: Qwen2, optimizer: torch.optim.Optimizer) -> list[int]:
     """A sum of every tensor's bits on this rank, weights and optimizer."""
-    parts = [getattr(t, "_local_tensor", t) for t in checkpoint.tensors(model, optimizer).values()]
-    return [int(p.float().view(torch.int32).long().sum()) for p in parts]
+    shards = [getattr(t, "_local_tensor", t) for t in checkpoint.tensors(model, optimizer).values()]
+    return [int(shard.float().view(torch.int32).long().sum()) for shard in shards]
 
 
 @torch.no_grad()
-def wipe_and_resume(cfg: Config, model: Qwen2, optimizer: torch.optim.Optimizer, sync: Callable[[], int],
-                    look: Callable[..., dict[str, float]]) -> None:  # fmt: skip
+def wipe_and_resume(run: Any, step: int) -> None:
     """Other weights must reach the sampler, and the checkpoint must give the old ones back. Ends the run if not.
 
     Two steps move the weights too little for a lost sync to be seen. So they are disturbed until the sampler, which
-    still has the old ones, disagrees (`look` measures it); then a sync must make it agree. Then everything is wiped
-    and loaded from the newest checkpoint: the same bits, and the sampler agrees again.
+    still has the old ones, disagrees; then a sync must make it agree. Then everything is wiped and loaded from the
+    newest checkpoint: the same bits, and the sampler agrees again.
     """
-    part = next(model.parameters()).device_mesh.get_local_rank("shard")  # all copies of a shard change alike
-    before, generator = fingerprint(model, optimizer), torch.Generator().manual_seed(part)
+    cfg, model, optimizer = run.cfg, run.model, run.optimizer
+    shard = next(model.parameters()).device_mesh.get_local_rank("shard")  # all copies of a shard change alike
+    before, generator = fingerprint(model, optimizer), torch.Generator().manual_seed(shard)
     for size in (0.01, 0.03, 0.1, 0.3, 1.0, 3.0):  # relative
         for p in model.parameters():
             local = p._local_tensor
             local.mul_(1 + size * torch.randn(local.shape, generator=generator).to(local))
-        if watch.divergence(look(check=False), sure=3.0) > 10 * cfg.mismatch_limit:
+        sums, _ = watch.probe_sums(run.sampler, model, run.prompts, cfg, step)
+        if watch.over_ranks(sums).divergence(sure=3.0) > 10 * cfg.mismatch_limit:
             break
     else:
         raise SystemExit("the trainer's weights were scrambled and the sampler's were not, and still they agree")
-    sync()
-    look()
+    sync_weights(run.sampler, model, DTYPES[cfg.dtype])
+    watch.probe(run.sampler, model, run.prompts, cfg, step)
     for tensor in checkpoint.tensors(model, optimizer).values():
         tensor.zero_()
-    found = [checkpoint.find(cfg.run_dir) if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(found)
-    checkpoint.load(found[0], model, optimizer)
+    checkpoint.load(from_rank0(checkpoint.find, cfg.run_dir), model, optimizer)
     if fingerprint(model, optimizer) != before:
         raise SystemExit("the checkpoint gave back other weights or another optimizer state than were saved")
-    sync()
-    look()
+    sync_weights(run.sampler, model, DTYPES[cfg.dtype])
+    watch.probe(run.sampler, model, run.prompts, cfg, step)
 
 
-@contextmanager
-def verdict() -> Iterator[None]:
-    """Whatever goes wrong, a line on standard output says FAILED and why."""
-    try:
-        yield
-    except BaseException as e:
-        if lost_rank(e):
-            raise  # the rank that was lost has said why
-        reason = (str(e) or type(e).__name__).strip().splitlines()[0]
-        print(f"smoke: FAILED on rank {os.environ.get('RANK', '0')}: {reason}", flush=True)
-        raise
+# ------------------------------------------------------------------------------------------------------------- verdict
 
 
-def report(cfg: Config, worst: Timer, rows: list[dict[str, Any]], device: torch.device) -> None:
+def report(cfg: Config, worst_case: Timer, rows: list[dict[str, Any]], device: torch.device) -> None:
     """Seconds and memory by phase, and the verdict. All ranks call it; rank 0 prints."""
-    peaks = worst.over_ranks(("worst pack",))
-    seconds, row = dict(worst.seconds), rows[-1]
-    for name in (n for n in row if n.startswith("memory_")):
+    peaks = worst_case.peak_memory(("worst pack",))
+    seconds, last = dict(worst_case.seconds), rows[-1]
+    for name in [n for n in last if n.startswith("memory_")]:
         phase = name.removeprefix("memory_")
-        peaks[phase] = max(r[name] for r in rows)
-        seconds[phase] = max(r[f"time_{phase}"] for r in rows)
-    if dist.get_rank():
-        return
-    print(f"{'phase':<12}{'seconds':>10}{'peak GiB a rank':>18}")
+        peaks[phase] = max(row[name] for row in rows)
+        seconds[phase] = max(row[f"time_{phase}"] for row in rows)
+    print0(f"{'phase':<12}{'seconds':>10}{'peak GiB a rank':>18}")
     for phase, peak in peaks.items():
-        print(f"{phase:<12}{seconds[phase]:>10.1f}{peak:>18.2f}")
-    phase = max(peaks, key=lambda p: peaks[p])
-    room = f" of {torch.cuda.mem_get_info(device)[1] / 2**30:.1f}" if device.type == "cuda" else ""
-    updates = sum(r["loss"] is not None for r in rows)
+        print0(f"{phase:<12}{seconds[phase]:>10.1f}{peak:>18.2f}")
+    fullest = max(peaks, key=lambda phase: peaks[phase])
+    total = f" of {torch.cuda.mem_get_info(device)[1] / 2**30:.1f}" if device.type == "cuda" else ""
+    updates = sum(row["loss"] is not None for row in rows)
     lesson = "" if updates == 2 else f" ({updates} with an update: elsewhere all groups were all right or all wrong)"
-    print(f"smoke: PASSED: a pack of {cfg.token_budget} tokens trained, 2 steps{lesson}, sync, save and resume worked; "
-          f"at most {peaks[phase]:.2f}{room} GiB a rank, in {phase}; {row['time_step']:.0f} s a step at context "
-          f"{row['max_response_len']}; k3 after the syncs at most {max(r['mismatch_sync_k3'] for r in rows):.1e}",
-          flush=True)  # fmt: skip
+    k3 = max(row["mismatch_sync_k3"] for row in rows)
+    memory = f"at most {peaks[fullest]:.2f}{total} GiB a rank, in {fullest}"
+    speed = f"{last['time_step']:.0f} s a step at context {last['max_response_len']}"
+    print0(
+        f"smoke: PASSED: a pack of {cfg.token_budget} tokens trained, 2 steps{lesson}, sync, save and resume worked; "
+        f"{memory}; {speed}; k3 after the syncs at most {k3:.1e}"
+    )

@@ -3,12 +3,13 @@
 Sampler and trainer compute the same log-probabilities with different code, and often another precision. A difference
 is harmless as rounding and ruinous as a bug: weights that did not arrive, another temperature, a truncated
 distribution, a stale prefix cache. `mismatch` measures it, `check` stops the run before the optimizer moves, `explain`
-says what it looks like. All ranks call everything together.
+says what it looks like, `probe` asks right after a sync. All ranks call everything together.
 
-Dimensions: T packed tokens of a batch; d = trainer's log-probability - sampler's, of each response token.
+Dimensions: T packed tokens of a batch, D hidden; d = trainer's log-probability - sampler's, of each response token.
 """
 
 import math
+from dataclasses import dataclass, fields
 
 import torch
 import torch.distributed as dist
@@ -16,110 +17,208 @@ from torch import Tensor
 
 from configs import Config
 from model import Qwen2, token_logprobs
-from training.packing import Batch
+from problems.prompts import Prompt
+from rollout import Sampler, sample_seed
+from training.packing import Batch, fixed_logprobs, pack
 
 TEMPERATURES = [tenths / 10 for tenths in range(1, 21)]  # what `explain` tries
 TOP_PS = [0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.98, 0.99]
 
 
-def mismatch(logprobs: Tensor, b: Batch) -> Tensor:
-    """Sums over a batch's response tokens of k3 = e^d - 1 - d, k3^2, w = e^d, w^2, d, d^2 and 1; last, the largest
-    |d|. (8,) float64"""
+# ------------------------------------------------------------------------------------------------------------- measure
+
+
+@dataclass(frozen=True)
+class MismatchSums:
+    """Sums over response tokens, float64 scalars on the batches' device; `largest` is a maximum."""
+
+    k3: Tensor  # e^d - 1 - d
+    k3_squared: Tensor
+    weight: Tensor  # e^d
+    weight_squared: Tensor
+    d: Tensor
+    d_squared: Tensor
+    tokens: Tensor
+    largest: Tensor  # |d|
+
+    def __add__(self, other: "MismatchSums") -> "MismatchSums":
+        names = [f.name for f in fields(self) if f.name != "largest"]
+        sums = {name: getattr(self, name) + getattr(other, name) for name in names}
+        return MismatchSums(**sums, largest=torch.maximum(self.largest, other.largest))
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """The figures of all ranks' tokens. k3 and k1 = -mean d are two estimates of KL(sampler || trainer) a token."""
+
+    k3: float
+    k3_error: float  # standard error
+    k1: float
+    k1_error: float
+    largest: float  # |d|
+    ess: float  # effective sample size (sum of weights)^2 / sum of their squares, as a share of the tokens
+
+    def divergence(self, sure: float = 0.0) -> float:
+        """The larger estimate of the KL divergence: k3, `sure` standard errors down, or k1, five down.
+
+        Where both distributions cover all tokens, k3 and k1 estimate the same number and k3 varies less. But of a
+        truncated sampler (top_p) k3 sees only the square of the dropped mass, since the mean weight is below 1, and k1
+        is the divergence.
+        """
+        return max(self.k3 - sure * self.k3_error, self.k1 - 5 * self.k1_error)
+
+    @property
+    def is_finite(self) -> bool:
+        return math.isfinite(self.k3 + self.k1)
+
+
+def zero_sums(device: torch.device) -> MismatchSums:
+    """The sums over no tokens."""
+    return MismatchSums(*torch.zeros(8, dtype=torch.float64, device=device))
+
+
+def mismatch(logprobs: Tensor, b: Batch) -> MismatchSums:
+    """The sums over a batch's response tokens, from the trainer's log-probabilities (T,)."""
     mask = b.response_mask > 0
     d = torch.where(mask, logprobs - b.rollout_logprobs, 0.0).double()
-    k3, w = torch.expm1(d) - d, torch.where(mask, d.exp(), 0.0)
-    sums = torch.stack([k3, k3.square(), w, w.square(), d, d.square(), mask.double()]).sum(1)
-    return torch.cat([sums, d.abs().max()[None]])
+    k3, weight = torch.expm1(d) - d, torch.where(mask, d.exp(), 0.0)
+    return MismatchSums(
+        k3.sum(),
+        k3.square().sum(),
+        weight.sum(),
+        weight.square().sum(),
+        d.sum(),
+        d.square().sum(),
+        mask.double().sum(),
+        d.abs().max(),
+    )
 
 
-def nothing(device: torch.device) -> Tensor:
-    """The sums over no tokens."""
-    return torch.zeros(8, dtype=torch.float64, device=device)
-
-
-def merge(a: Tensor, b: Tensor) -> Tensor:
-    return torch.cat([a[:7] + b[:7], torch.maximum(a[7:], b[7:])])
-
-
-def over_ranks(sums: Tensor) -> dict[str, float]:
-    """The figures of all ranks' tokens: k3 and k1 = -mean d, two estimates of KL(sampler || trainer), with their
-    standard errors; the largest |d|; `ess`, the effective sample size (sum w)^2 / sum w^2 as a share of the tokens."""
-    total, largest = sums[:7].cpu(), sums[7:].cpu()
+def over_ranks(sums: MismatchSums) -> Mismatch:
+    """The figures of all ranks' tokens."""
+    total = torch.stack([getattr(sums, f.name) for f in fields(sums) if f.name != "largest"]).cpu()
+    largest = sums.largest.cpu()
     dist.all_reduce(total)
     dist.all_reduce(largest, dist.ReduceOp.MAX)
-    k3, k3_squared, w, w_squared, d, d_squared, n = total.tolist()
-    n = max(1.0, n)
+    k3, k3_squared, weight, weight_squared, d, d_squared, tokens = total.tolist()
+    n = max(1.0, tokens)
 
-    def error(mean: float, squared: float) -> float:
+    def standard_error(mean: float, squared: float) -> float:
         variance = squared / n - mean * mean
         return math.sqrt(max(0.0, variance) / n) if math.isfinite(variance) else math.inf
 
-    return {"k3": k3 / n, "k3_error": error(k3 / n, k3_squared), "k1": -d / n, "k1_error": error(d / n, d_squared),
-            "max": largest.item(), "ess": w * w / (n * w_squared) if w_squared else 1.0}  # fmt: skip
+    return Mismatch(
+        k3=k3 / n,
+        k3_error=standard_error(k3 / n, k3_squared),
+        k1=-d / n,
+        k1_error=standard_error(d / n, d_squared),
+        largest=largest.item(),
+        ess=weight * weight / (n * weight_squared) if weight_squared else 1.0,
+    )
 
 
-def divergence(figures: dict[str, float], sure: float = 0.0) -> float:
-    """The larger estimate of KL(sampler || trainer): k3, `sure` standard errors down, or k1, five down.
-
-    Where both distributions cover all tokens, k3 and k1 estimate the same number and k3 varies less. But of a truncated
-    sampler (top_p) k3 sees only the square of the dropped mass, since E[w] < 1, and k1 is the divergence.
-    """
-    return max(figures["k3"] - sure * figures["k3_error"], figures["k1"] - 5 * figures["k1_error"])
+# ----------------------------------------------------------------------------------------------------- check and probe
 
 
-def check(sums: Tensor, where: str, model: Qwen2, batches: list[Batch], cfg: Config,
-          sure: float = 0.0) -> dict[str, float]:  # fmt: skip
-    """The figures of `over_ranks`. Ends the run if their `divergence` is beyond `cfg.mismatch_limit` or no number;
+def check(
+    sums: MismatchSums, where: str, model: Qwen2, batches: list[Batch], cfg: Config, sure: float = 0.0
+) -> Mismatch:
+    """The figures of all ranks. Ends the run if their divergence is beyond `cfg.mismatch_limit` or no number;
     `batches`, as many on every rank, are then scored again to explain it."""
     figures = over_ranks(sums)
-    k3, k1 = figures["k3"], figures["k1"]
-    if math.isfinite(k3 + k1) and divergence(figures, sure) <= cfg.mismatch_limit:
+    if figures.is_finite and figures.divergence(sure) <= cfg.mismatch_limit:
         return figures
-    raise SystemExit(f"{where}: sampler and trainer disagree: two estimates of their KL divergence are {k3:.3g} (k3) "
-                     f"and {k1:.3g} (k1), beyond mismatch_limit={cfg.mismatch_limit}; nothing was learned from it. It "
-                     f"looks like {explain(model, batches, figures, cfg)}")  # fmt: skip
+    raise SystemExit(
+        f"{where}: sampler and trainer disagree: two estimates of their KL divergence are {figures.k3:.3g} (k3) and "
+        f"{figures.k1:.3g} (k1), beyond mismatch_limit={cfg.mismatch_limit}; nothing was learned from it. It looks "
+        f"like {explain(model, batches, figures, cfg)}"
+    )
+
+
+def probe_sums(
+    sampler: Sampler, model: Qwen2, prompts: list[Prompt], cfg: Config, step: int
+) -> tuple[MismatchSums, list[Batch]]:
+    """Two short samples of two prompts a rank, and how the trainer scores them.
+
+    They answer the longest prompts, the same ones every time: a prefix cache of the old weights would show.
+    """
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    longest = sorted(prompts, key=lambda p: len(p.ids), reverse=True)[: 2 * world_size]
+    prompt_ids = [longest[i % len(longest)].ids for i in (rank, rank + world_size)]
+    seeds = [[sample_seed(cfg.seed, "probe", step, rank, p, s) for s in range(2)] for p in range(2)]
+    groups = sampler.generate(prompt_ids, seeds, min(32, cfg.max_response_len[0]), cfg.temperature, cfg.top_p)
+    device = next(model.parameters()).device
+    batches = [pack([r], False, device) for group in groups for r in group]  # one each: as many on every rank
+    sums = zero_sums(device)
+    for b, logprobs in zip(batches, fixed_logprobs(model, batches, cfg), strict=True):
+        sums = sums + mismatch(logprobs, b)
+    return sums, batches
+
+
+def probe(sampler: Sampler, model: Qwen2, prompts: list[Prompt], cfg: Config, step: int) -> Mismatch:
+    """The watch right after a sync: has the sampler the trainer's weights? Ends the run if not."""
+    sums, batches = probe_sums(sampler, model, prompts, cfg, step)
+    # of so few tokens one odd one makes the mean: it must be sure
+    return check(sums, f"after the sync of step {step}", model, batches, cfg, sure=3.0)
+
+
+# ------------------------------------------------------------------------------------------------------------- explain
 
 
 @torch.no_grad()
-def explain(model: Qwen2, batches: list[Batch], figures: dict[str, float], cfg: Config) -> str:
+def explain(model: Qwen2, batches: list[Batch], figures: Mismatch, cfg: Config) -> str:
     """What a disagreement looks like: the same tokens are scored under each suspicion, and the one that fits is it."""
-    if not math.isfinite(figures["k3"] + figures["k1"]):
+    if not figures.is_finite:
         return "weights or log-probabilities that are not finite"
-
-    def measure(scores: list[Tensor], reference: list[Tensor] | None = None) -> dict[str, float]:
-        sums = nothing(scores[0].device)
-        for i, b in enumerate(batches):
-            # against other scores than the sampler's: the same difference, written as the sampler's minus theirs
-            other = 0.0 if reference is None else b.rollout_logprobs - reference[i]
-            sums = merge(sums, mismatch(scores[i] + other, b))
-        return over_ranks(sums)
-
-    def score(hidden: list[Tensor], temperature: float) -> list[Tensor]:
-        head = model.lm_head.weight
-        return [token_logprobs(h, head, b.targets, temperature, cfg.logprob_chunk)[0]
-                for h, b in zip(hidden, batches, strict=True)]  # fmt: skip
-
     # Attention sees only the distances between positions: shifted by one, nothing changes but the rounding.
     shifted = [model(b.input_ids, b.position_ids + 1, b.cu_seqlens) for b in batches]
     hidden = [model(b.input_ids, b.position_ids, b.cu_seqlens) for b in batches]
-    plain = score(hidden, cfg.temperature)
-    rounding, here = measure(score(shifted, cfg.temperature), plain)["k3"], divergence(measure(plain))
+    plain = scores(model, hidden, batches, cfg.temperature, cfg)
+    rounding = own_rounding(scores(model, shifted, batches, cfg.temperature, cfg), plain, batches)
+    here = total_mismatch(plain, batches).divergence()
+    trainers_rounding = f"the trainer's own rounding makes a k3 of {rounding:.2g} on these tokens"
     if here <= 2 * rounding:
-        return (f"low precision and nothing else: the trainer's own rounding makes a k3 of {rounding:.2g} on these "
-                f"tokens; raise mismatch_limit, and see rollout_correction")  # fmt: skip
-    fits = {divergence(measure(score(hidden, t))): f"a wrong temperature: the sampler's log-probabilities fit {t}, the "
-            f"trainer's is {cfg.temperature}" for t in TEMPERATURES}  # fmt: skip
-    masses = [kept_mass(h, model.lm_head.weight, cfg) for h in hidden]  # (T, len(TOP_PS)) each
+        advice = "raise mismatch_limit, and see rollout_correction"
+        return f"low precision and nothing else: {trainers_rounding}; {advice}"
+    suspicions = []  # (divergence that is left if it is true, what to say)
+    for t in TEMPERATURES:
+        left = total_mismatch(scores(model, hidden, batches, t, cfg), batches).divergence()
+        fits = f"the sampler's log-probabilities fit {t}, the trainer's is {cfg.temperature}"
+        suspicions.append((left, f"a wrong temperature: {fits}"))
+    masses = [kept_mass(h, model.lm_head.weight[: model.vocab_size], cfg) for h in hidden]  # (T, len(TOP_PS)) each
     for i, top_p in enumerate(TOP_PS):
-        cut = [x - mass[:, i].log() for x, mass in zip(plain, masses, strict=True)]
-        fits[divergence(measure(cut))] = f"a truncated distribution: the log-probabilities fit top_p={top_p}"
-    best = min(fits)
+        truncated = [logprobs - mass[:, i].log() for logprobs, mass in zip(plain, masses, strict=True)]
+        left = total_mismatch(truncated, batches).divergence()
+        suspicions.append((left, f"a truncated distribution: the log-probabilities fit top_p={top_p}"))
+    best, text = min(suspicions)
     if best <= max(here / 20, 3 * rounding):
-        return fits[best]
+        return text
     if here <= 10 * rounding:
-        return (f"low precision, or weights that are a little stale: the trainer's own rounding makes a k3 of "
-                f"{rounding:.2g} on these tokens")  # fmt: skip
+        return f"low precision, or weights that are a little stale: {trainers_rounding}"
     return "stale weights: a sync that did not arrive or not in full, or cached prefixes of older weights"
+
+
+def scores(model: Qwen2, hidden: list[Tensor], batches: list[Batch], temperature: float, cfg: Config) -> list[Tensor]:
+    """The targets' log-probabilities (T,) of each batch at a temperature, from hidden states (T, D)."""
+    head, chunk = model.lm_head.weight, cfg.logprob_chunk
+    return [
+        token_logprobs(h, head, b.targets, temperature, chunk, model.vocab_size)[0]
+        for h, b in zip(hidden, batches, strict=True)
+    ]
+
+
+def total_mismatch(logprobs: list[Tensor], batches: list[Batch]) -> Mismatch:
+    """Of log-probabilities (T,) against the sampler's, over all batches of all ranks."""
+    sums = zero_sums(logprobs[0].device)
+    for values, b in zip(logprobs, batches, strict=True):
+        sums = sums + mismatch(values, b)
+    return over_ranks(sums)
+
+
+def own_rounding(logprobs: list[Tensor], others: list[Tensor], batches: list[Batch]) -> float:
+    """The k3 between two ways in which the trainer itself computes the same log-probabilities."""
+    differences = zip(logprobs, others, batches, strict=True)
+    return total_mismatch([x - y + b.rollout_logprobs for x, y, b in differences], batches).k3
 
 
 def kept_mass(hidden: Tensor, lm_head_weight: Tensor, cfg: Config) -> Tensor:
