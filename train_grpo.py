@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from configs import Config, UserError, load_config
+from configs import Config, load_config
 from configs import run as run_command
 from eval import evaluate
 from grader.pool import RewardPool
@@ -34,13 +34,13 @@ from losses import (
     rollout_weights,
     sequence_logratio,
 )
-from model import DTYPES, ModelConfig, Qwen2, resolve_model
-from problems.prompts import ChatTokenizer, Prompt, encode_problems, load_problems, load_prompts
+from model import DTYPES, Qwen2, resolve_model
+from problems.prompts import ChatTokenizer, Prompt, load_benchmarks, load_prompts
 from rollout import Rollout, Sampler, gather_rollouts, make_sampler, response_text, sample_seed, sync_weights
 from training import checkpoint, metrics, packing, smoke, stages, watch
 from training.checkpoint import RunState, step_name
 from training.metrics import LossSums, Timer
-from training.packing import Batch, Minibatch, all_sum, from_rank0, print0
+from training.packing import Batch, Minibatch, all_sum, from_rank0, load_model, longest_sequence, print0
 
 
 @dataclass(frozen=True)
@@ -254,30 +254,6 @@ def count_skips(norms: list[float | None], before: int, step: int) -> int:
 # ------------------------------------------------------------------------------------------ set up, validate and finish
 
 
-def load_model(cfg: Config, path: Path, device: torch.device, dtype: torch.dtype) -> Qwen2:
-    """The model sharded over all ranks, parameters in `dtype`."""
-    model = Qwen2.from_pretrained(path, dtype, device, packing.device_mesh(cfg, device), DTYPES[cfg.dtype])
-    model.vocab_size = min(model.vocab_size, ChatTokenizer(path).size)
-    return model
-
-
-def load_benchmarks(cfg: Config, tokenizer: ChatTokenizer) -> dict[str, list[Prompt]]:
-    """What the run is validated on, by the stem of its file; nothing where it never is. Raises UserError."""
-    files = cfg.eval_data if cfg.eval_every else ()
-    return {Path(f).stem: encode_problems(load_problems(f), tokenizer, cfg.prompt_suffix) for f in files}
-
-
-def longest_sequence(cfg: Config, path: Path, benchmarks: dict[str, list[Prompt]]) -> int:
-    """Tokens of the longest prompt with its response. Raises UserError where the model has fewer positions."""
-    longest_prompt = max([cfg.max_prompt_len, *(len(p.ids) for prompts in benchmarks.values() for p in prompts)])
-    longest = longest_prompt + cfg.max_response_len[-1]
-    positions = ModelConfig.from_folder(path).max_position_embeddings
-    if longest > positions:
-        limit = f"the model has only max_position_embeddings={positions}"
-        raise UserError(f"max_response_len: {longest} tokens with the longest prompt, but {limit}")
-    return longest
-
-
 def set_up(cfg: Config, hook: Any, started: float) -> tuple[Run, RunState]:
     """Data, process group, sampler and models; on a resume, the newest whole checkpoint. Raises UserError for what is
     wrong with the input, all but a damaged checkpoint before a model loads."""
@@ -337,13 +313,6 @@ def sync(run: Run, step: int, timer: Timer) -> tuple[int, float]:
         size = sync_weights(run.sampler, run.model, DTYPES[run.cfg.dtype])
     with timer("probe"):
         return size, watch.probe(run.sampler, run.model, run.prompts, run.cfg, step).k3
-
-
-def save(run: Run, state: RunState) -> None:
-    timer = Timer(run.device)
-    with timer("checkpoint"):
-        checkpoint.save_all(run.cfg, run.model, run.optimizer, state)
-    run.ledger.charge(timer)
 
 
 def validate(run: Run, max_len: int, evaluated: dict[int, dict]) -> dict[str, dict[str, float]]:
@@ -478,7 +447,10 @@ def main(argv: list[str], hook: smoke.NoHook | smoke.SmokeTest = smoke.NO_HOOK) 
 
         # 6. Save: a crash costs at most `save_every` steps.
         if cfg.save_every and (step % cfg.save_every == 0 or stage_ends):
-            save(run, state)
+            timer = Timer(run.device)
+            with timer("checkpoint"):
+                checkpoint.save_all(cfg, run.model, run.optimizer, state)
+            run.ledger.charge(timer)
             hook.after_checkpoint(run, row)
 
     finish(run, state, first_step, evaluated, argv)

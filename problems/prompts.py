@@ -135,3 +135,9 @@ def load_prompts(cfg: Config, tokenizer: ChatTokenizer) -> tuple[list[Prompt], i
                         f"{cfg.max_prompt_len} tokens (of {len(prompts)}); prompts_per_step is "
                         f"{cfg.prompts_per_step}")  # fmt: skip
     return kept, len(prompts) - len(kept)
+
+
+def load_benchmarks(cfg: Config, tokenizer: ChatTokenizer) -> dict[str, list[Prompt]]:
+    """What a run is validated on, by the stem of its file; nothing where it never is. Raises UserError."""
+    files = cfg.eval_data if cfg.eval_every else ()
+    return {Path(f).stem: encode_problems(load_problems(f), tokenizer, cfg.prompt_suffix) for f in files}

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,12 +20,13 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from configs import Config, UserError
-from model import Qwen2, token_logprobs
+from model import DTYPES, ModelConfig, Qwen2, token_logprobs
+from problems.prompts import ChatTokenizer, Prompt
 from rollout import Rollout
 
 Value = TypeVar("Value")
 
-# --------------------------------------------------------------------------------------------------- the process group
+# --------------------------------------------------------------------------------------- the process group, the model
 
 
 def init_distributed(cfg: Config) -> torch.device:
@@ -53,6 +55,24 @@ def device_mesh(cfg: Config, device: torch.device) -> DeviceMesh:
         return init_device_mesh(device.type, (world_size,), mesh_dim_names=("shard",))
     shape = (world_size // shard_size, shard_size)
     return init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
+
+
+def load_model(cfg: Config, path: Path, device: torch.device, dtype: torch.dtype) -> Qwen2:
+    """The model of a folder, sharded over all ranks, parameters in `dtype`."""
+    model = Qwen2.from_pretrained(path, dtype, device, device_mesh(cfg, device), DTYPES[cfg.dtype])
+    model.vocab_size = min(model.vocab_size, ChatTokenizer(path).size)
+    return model
+
+
+def longest_sequence(cfg: Config, path: Path, benchmarks: dict[str, list[Prompt]]) -> int:
+    """Tokens of the longest prompt with its response. Raises UserError where the model has fewer positions."""
+    longest_prompt = max([cfg.max_prompt_len, *(len(p.ids) for prompts in benchmarks.values() for p in prompts)])
+    longest = longest_prompt + cfg.max_response_len[-1]
+    positions = ModelConfig.from_folder(path).max_position_embeddings
+    if longest > positions:
+        limit = f"the model has only max_position_embeddings={positions}"
+        raise UserError(f"max_response_len: {longest} tokens with the longest prompt, but {limit}")
+    return longest
 
 
 def print0(*args: Any) -> None:
