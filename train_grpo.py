@@ -12,7 +12,6 @@ Dimensions: T packed tokens of a batch.
 import math
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -226,6 +225,8 @@ def learn(
     tokens, and each update's gradient norm, None where it was skipped."""
     cfg, sums, losses, norms = run.cfg, LossSums.zero(run.device), [], []
     figures: dict[str, Any] = dict.fromkeys(("mismatch_k3", "mismatch_max", "mismatch_ess"))
+    if not minibatches:
+        print0(f"step {step}: every group is uniform (all right or all wrong): no update")
     for i, (minibatch, batches) in enumerate(zip(minibatches, packed, strict=True)):
         minibatch_sums, on_policy_mismatch = backward(run.model, batches, minibatch, cfg)
         if i == 0:  # all of the step's tokens are scored and nothing has moved: one policy, or no update
@@ -315,10 +316,11 @@ def sync(run: Run, step: int, timer: Timer) -> tuple[int, float]:
         return size, watch.probe(run.sampler, run.model, run.prompts, run.cfg, step).k3
 
 
-def validate(run: Run, max_len: int, evaluated: dict[int, dict]) -> dict[str, dict[str, float]]:
+def validate(run: Run, max_len: int, evaluated: dict[int, dict], timer: Timer) -> dict[str, dict[str, float]]:
     """The benchmarks' figures at one context; `evaluated` has those that the current weights have already."""
     if max_len not in evaluated:
-        results = evaluate(run.sampler, run.tokenizer, run.pool, run.benchmarks, run.cfg, max_len)
+        with timer("eval"):
+            results = evaluate(run.sampler, run.tokenizer, run.pool, run.benchmarks, run.cfg, max_len)
         evaluated[max_len] = results
         for name in [*run.benchmarks, "all"] if len(run.benchmarks) > 1 else run.benchmarks:
             r = results[name]
@@ -332,8 +334,7 @@ def validate_first_and_last(run: Run, which: str, evaluated: dict[int, dict], ti
     """{"first": results, "last": results} of the `which` (base or final) model at the first and the last context."""
     print0(f"evaluating the {which} model at the first and at the last context")
     contexts = {"first": run.cfg.max_response_len[0], "last": run.cfg.max_response_len[-1]}
-    with timer("eval"):
-        return {when: validate(run, max_len, evaluated) for when, max_len in contexts.items()}
+    return {when: validate(run, max_len, evaluated, timer) for when, max_len in contexts.items()}
 
 
 def finish(run: Run, state: RunState, first_step: int, evaluated: dict[int, dict], argv: list[str]) -> None:
@@ -422,21 +423,14 @@ def main(argv: list[str], hook: smoke.NoHook | smoke.SmokeTest = smoke.NO_HOOK) 
 
         # 5. Report what happened, ask the schedule what it means, validate.
         timeouts, cached_tokens = map(int, all_sum([run.pool.timeouts, cached_tokens]))
-        row = {
-            "step": step,
-            "stage": state.stage,
-            "max_response_len": max_len,
-            "lr": cfg.lr,
-            **metrics.rollout_metrics(groups),
-        }
-        row |= {"groups_drawn": len(groups), "groups_trained": len(trained), **figures}
+        row = {"step": step, "stage": state.stage, "max_response_len": max_len, "lr": cfg.lr}
+        row |= {"groups_drawn": len(groups), "groups_trained": len(trained)} | metrics.rollout_metrics(groups) | figures
         row |= {"sync_bytes": sync_bytes, "mismatch_sync_k3": sync_k3, "prompt_tokens_cached": cached_tokens}
         row |= {"updates_skipped": state.skipped + norms.count(None), "reward_timeouts": timeouts_before + timeouts}
         state = stages.after_step(state, row, cfg)
         stage_ends = stages.is_over(state, cfg) or stages.is_due(state, cfg)
         if run.benchmarks and (step % cfg.eval_every == 0 or stage_ends):
-            with timer("eval"):
-                results = validate(run, cfg.eval_max_len or max_len, evaluated)
+            results = validate(run, cfg.eval_max_len or max_len, evaluated, timer)
             row |= {f"eval_{name}": results[name]["accuracy"] for name in run.benchmarks}
         if cfg.save_rollouts_every and step % cfg.save_rollouts_every == 0:
             metrics.dump_rollouts(cfg.run_dir, step, groups, run.prompts, run.tokenizer)

@@ -58,7 +58,7 @@ def after_step(state: RunState, row: dict[str, Any], cfg: Config) -> RunState:
     if decision is None:
         out_of_patience = len(history) >= cfg.stage_steps[state.stage] and not is_last(state, cfg)
         decision = "lengthen" if out_of_patience else state.decision
-    state = replace(
+    after = replace(
         state,
         step=row["step"],
         tokens=state.tokens + row["tokens_generated"],
@@ -67,9 +67,10 @@ def after_step(state: RunState, row: dict[str, Any], cfg: Config) -> RunState:
         history=history,
         decision=decision,
     )
+    log_decision(state, after, cfg)
     # Only checkpoints that every run has compete for the best, not those where `max_steps` happened to cut.
-    competes = is_due(state, cfg) or (cfg.save_every and state.step % cfg.save_every == 0)
-    return replace(state, score=smoothed_reward(list(history), cfg.stage_window) if competes else None)
+    competes = is_due(after, cfg) or (cfg.save_every and after.step % cfg.save_every == 0)
+    return replace(after, score=smoothed_reward(list(history), cfg.stage_window) if competes else None)
 
 
 def decide(history: tuple[dict[str, Any], ...], cfg: Config) -> str | None:
@@ -82,7 +83,7 @@ def decide(history: tuple[dict[str, Any], ...], cfg: Config) -> str | None:
     return None
 
 
-def log_decision(state: RunState, before: RunState, cfg: Config) -> None:
+def log_decision(before: RunState, state: RunState, cfg: Config) -> None:
     """What the schedule has decided in this step, once."""
     if state.decision in (None, before.decision):
         return
