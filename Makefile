@@ -7,7 +7,7 @@ tiny: .venv/installed
 	.venv/bin/python plot.py out/tiny
 
 test: .venv/installed-test
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n logical --maxprocesses=4 --dist loadgroup
 
 lint: .venv/installed-test
 	.venv/bin/ruff check .
