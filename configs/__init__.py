@@ -49,7 +49,9 @@ class Config:
     out_dir: str = "out"
     seed: int = 0  # every random number of the run is a function of this
     resume: bool = False  # go on from the newest whole checkpoint, or from the start where there is none
-    smoke: bool = False  # try everything once on the worst case and two steps, then say whether it works: training/smoke.py
+    smoke: bool = (
+        False  # only try it: the worst case, two steps, a resume; then say whether it works (training/smoke.py)
+    )
     save_every: int = 20  # steps between checkpoints and exports, a stage's last step included; 0 = never
     keep_checkpoints: int = 3  # newest ones kept; besides, each stage's best, and KL references
     export_dtype: Literal["float32", "bfloat16"] = "float32"  # of hf/step_*: float32 where a later stage loads it
@@ -179,12 +181,12 @@ class Config:
                     "gpu_dollars_per_hour": 0, "eval_max_len": 0}  # fmt: skip
         for name, low in at_least.items():
             value = getattr(self, name)
-            for v in value if isinstance(value, tuple) else (value,):
-                if v < low:
-                    why = " (a group of one has no advantage)" if name == "group_size" else ""
-                    raise UserError(f"{name}: {v} is under its minimum {low}{why}")
-            if value == () and name != "stage_gpus":
+            entries = value if isinstance(value, tuple) else (value,)
+            if not entries and name != "stage_gpus":
                 raise UserError(f"{name}: at least one entry is needed")
+            if any(entry < low for entry in entries):
+                reason = " (a group of one has no advantage)" if name == "group_size" else ""
+                raise UserError(f"{name}: {min(entries)} is under its minimum {low}{reason}")
         for name in ("temperature", "max_grad_norm", "adam_eps", "reward_timeout", "mismatch_limit"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name}: {getattr(self, name)} must be greater than 0")
