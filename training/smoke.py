@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from configs import Config, UserError, lost_rank
-from model import DTYPES, ModelConfig, Qwen2
+from model import DTYPES, Qwen2
 from rollout import Rollout, sync_weights
 from training import checkpoint, watch
 from training.metrics import Timer, check_wandb
@@ -126,7 +126,7 @@ def _remove_folder(cfg: Config) -> None:
 # -------------------------------------------------------------------------------------------------------------- trials
 
 
-def worst_pack(cfg: Config, model_config: ModelConfig, device: torch.device) -> Batch:
+def worst_pack(cfg: Config, vocab_size: int, device: torch.device) -> Batch:
     """As many sequences of the greatest length as fit into `token_budget`, and one that fills it up."""
     longest = cfg.max_prompt_len + cfg.max_response_len[-1]
     lengths = [longest] * (cfg.token_budget // longest)
@@ -135,7 +135,7 @@ def worst_pack(cfg: Config, model_config: ModelConfig, device: torch.device) -> 
     generator = torch.Generator().manual_seed(cfg.seed)
     rollouts = []
     for i, n in enumerate(lengths):
-        ids = torch.randint(model_config.vocab_size, (n + 1,), generator=generator).tolist()
+        ids = torch.randint(vocab_size, (n + 1,), generator=generator).tolist()
         rollouts.append(Rollout(i, 0, ids[:1], ids[1:], [-1.0] * n, "length", advantage=(-1.0) ** i))
     return pack(rollouts, False, device)
 
@@ -144,7 +144,7 @@ def worst_case(run: Any, backward: Callable, optimizer_step: Callable) -> Timer:
     """A step on the fullest pack, as long as nothing is generated yet; with lr 0, so that nothing moves. Returns its
     seconds and memory."""
     cfg, optimizer, timer = run.cfg, run.optimizer, Timer(run.device)
-    b = worst_pack(cfg, run.model.config, run.device)
+    b = worst_pack(cfg, run.model.vocab_size, run.device)
     minibatch = Minibatch([], int(b.response_mask.sum()), b.cu_seqlens.numel() - 1, cfg.max_response_len[-1])
     with timer("worst pack"):
         b = replace(b, old_logprobs=fixed_logprobs(run.model, [b], cfg)[0])
