@@ -1,37 +1,38 @@
-"""Builds the data: the tiny world, the training set, and the benchmarks.
+"""Builds the data: the tiny world, the training set, the benchmarks, and problems from templates.
 
     python data_prep.py tiny   [--out_dir=data/tiny]
     python data_prep.py train  --source=deepscaler [--out_dir=data]    # the published 40K set
     python data_prep.py train  [--raw_dir=DIR] [--out_dir=data]        # rebuilt from its sources
     python data_prep.py bench  [--raw_dir=DIR] [--out_dir=data]        # aime24, amc23, math500, minerva, olympiad
     python data_prep.py curate --input=RAW.jsonl --against=TESTS.jsonl --out_dir=DIR
+    python data_prep.py parametric [--seed=0] [--count=264] [--without=FILE.jsonl] [--out=data/parametric.jsonl]
 
 Sources come from the hub, or with `--raw_dir` from files at hand. A training set (`train`, `curate`) is gradable,
 without copies, and without the tests: `train.jsonl` (id, source, problem, answer), `dropped.jsonl` (id, reason,
 detail), `report.json` and `report.md`. The same input gives the same bytes; interrupted, it goes on where it was, since
 downloads, embeddings and a model's answers are kept (`raw/`, `cache/`). A benchmark is `<name>.jsonl` (id, source,
-problem, answer, where a list holds alternatives).
+problem, answer, where a list holds alternatives). problems/README.md explains the rules.
 """
 
 import importlib.util
 import json
 import re
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
-from configs import UserError, parse_flag, run
+from configs import UserError, parse_flags, run, write_whole
 from grader.compare import refusal
 from grader.pool import RewardPool
 from problems.choices import opened
 from problems.duplicates import Pair, Texts, clusters, exact_pairs, leaks, near_duplicates
 from problems.endpoint import Endpoint
-from problems.report import as_markdown, make_report
-from problems.rows import MAX_CHARS, Row, damage, objects, read_rows
+from problems.parametric import TEMPLATES
+from problems.parametric import problems as parametric_problems
+from problems.prompts import load_problems
+from problems.report import Curation, as_markdown, make_report
+from problems.rows import MAX_CHARS, Raw, Row, damage, objects, read_rows
 from problems.similarity import Embedder
 from problems.sources import BENCHMARKS, TRAINING, Source, benchmark_problem, checksum, fetch, find, read_plain
 from problems.tiny import make_tiny_world
@@ -39,7 +40,7 @@ from reward import last_boxed
 
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 TIMEOUT = 60.0  # seconds a grading worker may hang; a busy machine must not change which rows stay
-# an answer that is a statement or no answer: nothing to compare
+# Words that make an answer a statement, or say that there is none: nothing that a response could be compared with.
 PROOF = re.compile(
     r"\b(q\.?e\.?d|proofs?|proved?|proven|shown|see|vary|varies|various|statement|holds|if and only if|iff"
     r"|for (all|every|any))\b",
@@ -49,9 +50,9 @@ PROOF = re.compile(
 
 @dataclass(frozen=True)
 class Settings:
-    """What the commands may be told, as --name=value."""
+    """What the commands may be told, as --name=value; FLAGS says which command takes which."""
 
-    out_dir: str = ""
+    out_dir: str = "data"
     source: str = ""  # train: one of TRAINING's names; all four, or with raw_dir all that are there
     raw_dir: str = ""  # train, bench: a folder of downloaded files; the hub
     input: str = ""  # curate: rows {id, source, problem, answer?, solution?}
@@ -64,34 +65,46 @@ class Settings:
     answer_url: str = ""  # a server that reads answers from solutions, as http://localhost:8000/v1; none
     answer_model: str = ""  # its model
     answer_budget: int = 10_000  # requests to it in a run, at most
+    seed: int = 0  # parametric: of the numbers in the templates
+    count: int = 8 * len(TEMPLATES)  # parametric: problems
+    without: str = ""  # parametric: a file of problems that must not come again
+    out: str = "data/parametric.jsonl"  # parametric: the file to write
 
     def __post_init__(self) -> None:
-        for name, choices in (("near", ("gated", "deepscaler")), ("gradable", ("ours", "deepscaler")),
-                              ("source", ("", *(s.name for s in TRAINING)))):  # fmt: skip
-            if getattr(self, name) not in choices:
-                raise UserError(f"--{name}: {getattr(self, name)!r} is none of {', '.join(c for c in choices if c)}")
+        choices = {
+            "near": ["gated", "deepscaler"],
+            "gradable": ["ours", "deepscaler"],
+            "source": [source.name for source in TRAINING],
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed and not (name == "source" and not self.source):
+                raise UserError(f"--{name}: {getattr(self, name)!r} is none of {', '.join(allowed)}")
+        for name in ("workers", "answer_budget", "count"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name}: {getattr(self, name)} is under its minimum 1")
         if not 0 <= self.max_malformed <= 1:
             raise UserError(f"--max_malformed: {self.max_malformed} is not a share between 0 and 1")
-        if self.workers < 1:
-            raise UserError(f"--workers: {self.workers} is under its minimum 1")
         if bool(self.answer_url) != bool(self.answer_model):
             raise UserError("--answer_url and --answer_model go together")
-        if self.answer_budget < 1:
-            raise UserError(f"--answer_budget: {self.answer_budget} is under its minimum 1")
         if self.answer_url and not re.fullmatch(r"https?://[\w.\[\]:-]+(/[^\s]*)?", self.answer_url):
             raise UserError(f"--answer_url: {self.answer_url!r} is no http address")
+        if self.raw_dir and not Path(self.raw_dir).is_dir():
+            raise UserError(f"--raw_dir: no folder {self.raw_dir}")
 
 
 # ------------------------------------------------------------------------------------------------------------- answers
 
 
 def answered(row: Row) -> tuple[Row, str]:
-    """The row with an answer where one can be read: the field's, the solution's last box, or, of AMC problems, the
-    choice that the solution names, and the problem without its choices; and why such a problem cannot be asked."""
+    """(row with an answer where one can be read, why it cannot be asked as an open question or "").
+
+    The answer is the field's, else the one in the solution's last box; of an AMC problem also the choice that the
+    solution names, and then the choices leave the problem. A row without any has the answer "".
+    """
     solution = "" if damage(row.solution) else row.solution
     if row.source in ("amc", "amc_aime"):
-        problem, answer, why = opened(row.problem, row.answer, solution)
-        return replace(row, problem=problem, answer=answer), why
+        problem, answer, not_open = opened(row.problem, row.answer, solution)
+        return replace(row, problem=problem, answer=answer), not_open
     answer = row.answer or last_boxed(solution) or ""
     if row.source == "aime" and answer.isdecimal():
         answer = str(int(answer))  # 025
@@ -99,24 +112,28 @@ def answered(row: Row) -> tuple[Row, str]:
 
 
 def answer_all(rows: list[Row], s: Settings) -> tuple[list[tuple[Row, str]], list[str]]:
-    """`answered` of each row, then of those without an answer, but with a solution, with what the user's server reads
-    there; and the ids of the latter."""
-    found = [answered(r) for r in tqdm(rows, desc="reading answers", mininterval=1)]
-    todo = [i for i, (r, _) in enumerate(found) if not r.answer and rows[i].solution.strip()] if s.answer_url else []
-    if not todo:
-        return found, []
+    """`answered` of each row, and the ids of the rows whose answers the user's server read from their solutions.
+
+    The server is asked where a row has a solution and no answer was found in it.
+    """
+    results = [answered(row) for row in tqdm(rows, desc="reading answers", mininterval=1)]
+    if not s.answer_url:
+        return results, []
+    unanswered = [i for i, (row, _) in enumerate(results) if not row.answer and rows[i].solution.strip()]
+    if not unanswered:
+        return results, []
     endpoint = Endpoint(s.answer_url, s.answer_model, s.answer_budget, Path(s.out_dir) / "cache" / "answers.jsonl")
-    replies = endpoint.answers([(rows[i].problem, rows[i].solution) for i in todo])
-    for i, reply in zip(todo, replies, strict=True):
-        if reply:
-            found[i] = answered(replace(rows[i], answer=reply))
-    print(f"{s.answer_model} read {sum(map(bool, replies))} answers from {len(todo)} solutions in "
-          f"{endpoint.requests} requests")  # fmt: skip
-    return found, [rows[i].id for i, reply in zip(todo, replies, strict=True) if reply]
+    replies = endpoint.answers([(rows[i].problem, rows[i].solution) for i in unanswered])
+    by_model = {i: reply for i, reply in zip(unanswered, replies, strict=True) if reply}
+    for i, reply in by_model.items():
+        results[i] = answered(replace(rows[i], answer=reply))
+    requests = f"{len(unanswered)} solutions in {endpoint.requests} requests"
+    print(f"{s.answer_model} read {len(by_model)} answers from {requests}")
+    return results, [rows[i].id for i in by_model]
 
 
-def unfit(row: Row, gradable: str = "ours") -> tuple[str, str] | None:
-    """(reason, detail) why a row cannot be trained on, or None."""
+def unfit(row: Row, filter_name: str = "ours") -> tuple[str, str] | None:
+    """(reason, detail) why a row cannot be trained on, or None. `filter_name` is the setting `gradable`."""
     if not row.problem:
         return "empty_problem", ""
     if not row.answer or row.answer.lower() in ("none", "nan", "null", "inf", "n/a"):
@@ -127,9 +144,10 @@ def unfit(row: Row, gradable: str = "ours") -> tuple[str, str] | None:
         return "aime_answer_not_integer_0_999", row.answer
     if PROOF.search(row.answer):
         return "ungradable", f"a statement, not a value: {row.answer}"
-    if reason := refusal(row.answer):
+    reason = refusal(row.answer)
+    if reason:
         return "ungradable", f"{reason}: {row.answer}"
-    if gradable == "deepscaler" and not sympy_may_read(row.answer):
+    if filter_name == "deepscaler" and not sympy_may_read(row.answer):
         return "ungradable", f"not for DeepScaleR's textual filter: {row.answer}"
     return None
 
@@ -146,62 +164,67 @@ def sympy_may_read(answer: str) -> bool:
 # --------------------------------------------------------------------------------------------------------- the pipeline
 
 
-def gradable(found: list[tuple[Row, str]], s: Settings, pool: RewardPool,
-             drop: Callable[[Row, str, str], None]) -> list[Row]:  # fmt: skip
-    """The rows whose answers can be read and are equal to themselves."""
-    kept = []
-    for row, why in found:
-        if problem := ("not_open", why) if why else unfit(row, s.gradable):
-            drop(row, *problem)
+def split_gradable(results: list[tuple[Row, str]], s: Settings, pool: RewardPool) -> tuple[list[Row], list[Raw]]:
+    """(rows whose answers can be read and are equal to themselves, records of the others) from `answer_all`'s rows."""
+    readable, dropped = [], []
+    for row, not_open in results:
+        problem = ("not_open", not_open) if not_open else unfit(row, s.gradable)
+        if problem:
+            dropped.append(drop_record(row, *problem))
         else:
-            kept.append(row)
-    right = pool.grades([r.answer for r in kept], [r.answer for r in kept], "grading answers against themselves")
-    for row, score in zip(kept, right, strict=True):
-        if not score:
-            drop(row, "ungradable", f"not equal to itself: {row.answer}")
-    return [r for r, score in zip(kept, right, strict=True) if score]
+            readable.append(row)
+    answers = [row.answer for row in readable]
+    scores = pool.grades(answers, answers, "grading answers against themselves")
+    gradable = []
+    for row, score in zip(readable, scores, strict=True):
+        if score:
+            gradable.append(row)
+        else:
+            dropped.append(drop_record(row, "ungradable", f"not equal to itself: {row.answer}"))
+    return gradable, dropped
 
 
-def curate(rows: list[Row], tests: list[Row], s: Settings, malformed: list[dict[str, Any]],
-           origins: dict[str, Any]) -> None:  # fmt: skip
-    """Rows in, `train.jsonl`, `dropped.jsonl`, `report.json` and `report.md` out."""
+def drop_record(row: Row, reason: str, detail: str) -> Raw:
+    """A line of `dropped.jsonl`."""
+    return {"id": row.id, "reason": reason, "detail": detail}
+
+
+def curate(rows: list[Row], tests: list[Row], s: Settings, malformed: list[Raw], origins: Raw) -> None:
+    """Rows in; `train.jsonl`, `dropped.jsonl`, `report.json` and `report.md` out.
+
+    malformed: what could not be read, origins: where the rows are from; both go into the report.
+    """
     out = Path(s.out_dir)
-    dropped: list[dict[str, str]] = []
-
-    def drop(row: Row, reason: str, detail: str) -> None:
-        dropped.append({"id": row.id, "reason": reason, "detail": detail})
-
     embedder = Embedder(embedding_model(s.embedding_model), out / "cache")
     with RewardPool(s.workers, TIMEOUT) as pool:
-        found, by_model = answer_all(rows, s)
-        kept = gradable(found, s, pool, drop)
-        test_texts = Texts.of([r.problem for r in tests], [r.answer for r in tests], embedder, "embedding tests")
-        texts = Texts.of([r.problem for r in kept], [r.answer for r in kept], embedder, "embedding rows")
+        results, ids_by_model = answer_all(rows, s)
+        gradable, dropped = split_gradable(results, s, pool)
+        test_texts = Texts.of([t.problem for t in tests], [t.answer for t in tests], embedder, "embedding tests")
+        texts = Texts.of([r.problem for r in gradable], [r.answer for r in gradable], embedder, "embedding rows")
         leaked = leaks(texts, test_texts) if tests else {}
         pairs = [Pair(i, j, "exact", 1.0) for i, j in exact_pairs(texts, texts)]
-        pairs += near_duplicates(texts, [r.answer for r in kept], s.near, pool.grades)
+        pairs += near_duplicates(texts, [r.answer for r in gradable], s.near, pool.grades)
     for i, pair in sorted(leaked.items()):
-        drop(kept[i], "contaminated", f"{pair.how} {pair.similarity:.3f} {tests[pair.j].id}")
-    copies = choose(kept, [p for p in pairs if p.i not in leaked and p.j not in leaked])
-    for i, (best, why) in copies.items():
-        other = kept[why.j if why.i == i else why.i].id
-        drop(kept[i], "duplicate", f"of {kept[best].id}: {why.how} {why.similarity:.3f} {other}")
-    left = [r for i, r in enumerate(kept) if i not in leaked and i not in copies]
+        detail = f"{pair.kind} {pair.similarity:.3f} {tests[pair.j].id}"
+        dropped.append(drop_record(gradable[i], "contaminated", detail))
+    copies = choose(gradable, [p for p in pairs if p.i not in leaked and p.j not in leaked])
+    for i, (best, pair) in copies.items():
+        partner = gradable[pair.j if pair.i == i else pair.i].id
+        detail = f"of {gradable[best].id}: {pair.kind} {pair.similarity:.3f} {partner}"
+        dropped.append(drop_record(gradable[i], "duplicate", detail))
+    kept = [row for i, row in enumerate(gradable) if i not in leaked and i not in copies]
 
-    new = [r for i, r in enumerate(kept) if i not in leaked]
-    counts = [(name, Counter(r.source for r in part)) for name, part in
-              (("read", rows), ("gradable", kept), ("not in the tests", new), ("distinct", left))]  # fmt: skip
-    report = make_report(counts, dropped, malformed, kept, left, tests, leaked, pairs)
-    places = ("out_dir", "raw_dir", "input", "against", "workers")  # not what, but where: `origins` has the checksums
-    options = {k: v for k, v in asdict(s).items() if k not in places}
-    report |= {"answers_by_model": by_model, "origins": origins, "settings": options}
-    names = ("id", "source", "problem", "answer")
-    write(out / "train.jsonl", [{name: getattr(r, name) for name in names} for r in left])
-    write(out / "dropped.jsonl", sorted(dropped, key=lambda d: d["id"]))
-    write(out / "report.json", report)
-    write(out / "report.md", as_markdown(report))
-    for name, c in counts:
-        print(f"{name:<18}{sum(c.values()):>8}")
+    curation = Curation(rows, malformed, gradable, kept, tests, leaked, pairs, dropped)
+    # Where files lie and how many processes worked changes nothing: `origins` has the checksums.
+    options = {name: getattr(s, name) for name in ("source", *CURATION_FLAGS) if name != "workers"}
+    report = make_report(curation) | {"answers_by_model": ids_by_model, "origins": origins, "settings": options}
+    columns = ("id", "source", "problem", "answer")
+    write_jsonl(out / "train.jsonl", [{name: getattr(row, name) for name in columns} for row in kept])
+    write_jsonl(out / "dropped.jsonl", sorted(dropped, key=lambda record: record["id"]))
+    write_whole(out / "report.json", json.dumps(report, ensure_ascii=False, indent=1) + "\n")
+    write_whole(out / "report.md", as_markdown(report))
+    for step in report["steps"]:
+        print(f"{step['step']:<18}{step['rows']:>8}")
     print(f"{len(malformed)} malformed rows skipped; dropped: {report['dropped']}")
     print(f"{out / 'report.md'} says more")
 
@@ -214,11 +237,11 @@ def choose(rows: list[Row], pairs: list[Pair]) -> dict[int, tuple[int, Pair]]:
         for i in (pair.i, pair.j):
             if i not in closest or pair.similarity > closest[i].similarity:
                 closest[i] = pair
-    gone = {}
+    copies = {}
     for members in clusters(len(rows), pairs):
         best = min(members, key=lambda i: (-len(rows[i].solution), i))
-        gone |= {i: (best, closest[i]) for i in members if i != best}
-    return gone
+        copies |= {i: (best, closest[i]) for i in members if i != best}
+    return copies
 
 
 def embedding_model(name: str) -> str:
@@ -228,7 +251,15 @@ def embedding_model(name: str) -> str:
     return str(Path(package.origin).parent / "model") if package else MODEL
 
 
+def write_jsonl(path: Path, rows: list[Raw]) -> None:
+    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
 # --------------------------------------------------------------------------------------------------------- the commands
+
+
+def tiny(s: Settings) -> None:
+    make_tiny_world(s.out_dir)
 
 
 def files_of(source: Source, s: Settings) -> list[Path]:
@@ -238,29 +269,34 @@ def files_of(source: Source, s: Settings) -> list[Path]:
 
 def train(s: Settings) -> None:
     """The sources, the benchmarks to keep out, and then `curate`."""
-    chosen = [x for x in TRAINING if x.name == (s.source or x.name)]
+    sources = [source for source in TRAINING if s.source in ("", source.name)]
     if not s.raw_dir and not s.source:
-        chosen = [x for x in chosen if x.repo and x.name != "deepscaler"]  # DeepScaleR's four
-    elif not s.raw_dir and not chosen[0].repo:
+        sources = [source for source in sources if source.repo and source.name != "deepscaler"]  # DeepScaleR's four
+    elif not s.raw_dir and not sources[0].repo:
         raise UserError(f"--source: {s.source} is not on the hub under a name known here; pass --raw_dir")
-    tests = [Row(b["id"], b["source"], b["problem"], as_list(b["answer"])[0], "")
-             for source in BENCHMARKS for b in benchmark(source, s)]  # fmt: skip
+    tests = []
+    for problem in [problem for source in BENCHMARKS for problem in benchmark(source, s)]:
+        gold = as_list(problem["answer"])[0]
+        tests.append(Row(problem["id"], problem["source"], problem["problem"], gold, solution=""))
+    folder = Path(s.raw_dir or Path(s.out_dir) / "raw")
     rows, malformed, origins = [], [], {}
-    for source in chosen:
+    for source in sources:
         paths = files_of(source, s)
-        more, bad = read_rows(paths, s.max_malformed, source.name, source.name, source.read or read_plain)
-        rows, malformed = rows + more, malformed + bad
-        folder = Path(s.raw_dir or Path(s.out_dir) / "raw")
-        origins[source.name] = {"repo": source.repo if not s.raw_dir else "", "files": {
-            str(p.relative_to(folder)): checksum(p) for p in paths}}  # fmt: skip
-        print(f"{source.name}: {len(more)} rows, {len(bad)} malformed" if paths else f"{source.name}: not at hand")
+        reader = source.read or read_plain
+        source_rows, source_malformed = read_rows(paths, s.max_malformed, source.name, source.name, reader)
+        rows += source_rows
+        malformed += source_malformed
+        checksums = {str(path.relative_to(folder)): checksum(path) for path in paths}
+        origins[source.name] = {"repo": "" if s.raw_dir else source.repo, "files": checksums}
+        outcome = f"{len(source_rows)} rows, {len(source_malformed)} malformed" if paths else "not at hand"
+        print(f"{source.name}: {outcome}")
     if not rows:
-        wanted = [p for x in chosen for p in (f"{x.name}/{x.files}", *x.copies)]
+        wanted = [pattern for source in sources for pattern in (f"{source.name}/{source.files}", *source.copies)]
         raise UserError(f"{s.raw_dir or s.out_dir}: no rows; looked for {', '.join(wanted)}")
     curate(rows, tests, s, malformed, origins)
 
 
-def benchmark(source: Source, s: Settings) -> list[dict[str, Any]]:
+def benchmark(source: Source, s: Settings) -> list[Raw]:
     """The problems of a benchmark, all of them. Raises UserError where one cannot be read, or the count is another."""
     problems = []
     paths = files_of(source, s)
@@ -270,8 +306,8 @@ def benchmark(source: Source, s: Settings) -> list[dict[str, Any]]:
                 problem, golds = benchmark_problem(raw)
             except ValueError as e:
                 raise UserError(f"{path}: row {number}: {e}") from None
-            problems.append({"id": f"{source.name}-{len(problems)}", "source": source.name, "problem": problem,
-                             "answer": golds[0] if len(golds) == 1 else golds})  # fmt: skip
+            row = {"id": f"{source.name}-{len(problems)}", "source": source.name, "problem": problem}
+            problems.append({**row, "answer": golds[0] if len(golds) == 1 else golds})
     if len(problems) != source.count:
         where = paths[0] if paths else f"{s.raw_dir} ({source.name}/{source.files}, or {', '.join(source.copies)})"
         raise UserError(f"{where}: {len(problems)} problems; {source.name} has {source.count}")
@@ -284,78 +320,88 @@ def as_list(answer: str | list[str]) -> list[str]:
 
 def bench(s: Settings) -> None:
     """Reads all five, checks that the grader finds every gold equal to itself, and only then writes."""
-    everything = {source.name: benchmark(source, s) for source in BENCHMARKS}
-    golds = [(p, g) for problems in everything.values() for p in problems for g in as_list(p["answer"])]
+    benchmarks = {source.name: benchmark(source, s) for source in BENCHMARKS}
+    rows = [row for problems in benchmarks.values() for row in problems]
+    ids_and_golds = [(row["id"], gold) for row in rows for gold in as_list(row["answer"])]
+    golds = [gold for _, gold in ids_and_golds]
     with RewardPool(s.workers, TIMEOUT) as pool:
-        right = pool.grades([g for _, g in golds], [g for _, g in golds], "grading golds against themselves")
-    wrong = [f"{p['id']}: {g}" for (p, g), same in zip(golds, right, strict=True) if not same]
+        scores = pool.grades(golds, golds, "grading golds against themselves")
+    wrong = [f"{row_id}: {gold}" for (row_id, gold), score in zip(ids_and_golds, scores, strict=True) if not score]
     if wrong:
         raise UserError(f"{len(wrong)} golds are not equal to themselves: {'; '.join(wrong[:5])}")
-    for name, problems in everything.items():
-        write(Path(s.out_dir) / f"{name}.jsonl", problems)
-        several = sum(isinstance(p["answer"], list) for p in problems)
-        print(f"{Path(s.out_dir) / name}.jsonl: {len(problems)} problems, {several} with alternative answers; "
-              "each gold equals itself")  # fmt: skip
+    for name, problems in benchmarks.items():
+        path = Path(s.out_dir) / f"{name}.jsonl"
+        write_jsonl(path, problems)
+        several = sum(isinstance(row["answer"], list) for row in problems)
+        counts = f"{len(problems)} problems, {several} with alternative answers"
+        print(f"{path}: {counts}; each gold equals itself")
 
 
 def curate_files(s: Settings) -> None:
+    """`curate` on the user's own files."""
+    if not (s.input and s.out_dir):
+        raise UserError("curate needs --input= and --out_dir=")
     rows, malformed = read_rows([Path(s.input)], s.max_malformed)
     if not rows:
         raise UserError(f"--input: {s.input} has no rows")
-    tests, bad = read_rows([Path(s.against)], s.max_malformed, read=first_answer) if s.against else ([], [])
-    origins = {name: checksum(Path(path)) for name, path in (("input", s.input), ("against", s.against)) if path}
-    curate(rows, tests, s, malformed + bad, origins)
+    origins, tests = {"input": checksum(Path(s.input))}, []
+    if s.against:
+        tests, malformed_tests = read_rows([Path(s.against)], s.max_malformed, read=first_answer)
+        malformed += malformed_tests
+        origins["against"] = checksum(Path(s.against))
+    curate(rows, tests, s, malformed, origins)
 
 
-def first_answer(raw: dict[str, Any]) -> dict[str, Any]:
-    """Of a test problem with alternative answers."""
+def first_answer(raw: Raw) -> Raw:
+    """A test problem with alternative answers, reduced to the first of them."""
     return {**raw, "answer": raw["answer"][0]} if isinstance(raw.get("answer"), list) and raw["answer"] else raw
 
 
-def write(path: Path, what: Any) -> None:
-    """Text, a list as JSON lines, or JSON; aside first, then renamed."""
-    text = what if isinstance(what, str) else \
-        "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in what) if isinstance(what, list) else \
-        json.dumps(what, ensure_ascii=False, indent=1) + "\n"  # fmt: skip
-    aside = path.with_suffix(".tmp")
-    aside.write_text(text, encoding="utf-8")
-    aside.rename(path)
+def parametric(s: Settings) -> None:
+    """Problems of the templates, filled with numbers from the seed."""
+    without = [problem.problem for problem in load_problems(s.without)] if s.without else []
+    rows = parametric_problems(s.seed, s.count, without)
+    path = Path(s.out)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_jsonl(path, rows)
+    except OSError as e:
+        raise UserError(f"--out: cannot write {path}: {e.strerror}") from None
+    print(f"{path}: {len(rows)} problems from {len(TEMPLATES)} templates, seed {s.seed}")
 
 
-SHARED = {"out_dir", "raw_dir", "workers"}
-FLAGS = {"bench": SHARED, "train": {f.name for f in fields(Settings)} - {"input", "against"},
-         "curate": {f.name for f in fields(Settings)} - {"source", "raw_dir"}}  # fmt: skip
+CURATION_FLAGS = "near gradable embedding_model max_malformed workers answer_url answer_model answer_budget".split()
+FLAGS = {
+    "tiny": ("out_dir",),
+    "train": ("out_dir", "source", "raw_dir", *CURATION_FLAGS),
+    "bench": ("out_dir", "raw_dir", "workers"),
+    "curate": ("out_dir", "input", "against", *CURATION_FLAGS),
+    "parametric": ("seed", "count", "without", "out"),
+}
+OUT_DIR = {"tiny": "data/tiny", "curate": ""}  # defaults that are not Settings'
+COMMANDS = {"tiny": tiny, "train": train, "bench": bench, "curate": curate_files, "parametric": parametric}
 
 
 def settings(command: str, argv: list[str]) -> Settings:
     """The --name=value flags of a command. Raises UserError."""
-    values = {f.name: f.default for f in fields(Settings) if f.name in FLAGS[command]}
-    values["out_dir"] = "" if command == "curate" else "data"
-    for flag in argv:
-        name, equals, text = flag.removeprefix("--").partition("=")
-        if not flag.startswith("--") or name not in values or not equals or not text:
-            raise UserError(f"{flag}: not understood; usage: {command} {' '.join(f'[--{n}=...]' for n in values)}")
-        values[name] = parse_flag(f"--{name}", type(values[name]), text)
-    return Settings(**values)
+    for argument in argv:
+        flag = re.match(r"--(\w+)=.", argument)
+        if flag is None or flag[1] not in FLAGS[command]:
+            usage = " ".join(f"[--{name}=...]" for name in FLAGS[command])
+            raise UserError(f"{argument}: not understood; usage: {command} {usage}")
+    values, _ = parse_flags(argv, Settings)
+    return Settings(**{"out_dir": OUT_DIR.get(command, "data"), **values})
 
 
 def main(argv: list[str]) -> None:
-    command, flags = (argv[0], argv[1:]) if argv else ("", [])
-    if command == "tiny":
-        if len(flags) > 1 or not all(re.match(r"--out_dir=.", f) for f in flags):
-            raise UserError(f"{' '.join(flags)}: not understood; usage: tiny [--out_dir=...]")
-        make_tiny_world(flags[0].partition("=")[2] if flags else "data/tiny")
-        return
-    if command not in FLAGS:
-        raise UserError("usage: python data_prep.py tiny | train | bench | curate ..., see the top of data_prep.py")
-    s = settings(command, flags)
-    if command == "curate" and not (s.input and s.out_dir):
-        raise UserError("curate needs --input= and --out_dir=")
-    if s.raw_dir and not Path(s.raw_dir).is_dir():
-        raise UserError(f"--raw_dir: no folder {s.raw_dir}")
+    if not argv or argv[0] not in COMMANDS:
+        raise UserError(f"usage: python data_prep.py {' | '.join(COMMANDS)} ..., see the top of data_prep.py")
+    command = argv[0]
+    s = settings(command, argv[1:])
     try:
-        Path(s.out_dir).mkdir(parents=True, exist_ok=True)
-        {"train": train, "bench": bench, "curate": curate_files}[command](s)
+        if "out_dir" in FLAGS[command]:
+            Path(s.out_dir).mkdir(parents=True, exist_ok=True)
+        COMMANDS[command](s)
     except OSError as e:  # input files have their own messages
         raise UserError(f"--out_dir: cannot write {e.filename or s.out_dir}: {e.strerror}") from None
 

@@ -5,6 +5,7 @@ must agree, and the numbers in the text as well unless the similarity is very hi
 lost row is cheap, a leaked test is not.
 """
 
+import itertools
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -22,11 +23,14 @@ from problems.similarity import (
     without_figures,
 )
 
-# similarity from which on two rows with equal answers are one problem: with the same numbers; with numbers of which one
-# problem has all that the other has, or an answer that few rows have; in any case
-NEAR, NEAR_SOME, NEARER = 0.68, 0.85, 0.95
-DERIVED = 0.71  # with the same numbers, where one answer is the other made an integer: 83/499 and 83 + 499
-LEAK, LEAK_AGREEING = 0.85, 0.75  # similarity to a test problem from which on a row goes; where more agrees
+# Similarities from which on two rows count as one problem. Where their answers are equal:
+NEAR = 0.68  # and their numbers are the same
+NEAR_SOME = 0.85  # and one problem has all the numbers of the other, or few rows have that answer
+NEARER = 0.95  # whatever their numbers are
+DERIVED = 0.71  # where one answer is the other made an integer (83/499 and 83 + 499), and the numbers are the same
+# A row counts as a copy of a test problem:
+LEAK = 0.85  # whatever answers and numbers are
+LEAK_AGREEING = 0.75  # where answers or numbers agree
 ORIGINAL = 0.9  # DeepScaleR's only rule
 
 _INTEGERS = re.compile(r"\d+")
@@ -38,7 +42,7 @@ class Pair:
 
     i: int
     j: int
-    how: str  # "exact": equal normal forms; "near": by similarity, answer and numbers
+    kind: str  # "exact": equal normal forms; "near": by similarity, answer and numbers
     similarity: float
 
 
@@ -56,15 +60,21 @@ class Texts:
     windows: list[slice]  # of each problem
 
     @classmethod
-    def of(cls, problems: list[str], answers: list[str], embedder: Embedder, what: str) -> "Texts":
+    def of(cls, problems: list[str], answers: list[str], embedder: Embedder, progress: str) -> "Texts":
         open_problems = [split_choices(p)[0] for p in problems]
         words = [without_figures(p) for p in open_problems]
-        vectors, owners = embedder.encode(words, what)
+        vectors, owners = embedder.encode(words, progress)
         bounds = np.searchsorted(owners, np.arange(len(problems) + 1)).tolist()
-        windows = [slice(x, y) for x, y in zip(bounds[:-1], bounds[1:], strict=True)]
-        values = [(numbers(w), numbers(p)) for w, p in zip(words, open_problems, strict=True)]
-        return cls(problems, [answer_key(a) for a in answers], [made_integer(a) for a in answers],
-                   [normal_form(p) for p in problems], values, vectors, owners, windows)  # fmt: skip
+        return cls(
+            problems=problems,
+            keys=[answer_key(a) for a in answers],
+            integers=[made_integer(a) for a in answers],
+            forms=[normal_form(p) for p in problems],
+            numbers=[(numbers(w), numbers(p)) for w, p in zip(words, open_problems, strict=True)],
+            vectors=vectors,
+            owners=owners,
+            windows=[slice(start, end) for start, end in itertools.pairwise(bounds)],
+        )
 
 
 def numbers_of(a: Texts, i: int, b: Texts, j: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -87,78 +97,96 @@ def made_integer(answer: str) -> set[int]:
     if number is not None and "." in answer:
         return set()
     text = re.sub(r"frac\s*(\d)", r"frac \1 ", THOUSANDS_SEPARATOR.sub("", answer))  # \frac13
-    parts = [int(x) for x in _INTEGERS.findall(text)] if len(answer) < 200 else []
-    return {sum(parts)} if parts else set()
+    integers = [int(digits) for digits in _INTEGERS.findall(text)] if len(answer) < 200 else []
+    return {sum(integers)} if integers else set()
 
 
 # ------------------------------------------------------------------------------------------------------------ the pairs
 
+Labels = list[set[str]]  # of each text
+Similarities = dict[tuple[int, int], float]  # {(i, j): similarity} of texts i of a set a and j of a set b
+
 
 def exact_pairs(a: Texts, b: Texts) -> Iterator[tuple[int, int]]:
-    """Each text of `a` with the first of `b` (before it, where b is a) that has the same normal form."""
+    """(i, j) of each text with the first one of the same normal form: of text i of `a` with j of `b`; where b is a, of
+    the first one, i, with each later one, j."""
     first: dict[str, int] = {}
-    if b is not a:
-        for j, form in enumerate(b.forms):
-            first.setdefault(form, j)
+    for j, form in enumerate(b.forms):
+        first.setdefault(form, j)
     for i, form in enumerate(a.forms):
-        j = first.setdefault(form, i) if b is a else first.get(form)
-        if j is not None and (b is not a or j != i):
-            yield (i, j) if b is not a else (j, i)
+        j = first.get(form)
+        if j is None or (b is a and j == i):
+            continue
+        yield (j, i) if b is a else (i, j)
 
 
-def similar_pairs(a: Texts, b: Texts, threshold: float, what: str) -> dict[tuple[int, int], float]:
-    """{(i, j): similarity} of the pairs of texts at or above `threshold`; i < j where b is a."""
-    every = (np.arange(len(a.owners)), np.arange(len(b.owners)))
-    return _similar(a, b, threshold, [every], what)
+def similar_pairs(a: Texts, b: Texts, threshold: float, progress: str) -> Similarities:
+    """The pairs of texts whose similarity is at least `threshold`; i < j where b is a."""
+    every_window = (np.arange(len(a.owners)), np.arange(len(b.owners)))
+    return _similar(a, b, threshold, [every_window], progress)
 
 
-Labels = list[set[str]]  # of each text
-
-
-def answer_pairs(a: Texts, b: Texts, threshold: float, of_a: Labels, of_b: Labels) -> dict[tuple[int, int], float]:
+def labelled_pairs(a: Texts, b: Texts, threshold: float, labels_a: Labels, labels_b: Labels) -> Similarities:
     """The same, of the pairs that share a label; only these are compared at all."""
-    members: tuple[dict[str, list[int]], dict[str, list[int]]] = (defaultdict(list), defaultdict(list))
-    for side, (texts, labels) in enumerate(((a, of_a), (b, of_b))):
-        for i, label in ((i, label) for i, own in enumerate(labels) for label in sorted(own)):
-            members[side][label] += range(texts.windows[i].start, texts.windows[i].stop)
-    common = [label for label in members[0] if label in members[1]]
-    return _similar(a, b, threshold, [(np.array(members[0][k]), np.array(members[1][k])) for k in common], "")
+    windows_a, windows_b = _windows_by_label(a, labels_a), _windows_by_label(b, labels_b)
+    groups = [(np.array(windows_a[label]), np.array(windows_b[label])) for label in windows_a if label in windows_b]
+    return _similar(a, b, threshold, groups, "")
 
 
-def _similar(a: Texts, b: Texts, threshold: float, groups: list[tuple[np.ndarray, np.ndarray]],
-             what: str) -> dict[tuple[int, int], float]:  # fmt: skip
-    found: dict[tuple[int, int], float] = {}
-    for of_a, of_b in groups:
-        rows_a = a.vectors[of_a]
-        rows_b = rows_a if b is a and np.array_equal(of_a, of_b) else b.vectors[of_b]
-        for x, y in close_pairs(rows_a, rows_b, threshold, what):
-            i, j = int(a.owners[of_a[x]]), int(b.owners[of_b[y]])
-            i, j = (j, i) if b is a and j < i else (i, j)
-            if (i, j) not in found and (b is not a or i != j):
-                found[i, j] = text_similarity(a.vectors[a.windows[i]], b.vectors[b.windows[j]])
-    return {pair: s for pair, s in sorted(found.items()) if s >= threshold}
+def _windows_by_label(texts: Texts, labels: Labels) -> dict[str, list[int]]:
+    windows: dict[str, list[int]] = defaultdict(list)
+    for own_windows, own_labels in zip(texts.windows, labels, strict=True):
+        for label in sorted(own_labels):
+            windows[label] += range(own_windows.start, own_windows.stop)
+    return windows
 
 
-def equal_pairs(a: Texts, b: Texts, threshold: float) -> dict[tuple[int, int], float]:
+def _similar(
+    a: Texts, b: Texts, threshold: float, groups: list[tuple[np.ndarray, np.ndarray]], progress: str
+) -> Similarities:
+    """The pairs of texts that have close windows in one of the groups (windows of a, windows of b)."""
+    similarities: Similarities = {}
+    for group_a, group_b in groups:
+        vectors_a = a.vectors[group_a]
+        # `close_pairs` takes each pair once where both sides are the same array.
+        vectors_b = vectors_a if b is a and np.array_equal(group_a, group_b) else b.vectors[group_b]
+        for x, y in close_pairs(vectors_a, vectors_b, threshold, progress):
+            i, j = int(a.owners[group_a[x]]), int(b.owners[group_b[y]])
+            if b is a:
+                i, j = min(i, j), max(i, j)
+            if (i, j) not in similarities and not (b is a and i == j):
+                similarities[i, j] = text_similarity(a.vectors[a.windows[i]], b.vectors[b.windows[j]])
+    return {pair: similarity for pair, similarity in sorted(similarities.items()) if similarity >= threshold}
+
+
+def equal_pairs(a: Texts, b: Texts, threshold: float) -> Similarities:
     """The same, of the pairs with equal answers."""
-    return answer_pairs(a, b, threshold, [{k} for k in a.keys], [{k} for k in b.keys])
+    return labelled_pairs(a, b, threshold, [{key} for key in a.keys], [{key} for key in b.keys])
 
 
-def derived_pairs(a: Texts, b: Texts, threshold: float) -> dict[tuple[int, int], float]:
+def derived_pairs(a: Texts, b: Texts, threshold: float) -> Similarities:
     """The same, of the pairs where one answer is what the other becomes when an integer is wanted."""
-    (whole_a, made_a), (whole_b, made_b) = ((
-        [{k} if k.startswith("number") and "/" not in k else set() for k in t.keys],
-        [{f"number {n}" for n in made} for made in t.integers],
-    ) for t in (a, b))  # fmt: skip
-    found = answer_pairs(a, b, threshold, whole_a, made_b)
-    return found if b is a else found | answer_pairs(a, b, threshold, made_a, whole_b)
+    similarities = labelled_pairs(a, b, threshold, _whole_answers(a), _made_answers(b))
+    if b is not a:
+        similarities |= labelled_pairs(a, b, threshold, _made_answers(a), _whole_answers(b))
+    return similarities
 
+
+def _whole_answers(texts: Texts) -> Labels:
+    return [{key} if key.startswith("number") and "/" not in key else set() for key in texts.keys]
+
+
+def _made_answers(texts: Texts) -> Labels:
+    return [{f"number {n}" for n in made} for made in texts.integers]
+
+
+# ------------------------------------------------------------------------------------------------------------ the rules
 
 Grades = Callable[[list[str], list[str], str], list[float]]  # RewardPool.grades
 
 
-def near_duplicates(t: Texts, answers: list[str], how: str, grades: Grades) -> list[Pair]:
-    """Rephrased copies within the training set.
+def near_duplicates(t: Texts, answers: list[str], rule: str, grades: Grades) -> list[Pair]:
+    """Rephrased copies within the training set. `rule` is the setting `near`.
 
     "gated" (ours): equal answers, and a similarity of NEAR with the same numbers; of NEAR_SOME where one has all the
     numbers of the other, or the answer is a number and no coincidence (at most one row in a thousand has it, or three);
@@ -166,26 +194,29 @@ def near_duplicates(t: Texts, answers: list[str], how: str, grades: Grades) -> l
     the same numbers, else of NEAR_SOME as above. Answers are equal when they are spelled alike or when `grades` finds
     them so. "deepscaler": a similarity of 0.90 and nothing else, the original's rule (on our windows).
     """
-    if how == "deepscaler":
-        return [Pair(i, j, "near", s) for (i, j), s in similar_pairs(t, t, ORIGINAL, "comparing rows").items()]
+    if rule == "deepscaler":
+        original = similar_pairs(t, t, ORIGINAL, "comparing rows")
+        return [Pair(i, j, "near", similarity) for (i, j), similarity in original.items()]
     rare = {k for k, n in Counter(t.keys).items() if n <= max(3, len(t.keys) / 1000) and k.startswith("number")}
-    found = {}
-    for (i, j), s in equal_pairs(t, t, NEAR).items():
-        a, b = numbers_of(t, i, t, j)
-        if s >= (NEAR if a == b else NEAR_SOME if t.keys[i] in rare or one_has_all(a, b) else NEARER):
-            found[i, j] = s
-    for (i, j), s in derived_pairs(t, t, DERIVED).items():
-        a, b = numbers_of(t, i, t, j)
-        if a == b or (s >= NEAR_SOME and one_has_all(a, b)):
-            found[i, j] = s
-    others = {}
-    for (i, j), s in similar_pairs(t, t, NEAR_SOME, "comparing rows").items():
-        a, b = numbers_of(t, i, t, j)
-        if t.keys[i] != t.keys[j] and (s >= NEARER or a == b):
-            others[i, j] = s
-    right = grades([answers[i] for i, _ in others], [answers[j] for _, j in others], "comparing answers")
-    found |= {pair: s for (pair, s), same in zip(others.items(), right, strict=True) if same}
-    return [Pair(i, j, "near", s) for (i, j), s in sorted(found.items())]
+    copies: Similarities = {}
+    for (i, j), similarity in equal_pairs(t, t, NEAR).items():
+        numbers_i, numbers_j = numbers_of(t, i, t, j)
+        some = t.keys[i] in rare or one_has_all(numbers_i, numbers_j)
+        if numbers_i == numbers_j or similarity >= (NEAR_SOME if some else NEARER):
+            copies[i, j] = similarity
+    for (i, j), similarity in derived_pairs(t, t, DERIVED).items():
+        numbers_i, numbers_j = numbers_of(t, i, t, j)
+        if numbers_i == numbers_j or (similarity >= NEAR_SOME and one_has_all(numbers_i, numbers_j)):
+            copies[i, j] = similarity
+    # Other spellings may be equal answers as well: the grader decides where everything else speaks for a copy.
+    unsure: Similarities = {}
+    for (i, j), similarity in similar_pairs(t, t, NEAR_SOME, "comparing rows").items():
+        numbers_i, numbers_j = numbers_of(t, i, t, j)
+        if t.keys[i] != t.keys[j] and (similarity >= NEARER or numbers_i == numbers_j):
+            unsure[i, j] = similarity
+    scores = grades([answers[i] for i, _ in unsure], [answers[j] for _, j in unsure], "comparing answers")
+    copies |= {pair: unsure[pair] for pair, score in zip(unsure, scores, strict=True) if score}
+    return [Pair(i, j, "near", similarity) for (i, j), similarity in sorted(copies.items())]
 
 
 def leaks(t: Texts, tests: Texts) -> dict[int, Pair]:
@@ -193,33 +224,35 @@ def leaks(t: Texts, tests: Texts) -> dict[int, Pair]:
     LEAK_AGREEING on with an equal answer, one that is made of the other, or the same numbers, three or more; from
     DERIVED on with the same numbers and an answer made of the other.
     """
-    found: dict[int, Pair] = {}
+    leaked: dict[int, Pair] = {}
     equal, derived = equal_pairs(t, tests, LEAK_AGREEING), derived_pairs(t, tests, DERIVED)
-    for (i, j), s in similar_pairs(t, tests, min(LEAK_AGREEING, DERIVED), "comparing with the tests").items():
-        a, b = numbers_of(t, i, tests, j)
-        agreeing = (i, j) in equal or (i, j) in derived or (a == b and len(a) >= 3)
-        if s < (LEAK_AGREEING if agreeing else LEAK) and not ((i, j) in derived and a == b):
-            continue
-        if i not in found or s > found[i].similarity:
-            found[i] = Pair(i, j, "near", s)
+    similar = similar_pairs(t, tests, min(LEAK_AGREEING, DERIVED), "comparing with the tests")
+    for (i, j), similarity in similar.items():
+        numbers_i, numbers_j = numbers_of(t, i, tests, j)
+        same_numbers, made = numbers_i == numbers_j, (i, j) in derived
+        agreeing = (i, j) in equal or made or (same_numbers and len(numbers_i) >= 3)
+        is_copy = similarity >= (LEAK_AGREEING if agreeing else LEAK) or (made and same_numbers)
+        if is_copy and (i not in leaked or similarity > leaked[i].similarity):
+            leaked[i] = Pair(i, j, "near", similarity)
     for i, j in exact_pairs(t, tests):
-        found[i] = Pair(i, j, "exact", 1.0)
-    return found
+        leaked[i] = Pair(i, j, "exact", 1.0)
+    return leaked
 
 
 def clusters(count: int, pairs: Iterable[Pair]) -> list[list[int]]:
-    """Connected components of more than one member, each in order."""
+    """Connected components of more than one member, each in order. (Union-find with path halving.)"""
     parent = list(range(count))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = i = parent[parent[i]]
-        return i
-
     for pair in pairs:
-        a, b = sorted((root(pair.i), root(pair.j)))
-        parent[b] = a
+        first, second = sorted((_root(parent, pair.i), _root(parent, pair.j)))
+        parent[second] = first
     members = defaultdict(list)
     for i in range(count):
-        members[root(i)].append(i)
-    return [m for m in members.values() if len(m) > 1]
+        members[_root(parent, i)].append(i)
+    return [cluster for cluster in members.values() if len(cluster) > 1]
+
+
+def _root(parent: list[int], i: int) -> int:
+    while parent[i] != i:
+        parent[i] = parent[parent[i]]
+        i = parent[i]
+    return i

@@ -37,7 +37,7 @@ class NoAnswer(Exception):
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """The key is for the server that was named, not for where it points."""
+    """The key is for the server that the user named, not for one that it redirects to."""
 
     def redirect_request(self, *_: Any) -> None:
         return None
@@ -45,13 +45,12 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 
 @dataclass
 class Endpoint:
-    """`url` is the base, as in http://localhost:8000/v1; the key, if any, is OPENAI_API_KEY's. `budget` is the most
-    requests of a run, repeated ones included."""
+    """The user's server. A key for it, if it needs one, is read from OPENAI_API_KEY."""
 
-    url: str
+    url: str  # the base, as in http://localhost:8000/v1
     model: str
-    budget: int
-    cache: Path
+    budget: int  # the most requests of a run, repeated ones included
+    cache: Path  # the file that keeps replies
     timeout: float = 120.0  # seconds for a reply
     pause: float = 1.0  # seconds before the first repetition; doubled each time
     requests: int = 0
@@ -61,7 +60,8 @@ class Endpoint:
         self.known: dict[str, str] = {}
         self.opener = urllib.request.build_opener(_NoRedirects)
         self.cache.parent.mkdir(parents=True, exist_ok=True)
-        for line in self.cache.read_bytes().split(b"\n") if self.cache.is_file() else []:
+        lines = self.cache.read_bytes().split(b"\n") if self.cache.is_file() else []
+        for line in lines:
             try:
                 row = json.loads(line)
                 self.known[row["key"]] = str(row["text"])
@@ -75,17 +75,17 @@ class Endpoint:
         Raises UserError where the server refuses key or model, or is out of reach for all ATTEMPTS of a question.
         """
         keys = [hashlib.sha256("\0".join((PROMPT, self.model, *q)).encode()).hexdigest() for q in questions]
-        todo = {key: q for key, q in zip(keys, questions, strict=True) if key not in self.known}
-        with open(self.cache, "ab") as f, ThreadPoolExecutor(PARALLEL) as pool, \
-                tqdm(total=len(todo), desc=f"asking {self.model}", mininterval=1, disable=not todo) as bar:  # fmt: skip
+        new = {key: q for key, q in zip(keys, questions, strict=True) if key not in self.known}
+        bar = tqdm(total=len(new), desc=f"asking {self.model}", mininterval=1, disable=not new)
+        with open(self.cache, "ab") as f, ThreadPoolExecutor(PARALLEL) as pool, bar:
             f.write(b"\n")  # ends a line that was torn
-            tasks = [pool.submit(self._ask, key, q, f) for key, q in todo.items()]
+            tasks = [pool.submit(self._ask, key, question, f) for key, question in new.items()]
             try:
                 for task in as_completed(tasks):
                     task.result()
                     bar.update()
             except BaseException:
-                pool.shutdown(cancel_futures=True)  # what is under way ends, and is kept
+                pool.shutdown(cancel_futures=True)  # requests under way end, and their replies are kept
                 raise
         boxes = [last_boxed(self.known.get(key, "")) or "" for key in keys]
         return ["" if box.strip().lower() in ("none", "\\text{none}") else box for box in boxes]
@@ -108,37 +108,40 @@ class Endpoint:
                 if self.requests >= self.budget:
                     return None
                 self.requests += 1
-            wait = None
+            retry_after = None  # seconds, where the server says so
             try:
                 return self._post(body)
             except NoAnswer:
                 return ""
             except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError, HTTPException) as e:
                 reason = " ".join(f"{type(e).__name__}: {e}".split())[:300]
-                wait = getattr(e, "headers", None) and e.headers.get("Retry-After")
+                if isinstance(e, urllib.error.HTTPError):
+                    retry_after = e.headers.get("Retry-After")
             if attempt + 1 < ATTEMPTS:
-                time.sleep(min(60.0, float(wait)) if wait and wait.isdecimal() else self.pause * 2**attempt)
+                told = bool(retry_after) and retry_after.isdecimal()
+                time.sleep(min(60.0, float(retry_after)) if told else self.pause * 2**attempt)
         raise UserError(f"{self.url} did not answer {ATTEMPTS} times: {reason} (the replies so far are kept)")
 
     def _post(self, body: bytes) -> str:
         headers = {"Content-Type": "application/json"}
-        if key := os.environ.get("OPENAI_API_KEY"):
+        key = os.environ.get("OPENAI_API_KEY")
+        if key:
             headers["Authorization"] = f"Bearer {key}"
         request = urllib.request.Request(self.url.rstrip("/") + "/chat/completions", body, headers)
         end, data = time.monotonic() + self.timeout, b""
         try:
             with self.opener.open(request, timeout=self.timeout) as response:
-                while part := response.read1(2**16):
-                    data += part
+                while chunk := response.read1(2**16):
+                    data += chunk
                     if len(data) > 2**22 or time.monotonic() > end:
                         raise ValueError("a reply that does not end")
         except urllib.error.HTTPError as e:
             if e.code in (408, 409, 425, 429) or e.code >= 500:
                 raise
-            said = " ".join(e.read(300).decode(errors="replace").split())
-            if e.code in (400, 413, 422):  # this question: too long, or not to its taste
-                raise NoAnswer(said) from None
-            raise UserError(f"{self.url} refuses the request: {e.code} {e.reason} {said}") from None
+            message = " ".join(e.read(300).decode(errors="replace").split())
+            if e.code in (400, 413, 422):  # it refuses this question only: too long, for instance
+                raise NoAnswer(message) from None
+            raise UserError(f"{self.url} refuses the request: {e.code} {e.reason} {message}") from None
         text = json.loads(data)["choices"][0]["message"]["content"]
         if not isinstance(text, str) or damage(text):
             raise NoAnswer("no text")

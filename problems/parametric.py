@@ -1,25 +1,20 @@
 """A fresh benchmark: problem templates filled with numbers from a seed, so that no list of answers helps.
 
-    python parametric.py [--seed=0] [--count=264] [--without=FILE.jsonl] [--out=data/parametric.jsonl]
-
 33 templates from five fields in three levels of difficulty; answers are exact integer and fraction arithmetic. Another
 seed asks the same things with other numbers (but for about one in ten, of templates with few): what a model can do on
-one seed only, it remembered. The rows {id, source,
-problem, answer, template, field, level} serve `eval.py --benchmarks=parametric`, and training: on another seed, and
-`--without` the rows that are to test (small templates repeat).
+one seed only, it remembered. `data_prep.py parametric` writes the rows {id, source, problem, answer, template, field,
+level} for training: on another seed, and `--without` the rows that are to test. `eval.py --benchmarks=parametric` makes
+them itself.
 """
 
-import json
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from math import comb, factorial, gcd, prod
-from pathlib import Path
 from typing import Any
 
-from configs import UserError, parse_flag, run
-from problems.prompts import load_problems
+from configs import UserError
 
 Params = tuple[Any, ...]
 Draw = Callable[[random.Random], Params]
@@ -378,29 +373,3 @@ def problems(seed: int, count: int, without: Iterable[str] = ()) -> list[dict[st
                          "level": t.level})  # fmt: skip
         turn += 1
     return rows[:count]
-
-
-def main(argv: list[str]) -> None:
-    values: dict[str, Any] = {"seed": 0, "count": 8 * len(TEMPLATES), "without": "", "out": "data/parametric.jsonl"}
-    for flag in argv:
-        name, equals, text = flag.removeprefix("--").partition("=")
-        if not flag.startswith("--") or name not in values or not text:
-            raise UserError(f"{flag}: not understood; usage: {' '.join(f'[--{k}=...]' for k in values)}")
-        values[name] = parse_flag(f"--{name}", type(values[name]), text)
-    if values["count"] < 1:
-        raise UserError(f"--count: {values['count']} is under its minimum 1")
-    without = [p.problem for p in load_problems(values["without"])] if values["without"] else []
-    rows = problems(values["seed"], values["count"], without)
-    path = Path(values["out"])
-    aside = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
-        aside.rename(path)
-    except OSError as e:
-        raise UserError(f"--out: cannot write {path}: {e.strerror}") from None
-    print(f"{path}: {len(rows)} problems from {len(TEMPLATES)} templates, seed {values['seed']}")
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,50 +1,49 @@
 """Data rows in, prompts out: problem files, the tokenizer, and the chat template in a sandbox.
 
-Reads `.jsonl` rows {problem, answer, ...} and a Hugging Face folder's tokenizer files; writes nothing.
+Reads rows {problem, answer, ...} and a Hugging Face folder's tokenizer files; writes nothing.
 """
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from configs import Config, UserError
+from problems.rows import EmptyLine, objects
 from reward import Problem
 
 
 def load_problems(path: str | Path) -> list[Problem]:
-    """Rows {problem, answer, id?} of a .jsonl file, or of a .json file holding a list. Raises UserError."""
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"{path}: cannot read the problems: {e}") from None
-    rows, problems = [], []
-    try:
-        if str(path).endswith(".json"):
-            rows = [(f"{path}: row {i}", row) for i, row in enumerate(json.loads(text), 1)]
-        else:
-            for i, line in enumerate(text.split("\n"), 1):
-                if line.strip():
-                    rows.append((f"{path}:{i}", None))
-                    rows[-1] = (f"{path}:{i}", json.loads(line))
-    except (ValueError, TypeError, RecursionError) as e:
-        raise UserError(f"{rows[-1][0] if rows else path}: not JSON: {e}") from None
-    for where, row in rows:
+    """Rows {problem, answer, id?} of a .jsonl, .json, .csv or .parquet file, all of them. Raises UserError."""
+    path = Path(path)
+    problems = []
+    for number, row in objects(path, "cannot read the problems"):
+        where = f"{path}:{number}" if path.suffix in (".jsonl", ".csv") else f"{path}: row {number}"
+        if isinstance(row, EmptyLine):
+            continue
+        if isinstance(row, ValueError):
+            raise UserError(f"{where}: not {'CSV' if path.suffix == '.csv' else 'JSON'}: {row}")
         if not isinstance(row, dict) or not isinstance(row.get("problem"), str) or not row["problem"].strip():
             raise UserError(f"{where}: a row needs a text 'problem'")
         answer = row.get("answer")
-        answers = [str(a) for a in (answer if isinstance(answer, list) else [answer])
-                   if isinstance(a, (str, int, float)) and not isinstance(a, bool) and str(a).strip()]  # fmt: skip
-        if not answers or (isinstance(answer, list) and len(answers) < len(answer)):
+        answers = answer if isinstance(answer, list) else [answer]
+        if not answers or not all(map(_is_answer, answers)):
             raise UserError(f"{where}: a row needs an 'answer' (a text, a number, or a list of them)")
-        problems.append(Problem(str(row.get("id", len(problems))), row["problem"],
-                                answers if isinstance(answer, list) else answers[0]))  # fmt: skip
+        golds = [str(a) for a in answers]
+        row_id = len(problems) if row.get("id") is None else row["id"]
+        problems.append(Problem(str(row_id), row["problem"], golds if isinstance(answer, list) else golds[0]))
     if not problems:
         raise UserError(f"{path}: no rows")
     return problems
+
+
+def _is_answer(value: Any) -> bool:
+    return isinstance(value, (str, int, float)) and not isinstance(value, bool) and bool(str(value).strip())
 
 
 class ChatTokenizer:
@@ -62,10 +61,13 @@ class ChatTokenizer:
             template = template_file.read_text(encoding="utf-8") if template_file.is_file() else config["chat_template"]
             self.template = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(template)
         except (OSError, ValueError, KeyError, TypeError, TemplateError) as e:
-            raise UserError(f"{path}: no usable chat template in tokenizer_config.json or chat_template.jinja: "
-                            f"{type(e).__name__} {e}") from None  # fmt: skip
-        self.special = {k: v["content"] if isinstance(v, dict) else v for k, v in config.items()
-                        if k in ("bos_token", "eos_token") and v}  # fmt: skip
+            problem = "no usable chat template in tokenizer_config.json or chat_template.jinja"
+            raise UserError(f"{path}: {problem}: {type(e).__name__} {e}") from None
+        self.special: dict[str, str] = {}
+        for name in ("bos_token", "eos_token"):
+            token = config.get(name)
+            if token:  # as text, or as an object with more about it
+                self.special[name] = token["content"] if isinstance(token, dict) else token
         self.bos_id = self.tokenizer.token_to_id(self.special.get("bos_token", ""))
         self.eos_ids = self._eos_ids(path)
         self.size = self.tokenizer.get_vocab_size(with_added_tokens=True)  # ids at or beyond it mean nothing
@@ -89,9 +91,10 @@ class ChatTokenizer:
         def raise_exception(message: str) -> None:
             raise TemplateError(message)
 
+        messages = [{"role": "user", "content": text}]
+        variables = {"add_generation_prompt": generate, "raise_exception": raise_exception, **self.special}
         try:
-            return self.template.render(messages=[{"role": "user", "content": text}], add_generation_prompt=generate,
-                                        raise_exception=raise_exception, **self.special)  # fmt: skip
+            return self.template.render(messages=messages, **variables)
         except Exception as e:  # the template is a program somebody else wrote: it can raise anything
             raise UserError(f"the chat template fails: {type(e).__name__}: {e}") from None
 
@@ -99,14 +102,14 @@ class ChatTokenizer:
         """Token ids of a user turn with the generation prompt, and what the template opened for the model to go on
         from (its `<think>`, in newer templates). Exactly one BOS: the template's, or ours if it writes none."""
         rendered, without = self._render(text, True), self._render(text, False)
-        shared = next((i for i, (a, b) in enumerate(zip(rendered, without, strict=False)) if a != b), len(without))
+        user_turn = os.path.commonprefix([rendered, without])
         try:
             ids = self.tokenizer.encode(rendered, add_special_tokens=False).ids
         except TypeError:
             raise UserError(f"the prompt is no valid text (a lone surrogate?): {text[:60]!a}") from None
         if self.bos_id is not None and self.bos_id not in ids[:1]:
             ids = [self.bos_id, *ids]
-        return ids, rendered[shared:]
+        return ids, rendered[len(user_turn) :]
 
     def decode(self, ids: list[int]) -> str:
         """Text of a response, without its stop token; other special tokens stay visible (`</think>` may be one)."""
@@ -131,9 +134,8 @@ def load_prompts(cfg: Config, tokenizer: ChatTokenizer) -> tuple[list[Prompt], i
     prompts = encode_problems(load_problems(cfg.train_data), tokenizer, cfg.prompt_suffix)
     kept = [p for p in prompts if len(p.ids) <= cfg.max_prompt_len]
     if len(kept) < cfg.prompts_per_step:
-        raise UserError(f"train_data: {cfg.train_data} has {len(kept)} prompts of at most max_prompt_len="
-                        f"{cfg.max_prompt_len} tokens (of {len(prompts)}); prompts_per_step is "
-                        f"{cfg.prompts_per_step}")  # fmt: skip
+        fitting = f"{len(kept)} prompts of at most max_prompt_len={cfg.max_prompt_len} tokens (of {len(prompts)})"
+        raise UserError(f"train_data: {cfg.train_data} has {fitting}; prompts_per_step is {cfg.prompts_per_step}")
     return kept, len(prompts) - len(kept)
 
 

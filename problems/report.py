@@ -2,47 +2,84 @@
 
 import re
 from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
+from configs import markdown_table
 from grader.text import answer_key, clean, is_words
 from problems.duplicates import Pair
-from problems.rows import Row
+from problems.rows import Raw, Row
 
 BINS = (0, 50, 100, 200, 400, 800, 1600)  # characters of a problem
 
 
-def make_report(counts: list[tuple[str, Counter]], dropped: list[dict[str, str]], malformed: list[dict[str, Any]],
-                compared: list[Row], left: list[Row], tests: list[Row], leaked: dict[int, Pair],
-                pairs: list[Pair]) -> dict[str, Any]:  # fmt: skip
-    """Figures and evidence. `compared` are the gradable rows, to which `leaked` and `pairs` point; `left` stays."""
-    by_benchmark = Counter((compared[i].source, tests[p.j].source or tests[p.j].id.rpartition("-")[0])
-                           for i, p in leaked.items())  # fmt: skip
-    partners = {(i, compared[j].source) for p in pairs for i, j in ((p.i, p.j), (p.j, p.i))}
-    among = Counter((compared[i].source, other) for i, other in partners)
-    evidence = [{"id": compared[i].id, "test": tests[p.j].id, "how": p.how, "similarity": round(p.similarity, 3),
-                 "answer": compared[i].answer, "test_answer": tests[p.j].answer, "problem": compared[i].problem,
-                 "test_problem": tests[p.j].problem} for i, p in sorted(leaked.items())]  # fmt: skip
-    differ = [p for p in pairs if answer_key(compared[p.i].answer) != answer_key(compared[p.j].answer)]
-    samples: dict[str, list[dict[str, str]]] = {}
-    for d in sorted(dropped, key=lambda d: d["id"]):
-        if len(samples.setdefault(d["reason"], [])) < 3:
-            samples[d["reason"]].append(d)
+@dataclass(frozen=True)
+class Curation:
+    """What happened to the rows of a training set, step by step."""
+
+    rows: list[Row]  # as they were read
+    malformed: list[Raw]  # {file, line, problem} of those that could not be read
+    gradable: list[Row]
+    kept: list[Row]
+    tests: list[Row]
+    leaked: dict[int, Pair]  # {index into gradable: its pair with a test}
+    pairs: list[Pair]  # copies of each other, indices into gradable
+    dropped: list[Raw]  # {id, reason, detail}
+
+    def steps(self) -> dict[str, list[Row]]:
+        not_leaked = [row for i, row in enumerate(self.gradable) if i not in self.leaked]
+        return {"read": self.rows, "gradable": self.gradable, "not in the tests": not_leaked, "distinct": self.kept}
+
+
+def make_report(c: Curation) -> Raw:
+    """The content of `report.json`: figures, and every pair that decided something as evidence."""
+    leaks = [(c.gradable[i], c.tests[pair.j], pair) for i, pair in sorted(c.leaked.items())]
+    copies = [(c.gradable[pair.i], c.gradable[pair.j], pair) for pair in c.pairs]
+    leaks_by_benchmark = tally((row.source, test.source or test.id.rpartition("-")[0]) for row, test, _ in leaks)
+    # A row with several copies in one source counts once there.
+    row_and_source = {(i, c.gradable[j].source) for p in c.pairs for i, j in ((p.i, p.j), (p.j, p.i))}
+    copies_by_source = tally((c.gradable[i].source, source) for i, source in row_and_source)
+    examples: dict[str, list[Raw]] = {}
+    for record in sorted(c.dropped, key=lambda record: record["id"]):
+        if len(examples.setdefault(record["reason"], [])) < 3:
+            examples[record["reason"]].append(record)
     return {
-        "steps": [{"step": n, "rows": sum(c.values()), "by_source": dict(sorted(c.items()))} for n, c in counts],
-        "dropped": dict(sorted(Counter(d["reason"] for d in dropped).items())),
-        "malformed": malformed,
-        "contaminated": [{"source": a, "benchmark": b, "rows": n} for (a, b), n in sorted(by_benchmark.items())],
-        "copies": [{"source": a, "of": b, "rows": n} for (a, b), n in sorted(among.items())],
-        "pairs": dict(sorted(Counter(p.how for p in pairs).items())),
+        "steps": [
+            {"step": name, "rows": len(rows), "by_source": tally(row.source for row in rows)}
+            for name, rows in c.steps().items()
+        ],
+        "dropped": tally(record["reason"] for record in c.dropped),
+        "malformed": c.malformed,
+        "contaminated": [{"source": a, "benchmark": b, "rows": n} for (a, b), n in leaks_by_benchmark.items()],
+        "copies": [{"source": a, "of": b, "rows": n} for (a, b), n in copies_by_source.items()],
+        "pairs": tally(pair.kind for pair in c.pairs),
         "pairs_with_answers_spelled_differently": [
-            {"a": compared[p.i].id, "b": compared[p.j].id, "how": p.how, "similarity": round(p.similarity, 3),
-             "answer_a": compared[p.i].answer, "answer_b": compared[p.j].answer} for p in differ],
-        "answer_types": dict(sorted(Counter(answer_type(r.answer) for r in left).items())),
-        "problem_characters": lengths(left),
-        "examples": samples,
-        "kept_examples": [{"id": r.id, "problem": r.problem, "answer": r.answer} for r in left[:: len(left) // 8 + 1]],
-        "contamination_evidence": evidence,
-    }  # fmt: skip
+            {"a": a.id, "b": b.id, **measure(pair), "answer_a": a.answer, "answer_b": b.answer}
+            for a, b, pair in copies
+            if answer_key(a.answer) != answer_key(b.answer)
+        ],
+        "answer_types": tally(answer_type(row.answer) for row in c.kept),
+        "problem_characters": lengths(c.kept),
+        "examples": examples,
+        "kept_examples": [
+            {"id": row.id, "problem": row.problem, "answer": row.answer} for row in c.kept[:: len(c.kept) // 8 + 1]
+        ],
+        "contamination_evidence": [
+            {"id": row.id, "test": test.id, **measure(pair), "answer": row.answer, "test_answer": test.answer}
+            | {"problem": row.problem, "test_problem": test.problem}
+            for row, test, pair in leaks
+        ],
+    }
+
+
+def tally(values: Iterable[Any]) -> dict[Any, int]:
+    """{value: how often it comes}, sorted by value."""
+    return dict(sorted(Counter(values).items()))
+
+
+def measure(pair: Pair) -> Raw:
+    return {"how": pair.kind, "similarity": round(pair.similarity, 3)}
 
 
 def answer_type(answer: str) -> str:
@@ -63,56 +100,67 @@ def lengths(rows: list[Row]) -> dict[str, int]:
     return {name: sizes.count(i) for i, name in enumerate(names)}
 
 
-def as_markdown(report: dict[str, Any]) -> str:
+def as_markdown(report: Raw) -> str:
     """The report for people."""
-    by_step = [{"step": step["step"], "source": s or "(no source)", "rows": n}
-               for step in report["steps"] for s, n in {**step["by_source"], "all": step["rows"]}.items()]  # fmt: skip
-    why = [[reason, f"{n:,}", "; ".join(f"{d['id']}: {d['detail']}" for d in report["examples"][reason][:2])]
-           for reason, n in report["dropped"].items()]  # fmt: skip
-    bad = report["malformed"]
-    places = [f"{b['file']} line {b['line']}: {b['problem']}" for b in bad[:2]]
-    why.append(["malformed", f"{len(bad):,}", "; ".join(places)])
+    steps = []
+    for step in report["steps"]:
+        for source, rows in {**step["by_source"], "all": step["rows"]}.items():
+            steps.append({"step": step["step"], "source": source or "(no source)", "rows": rows})
+    reasons = []
+    for reason, rows in report["dropped"].items():
+        examples = [f"{record['id']}: {record['detail']}" for record in report["examples"][reason][:2]]
+        reasons.append([reason, f"{rows:,}", "; ".join(examples)])
+    examples = [f"{place['file']} line {place['line']}: {place['problem']}" for place in report["malformed"][:2]]
+    reasons.append(["malformed", f"{len(report['malformed']):,}", "; ".join(examples)])
     leaks = sorted(report["contamination_evidence"], key=lambda e: (e["similarity"], e["id"]))
+    leak_rows = [[e["id"], e["test"], kind_and_similarity(e), e["problem"], e["test_problem"]] for e in leaks[:10]]
     differ = report["pairs_with_answers_spelled_differently"]
-    exact, near = (report["pairs"].get(how, 0) for how in ("exact", "near"))
-    parts = [
+    pair_rows = [[e["a"], e["b"], kind_and_similarity(e), e["answer_a"], e["answer_b"]] for e in differ[:10]]
+    exact, near = report["pairs"].get("exact", 0), report["pairs"].get("near", 0)
+    sections = [
         "# What was kept, and why the rest went",
-        crosstab(by_step, "step", "source"),
-        table(["why rows went", "rows", "for example"], why),
+        crosstab(steps, "step", "source"),
+        table(["why rows went", "rows", "for example"], reasons),
         "## Copies of test problems",
         f"{len(leaks):,} rows are copies of test problems and went. DeepScaleR's published notebooks compare no row "
         "with a test set. `report.json` holds every pair with both problems, both answers and the similarity.",
         crosstab(report["contaminated"], "source", "benchmark"),
         "The ten least similar:",
-        table(["row", "test", "how", "row's problem", "test problem"], [
-            [e["id"], e["test"], f"{e['how']} {e['similarity']:.3f}", e["problem"], e["test_problem"]]
-            for e in leaks[:10]]),
+        table(["row", "test", "how", "row's problem", "test problem"], leak_rows),
         "## Copies of other rows",
         "Gradable rows that have a copy in a source, before any went. DeepScaleR's notebooks compare AMC with AIME and "
         "STILL with the rest, but not AIME with MATH.",
         crosstab(report["copies"], "source", "of"),
         f"{exact:,} exact and {near:,} near-duplicate pairs; in {len(differ):,} the answers are spelled differently:",
-        table(["row", "row", "how", "answer", "answer"], [
-            [d["a"], d["b"], f"{d['how']} {d['similarity']:.3f}", d["answer_a"], d["answer_b"]] for d in differ[:10]]),
+        table(["row", "row", "how", "answer", "answer"], pair_rows),
         "## What stays",
-        table(["answers", "rows"], [[k, f"{n:,}"] for k, n in report["answer_types"].items()]),
-        table(["characters of the problem", "rows"], [[k, f"{n:,}"] for k, n in report["problem_characters"].items()]),
+        table(["answers", "rows"], counts(report["answer_types"])),
+        table(["characters of the problem", "rows"], counts(report["problem_characters"])),
         table(["row", "problem", "answer"], [[e["id"], e["problem"], e["answer"]] for e in report["kept_examples"]]),
-    ]  # fmt: skip
-    return "\n\n".join(parts) + "\n"
+    ]
+    return "\n\n".join(sections) + "\n"
 
 
-def crosstab(entries: list[dict[str, Any]], down: str, across: str) -> str:
-    """Entries {down, across, rows} as a table, in the order in which they come."""
-    rows, columns = (list(dict.fromkeys(e[key] for e in entries)) for key in (down, across))
-    columns = [c for c in columns if c != "all"] + [c for c in columns if c == "all"]
-    counts = {(e[down], e[across]): e["rows"] for e in entries}
-    return table([down, *columns], [[r, *(f"{counts.get((r, c), 0):,}" for c in columns)] for r in rows])
+def kind_and_similarity(entry: Raw) -> str:
+    return f"{entry['how']} {entry['similarity']:.3f}"
+
+
+def counts(rows_by_name: dict[str, int]) -> list[list[str]]:
+    return [[name, f"{rows:,}"] for name, rows in rows_by_name.items()]
+
+
+def crosstab(entries: list[Raw], down: str, across: str) -> str:
+    """Entries {down, across, rows} as a table, in the order in which they come, but "all" last."""
+    names = list(dict.fromkeys(entry[down] for entry in entries))
+    columns = list(dict.fromkeys(entry[across] for entry in entries))
+    columns.sort(key=lambda column: column == "all")
+    cells = {(entry[down], entry[across]): entry["rows"] for entry in entries}
+    rows = [[name, *(f"{cells.get((name, column), 0):,}" for column in columns)] for name in names]
+    return table([down, *columns], rows)
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [f"| {' | '.join(map(cell, row))} |" for row in (head, ["---"] * len(head), *rows)]
-    return "\n".join(lines) if rows else "(none)"
+    return markdown_table(head, [[cell(text) for text in row] for row in rows]) if rows else "(none)"
 
 
 def cell(text: str) -> str:

@@ -1,6 +1,7 @@
-"""Files of objects, as rows {id, source, problem, answer, solution}: .jsonl, .json, .csv and .parquet.
+"""Files of objects (.jsonl, .json, .csv, .parquet), and rows {id, source, problem, answer, solution} from them.
 
-What cannot be read, or was damaged on its way, is named with file and line, skipped and counted.
+`objects` reads every problem file of the project. `read_rows` is the curation's: what cannot be read, or was damaged
+on its way, is named with file and line, skipped and counted.
 """
 
 import csv
@@ -14,14 +15,14 @@ from typing import Any
 
 from configs import UserError
 
-# No text has these; what looks like a tab or a line end was the \t of \times, the \r of \right, the \n of \neq.
+# Traces of LaTeX whose backslashes were not escaped: the \t of \times became a tab, the \n of \neq a line end.
 _CONTROL = re.compile(
     r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\t(?=imes|ext\s*\{|ext(?:bf|it|rm)|heta|riangle|binom|frac\s*[\d{])"
     r"|\r(?=ight|angle|ho\b|floor|ceil)|\n(?=eq\b|abla|otin)"
 )
 MAX_CHARS = {"problem": 20_000, "answer": 1_000, "solution": 200_000}  # the longest here have 5,154, 204 and 12,402
 Raw = dict[str, Any]
-Reader = Callable[[Raw], Raw | None]
+Reader = Callable[[Raw], Raw | None]  # gives {problem, answer, solution} of an object, None of another source's
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,14 @@ class Row:
     solution: str
 
 
-def objects(path: Path) -> Iterator[tuple[int, Any]]:
+class EmptyLine(ValueError):
+    """A line of a .jsonl file without an object, before others that have one."""
+
+
+def objects(path: Path, failure: str = "cannot be read") -> Iterator[tuple[int, Any]]:
     """(line or row number, object, or the ValueError of a malformed one) of a file, by its suffix.
 
-    Raises UserError where the file as a whole cannot be read.
+    Raises UserError, "`path`: `failure`: ...", where the file as a whole cannot be read.
     """
     read = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}.get(path.suffix)
     if read is None:
@@ -44,18 +49,19 @@ def objects(path: Path) -> Iterator[tuple[int, Any]]:
     try:
         yield from read(path)
     except (OSError, ValueError, RecursionError, csv.Error) as e:
-        raise UserError(f"{path}: cannot be read: {e}") from None
+        raise UserError(f"{path}: {failure}: {e}") from None
 
 
 def _jsonl(path: Path) -> Iterator[tuple[int, Any]]:
-    blank: list[int] = []
+    empty_lines: list[int] = []
     with open(path, "rb") as f:  # as bytes: only \n ends a line
         for number, line in enumerate(f, 1):
             if not line.strip():
-                blank.append(number)  # malformed, unless they end the file
+                empty_lines.append(number)  # malformed, unless they end the file
                 continue
-            yield from ((n, ValueError("an empty line")) for n in blank)
-            blank = []
+            for empty in empty_lines:
+                yield empty, EmptyLine("an empty line")
+            empty_lines = []
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
                 yield number, json.loads(text, parse_constant=lambda name: None)
@@ -101,73 +107,85 @@ def damage(text: str) -> str:
     return "a lone surrogate: no valid text" if re.search("[\ud800-\udfff]", text) else ""
 
 
-def as_row(raw: Any, source: str, name: str) -> Row:
+def as_row(raw: Any, source: str, default_id: str) -> Row:
     """A row of text fields. A number as an answer counts as its text; several answers are joined with commas.
 
     Raises ValueError, with what is wrong, for fields of a wrong type and text that was damaged on its way.
     """
     if not isinstance(raw, dict):
         raise ValueError("not an object")
-    texts = {k: "" if raw.get(k) is None else raw[k] for k in ("problem", "solution", "source")}
-    wrong = next((k for k, value in texts.items() if not isinstance(value, str)), None)
-    if wrong:
-        raise ValueError(f"{wrong!r} is not text")
-    found = answers(raw.get("answer"))
-    name = name if raw.get("id") is None else str(raw["id"])
-    for key, text in (("problem", texts["problem"]), ("source", texts["source"]), ("id", name),
-                      *(("answer", a) for a in found)):  # fmt: skip
-        if problem := damage(text):
-            raise ValueError(f"{key!r} has {problem}")
-    row = Row(name, source or texts["source"], texts["problem"].strip(),
-              ", ".join(dict.fromkeys(a.strip() for a in found if a.strip())), texts["solution"])  # fmt: skip
-    for key, most in MAX_CHARS.items():
-        if len(getattr(row, key)) > most:
-            raise ValueError(f"{key!r} has more than {most:,} characters")
+    texts = {name: "" if raw.get(name) is None else raw[name] for name in ("problem", "solution", "source")}
+    for name, text in texts.items():
+        if not isinstance(text, str):
+            raise ValueError(f"{name!r} is not text")
+    answer_texts = answers(raw.get("answer"))
+    row_id = default_id if raw.get("id") is None else str(raw["id"])
+    checked = [("problem", texts["problem"]), ("source", texts["source"]), ("id", row_id)]
+    checked += [("answer", text) for text in answer_texts]
+    for name, text in checked:
+        problem = damage(text)
+        if problem:
+            raise ValueError(f"{name!r} has {problem}")
+    answer = ", ".join(dict.fromkeys(text.strip() for text in answer_texts if text.strip()))
+    row = Row(row_id, source or texts["source"], texts["problem"].strip(), answer, texts["solution"])
+    for name, limit in MAX_CHARS.items():
+        if len(getattr(row, name)) > limit:
+            raise ValueError(f"{name!r} has more than {limit:,} characters")
     return row
 
 
 def answers(value: Any) -> list[str]:
     """The texts of an answer field: text, a number (142.0 is 142), a list of them, or nothing. Raises ValueError."""
-    values = [a for a in (value if isinstance(value, list) else [value]) if a is not None]
-    for a in values:
-        if (
-            not isinstance(a, (str, int, float))
-            or isinstance(a, bool)
-            or (isinstance(a, float) and not math.isfinite(a))
-        ):
+    texts = []
+    for answer in value if isinstance(value, list) else [value]:
+        if answer is None:
+            continue
+        if isinstance(answer, bool) or not isinstance(answer, (str, int, float)):
             raise ValueError("'answer' is neither text nor number")
-    return [str(int(a) if isinstance(a, float) and a.is_integer() else a) for a in values]
+        if isinstance(answer, float) and not math.isfinite(answer):
+            raise ValueError("'answer' is neither text nor number")
+        whole = isinstance(answer, float) and answer.is_integer()
+        texts.append(str(int(answer) if whole else answer))
+    return texts
 
 
-def read_rows(paths: list[Path], max_bad: float, source: str = "", name: str = "line",
-              read: Reader = lambda raw: raw) -> tuple[list[Row], list[Raw]]:  # fmt: skip
-    """The rows of files, and what was malformed {file, line, problem}, which is skipped. `read` brings a raw object to
-    the fields {problem, answer, solution}, or to None where it is not of this source. A row without an id is named by
-    its place: `name`-1, `name`-2, ...
+def read_rows(
+    paths: list[Path], max_malformed: float, source: str = "", name: str = "line", read: Reader = lambda raw: raw
+) -> tuple[list[Row], list[Raw]]:
+    """The rows of files, and what was malformed {file, line, problem}, which is skipped.
 
-    Raises UserError where a file cannot be read, or more than `max_bad` of a file's rows of this source are malformed.
+    A row without an id is named by its place: `name`-1, `name`-2, ... Raises UserError where a file cannot be read, or
+    more than the share `max_malformed` of a file's rows of this source are malformed.
     """
-    rows, malformed, seen, place = [], [], set(), 0
+    rows, malformed, ids, place = [], [], set(), 0
     for path in paths:
-        bad, count = [], 0
+        file_malformed, count = [], 0
         for number, raw in objects(path):
             place += 1
             try:
-                if isinstance(raw, ValueError) or not isinstance(raw, dict):
-                    raise raw if isinstance(raw, ValueError) else ValueError("not an object")
-                if (fields := read(raw)) is None:
+                row = _read_row(raw, read, source, f"{name}-{place}")
+                if row is None:
                     continue
-                row = as_row(fields, source, f"{name}-{place}")
-                if row.id in seen:
+                if row.id in ids:
                     raise ValueError(f"the id {row.id!r} came before")
-                seen.add(row.id)
+                ids.add(row.id)
                 rows.append(row)
             except (KeyError, ValueError) as e:
                 problem = f"no {e}" if isinstance(e, KeyError) else str(e)
-                bad.append({"file": path.name, "line": number, "problem": problem})
+                file_malformed.append({"file": path.name, "line": number, "problem": problem})
             count += 1
-        if len(bad) > max_bad * count:
-            raise UserError(f"{path}: {len(bad)} of {count} rows are malformed, the first in line {bad[0]['line']}: "
-                            f"{bad[0]['problem']}")  # fmt: skip
-        malformed += bad
+        if len(file_malformed) > max_malformed * count:
+            first = f"the first in line {file_malformed[0]['line']}: {file_malformed[0]['problem']}"
+            raise UserError(f"{path}: {len(file_malformed)} of {count} rows are malformed, {first}")
+        malformed += file_malformed
     return rows, malformed
+
+
+def _read_row(raw: Any, read: Reader, source: str, default_id: str) -> Row | None:
+    """The row of what `objects` gave, or None where it is not of this source. Raises KeyError and ValueError."""
+    if isinstance(raw, ValueError):
+        raise raw
+    if not isinstance(raw, dict):
+        raise ValueError("not an object")
+    fields = read(raw)
+    return None if fields is None else as_row(fields, source, default_id)

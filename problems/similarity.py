@@ -1,4 +1,4 @@
-"""Which problems are the same: a normal form for exact copies, sentence embeddings for rephrased ones.
+"""How alike two problems are: the numbers in their texts, and sentence embeddings for rephrased copies.
 
 `Embedder` runs all-MiniLM-L6-v2 (Reimers and Gurevych, arXiv 1908.10084: mean over tokens, unit length) on windows of a
 text and keeps every vector on disk under a hash of its window. `close_pairs` finds the pairs of vectors above a cosine
@@ -8,6 +8,7 @@ Dimensions: N texts, W windows (one or more a text), E embedding size, B windows
 """
 
 import hashlib
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,10 +27,14 @@ BATCH = 16  # windows a forward pass
 TILE = 4096  # vectors a side of one matrix product
 
 _FIGURE = re.compile(r"\[asy\].*?(\[/asy\]|$)", re.DOTALL | re.IGNORECASE)
-_WORDS = {w: str(i) for i, w in enumerate(
+_POWER_OF_TEN = re.compile(r"\b10\s*\^\s*(?:\{\s*)?(\d{1,2})(?!\d)(?:\s*\})?")
+_SMALL = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen twenty".split())}  # fmt: skip
-_WORDS |= {w: str(30 + 10 * i) for i, w in enumerate("thirty forty fifty sixty seventy eighty ninety hundred".split())}
+    "eighteen nineteen twenty"
+)
+_TENS = "thirty forty fifty sixty seventy eighty ninety hundred"
+_WORDS = {word: str(i) for i, word in enumerate(_SMALL.split())}
+_WORDS |= {word: str(30 + 10 * i) for i, word in enumerate(_TENS.split())}
 _WORDS |= {"thousand": "1000", "million": "1000000"}
 
 
@@ -40,17 +45,18 @@ def without_figures(text: str) -> str:
 
 def numbers(text: str) -> tuple[str, ...]:
     """The numbers of a text, sorted: digits, powers of ten, and words (but one and two, which are often no numbers)."""
-    text = re.sub(
-        r"\b10\s*\^\s*(?:\{\s*)?(\d{1,2})(?!\d)(?:\s*\})?",
-        lambda m: "1" + "0" * int(m[1]),
-        THOUSANDS_SEPARATOR.sub("", text.lower()),
-    )
+    text = THOUSANDS_SEPARATOR.sub("", text.lower())
+    text = _POWER_OF_TEN.sub(lambda match: "1" + "0" * int(match[1]), text)
     text = re.sub(r"\bone (hundred|thousand|million)\b", r"\1", text)
-    text = re.sub(
-        r"\b([a-z]{3,5}ty)-([a-z]{3,5})\b", lambda m: str(int(_WORDS.get(m[1], 0)) + int(_WORDS.get(m[2], 0))), text
-    )
-    words = [_WORDS[w] for w in re.findall(r"[a-z]+", text) if w in _WORDS and w not in ("zero", "one", "two")]
+    text = re.sub(r"\b([a-z]{3,5}ty)-([a-z]{3,5})\b", _compound, text)
+    words = [_WORDS[word] for word in re.findall(r"[a-z]+", text) if word in _WORDS]
+    words = [number for number in words if number not in ("0", "1", "2")]
     return tuple(sorted([*re.findall(r"\d+(?:\.\d+)?", text), *words]))
+
+
+def _compound(match: re.Match) -> str:
+    """24 for twenty-four."""
+    return str(int(_WORDS.get(match[1], 0)) + int(_WORDS.get(match[2], 0)))
 
 
 class Embedder:
@@ -68,7 +74,7 @@ class Embedder:
         path = resolve_model(model)
         try:
             self.model = AutoModel.from_pretrained(str(path), dtype=torch.float32).eval()
-            digest = hashlib.blake2b(digest_size=4)  # another model's vectors stand in another file
+            digest = hashlib.blake2b(digest_size=4)  # of the weights: another model's vectors stand in another file
             for name, weights in sorted(self.model.state_dict().items()):
                 digest.update(name.encode() + weights.contiguous().numpy().tobytes())
             self.tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
@@ -87,11 +93,11 @@ class Embedder:
             records = np.fromfile(self.file, self.record)
             self.known = {k.tobytes(): v for k, v in zip(records["key"], records["vector"], strict=True)}
 
-    def encode(self, texts: list[str], what: str) -> tuple[np.ndarray, np.ndarray]:
-        """texts (N) -> vectors (W, E) float32, and the text each belongs to (W,), in order."""
+    def encode(self, texts: list[str], progress: str) -> tuple[np.ndarray, np.ndarray]:
+        """texts (N) -> vectors (W, E) float32 and the text each belongs to (W,), in order. `progress` names a bar."""
         owners: list[int] = []
         keys: list[bytes] = []
-        todo: dict[bytes, np.ndarray] = {}
+        new_windows: dict[bytes, np.ndarray] = {}
         for i, ids in enumerate(self._token_ids(texts)):
             for start in range(0, max(1, len(ids) - OVERLAP), WINDOW - OVERLAP):
                 window = ids[start : start + WINDOW]
@@ -99,22 +105,26 @@ class Embedder:
                 owners.append(i)
                 keys.append(key)
                 if key not in self.known:
-                    todo[key] = window
-        order = sorted(todo, key=lambda k: (-(-(len(todo[k]) + 2) // 32), k))
-        with open(self.file, "ab") as f, tqdm(total=len(order), desc=what, disable=not order, mininterval=1) as bar:
+                    new_windows[key] = window
+        self._embed(new_windows, progress)
+        vectors = np.stack([self.known[k] for k in keys]) if keys else np.zeros((0, self.size), np.float32)
+        return vectors, np.array(owners, np.int64)
+
+    def _embed(self, windows: dict[bytes, np.ndarray], progress: str) -> None:
+        """Vectors of new windows, shortest first, into the cache: after each forward pass they are on disk."""
+        order = sorted(windows, key=lambda key: (padded_length(windows[key]), key))
+        with open(self.file, "ab") as f, tqdm(total=len(order), desc=progress, disable=not order, mininterval=1) as bar:
             while order:
-                length = -(-(len(todo[order[0]]) + 2) // 32) * 32
-                batch = [k for k in order[:BATCH] if len(todo[k]) + 2 <= length]
-                vectors = self._forward([todo[k] for k in batch], length)
+                length = padded_length(windows[order[0]])
+                batch = [key for key in order[:BATCH] if padded_length(windows[key]) == length]
+                vectors = self._forward([windows[key] for key in batch], length)
                 records = np.empty(len(batch), self.record)
-                records["key"], records["vector"] = [np.void(k) for k in batch], vectors
+                records["key"], records["vector"] = [np.void(key) for key in batch], vectors
                 f.write(records.tobytes())
                 f.flush()
                 self.known.update(zip(batch, vectors, strict=True))
                 order = order[len(batch) :]
                 bar.update(len(batch))
-        vectors = np.stack([self.known[k] for k in keys]) if keys else np.zeros((0, self.size), np.float32)
-        return vectors, np.array(owners, np.int64)
 
     def _token_ids(self, texts: list[str]) -> Iterator[np.ndarray]:
         """Of each text; a thousand texts at a time, since the tokenizer's own records of a text are large."""
@@ -136,17 +146,24 @@ class Embedder:
         return torch.nn.functional.normalize(mean, dim=-1)[: len(windows)].numpy()
 
 
-def close_pairs(a: np.ndarray, b: np.ndarray, threshold: float, what: str) -> Iterator[tuple[int, int]]:
-    """All (i, j) with cosine a[i] b[j] at or above `threshold`; where b is a, those with i < j."""
+def padded_length(window: np.ndarray) -> int:
+    """Tokens that a window takes in a forward pass: with the model's own two, rounded up to a multiple of 32."""
+    return math.ceil((len(window) + 2) / 32) * 32
+
+
+def close_pairs(a: np.ndarray, b: np.ndarray, threshold: float, progress: str) -> Iterator[tuple[int, int]]:
+    """All (i, j) with cosine a[i] b[j] at or above `threshold`; where b is a, those with i < j. a (W, E), b (V, E)."""
     tiles = [(i, j) for i in range(0, len(a), TILE) for j in range(0, len(b), TILE) if b is not a or j >= i]
-    for i, j in tqdm(tiles, desc=what, disable=len(tiles) < 30, mininterval=1):
+    for i, j in tqdm(tiles, desc=progress, disable=len(tiles) < 30, mininterval=1):
         close = a[i : i + TILE] @ b[j : j + TILE].T >= threshold
         if b is a and i == j:
             close = np.triu(close, 1)
-        yield from zip(*(side.tolist() for side in np.nonzero(close) + np.array([[i], [j]])), strict=True)
+        rows, columns = np.nonzero(close)
+        yield from zip((rows + i).tolist(), (columns + j).tolist(), strict=True)
 
 
 def text_similarity(a: np.ndarray, b: np.ndarray) -> float:
-    """Of two texts' windows: each window's best match in the other text, averaged, the worse of both directions."""
+    """The similarity of two texts from their windows: each window's best match in the other text, averaged over a's
+    windows and over b's, and the smaller of the two."""
     cosines = a @ b.T
     return float(min(cosines.max(1).mean(), cosines.max(0).mean()))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configs import UserError
+from configs import UserError, write_whole
 from problems.rows import Raw, Reader, answers, as_row
 
 
@@ -47,17 +47,19 @@ def benchmark_problem(raw: Any) -> tuple[str, list[str]]:
     values (OlympiadBench). Raises ValueError."""
     if not isinstance(raw, dict):
         raise ValueError(str(raw) if isinstance(raw, ValueError) else "not an object")
-    found = {"problem": raw.get("problem", raw.get("question")), "answer": raw.get("answer", raw.get("final_answer"))}
-    row = as_row(found, "", "")
-    golds = [_unpaired(str(int(a)) if a.isdecimal() else a) for a in (a.strip() for a in answers(found["answer"])) if a]
+    answer = raw.get("answer", raw.get("final_answer"))
+    row = as_row({"problem": raw.get("problem", raw.get("question")), "answer": answer}, source="", default_id="")
+    golds = [_gold(text.strip()) for text in answers(answer) if text.strip()]
     if not golds or not row.problem:
         raise ValueError("no problem, or no answer")
     return row.problem, list(dict.fromkeys(golds))
 
 
-def _unpaired(gold: str) -> str:
-    """`$221,$8$`, with a dollar sign too many, is `221,8`."""
-    return gold.replace("$", "") if gold.count("$") % 2 else gold
+def _gold(text: str) -> str:
+    """025 is 25; `$221,$8$`, with a dollar sign too many, is `221,8`."""
+    if text.isdecimal():
+        return str(int(text))
+    return text.replace("$", "") if text.count("$") % 2 else text
 
 
 # ------------------------------------------------------------------------------------------------- where the files are
@@ -108,36 +110,41 @@ def find(source: Source, folder: Path) -> list[Path]:
 def fetch(source: Source, folder: Path) -> list[Path]:
     """The files of a source, from the hub into `<folder>/<name>/` unless they are there. An interrupted download goes
     on where it was. Raises UserError without the hub, and where a file is not what was downloaded (its checksum)."""
-    lock = folder / "sources.json"
+    lock_file = folder / "sources.json"
     try:
-        known = dict(json.loads(lock.read_text(encoding="utf-8"))) if lock.is_file() else {}
+        lock = dict(json.loads(lock_file.read_text(encoding="utf-8"))) if lock_file.is_file() else {}
     except (ValueError, TypeError) as e:
-        raise UserError(f"{lock}: not a JSON object: {e}; remove it to check the downloads anew") from None
-    kept = known.get(source.name)
-    if kept is None or (source.revision and kept["revision"] != source.revision):
-        from huggingface_hub import HfApi, snapshot_download
-
-        try:
-            revision = source.revision or HfApi().dataset_info(source.repo).sha
-            print(f"{source.name}: {source.repo} at {revision}")
-            snapshot_download(source.repo, repo_type="dataset", revision=revision, allow_patterns=[source.files],
-                              local_dir=folder / source.name)  # fmt: skip
-        except Exception as e:  # the hub's errors share no base class, and each of them means: no data
-            reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-            raise UserError(f"{source.name}: the hub did not give {source.repo}: {reason} (run it again to go on, or "
-                            f"put its files into DIR/{source.name}/ and pass --raw_dir=DIR)") from None  # fmt: skip
-        files = {str(p.relative_to(folder)): checksum(p) for p in find(source, folder)}
-        if not files:
-            raise UserError(f"{source.name}: {source.repo} at {revision} has no {source.files}")
-        known[source.name] = {"repo": source.repo, "revision": revision, "sha256": files}
-        aside = lock.with_suffix(".tmp")
-        aside.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
-        aside.rename(lock)
-    for name, expected in known[source.name]["sha256"].items():
+        raise UserError(f"{lock_file}: not a JSON object: {e}; remove it to check the downloads anew") from None
+    entry = lock.get(source.name)
+    if entry is None or (source.revision and entry["revision"] != source.revision):
+        entry = lock[source.name] = _download(source, folder)
+        write_whole(lock_file, json.dumps(lock, indent=1) + "\n")
+    for name, expected in entry["sha256"].items():
         if not (folder / name).is_file() or checksum(folder / name) != expected:
-            raise UserError(f"{folder / name}: not the file that was downloaded: remove {source.name!r} from {lock}, "
-                            "and the folder, to fetch it again")  # fmt: skip
-    return [folder / name for name in known[source.name]["sha256"]]
+            remedy = f"remove {source.name!r} from {lock_file}, and the folder, to fetch it again"
+            raise UserError(f"{folder / name}: not the file that was downloaded: {remedy}")
+    return [folder / name for name in entry["sha256"]]
+
+
+def _download(source: Source, folder: Path) -> Raw:
+    """Fetches the files of a source; its entry in `sources.json`: {repo, revision, sha256: {file: checksum}}."""
+    from huggingface_hub import HfApi, snapshot_download
+
+    own_folder, repo = folder / source.name, source.repo
+    try:
+        revision = source.revision or HfApi().dataset_info(repo).sha
+        print(f"{source.name}: {repo} at {revision}")
+        snapshot_download(
+            repo, repo_type="dataset", revision=revision, allow_patterns=[source.files], local_dir=own_folder
+        )
+    except Exception as e:  # the hub's errors share no base class, and each of them means: no data
+        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        remedy = f"run it again to go on, or put its files into DIR/{source.name}/ and pass --raw_dir=DIR"
+        raise UserError(f"{source.name}: the hub did not give {repo}: {reason} ({remedy})") from None
+    checksums = {str(path.relative_to(folder)): checksum(path) for path in find(source, folder)}
+    if not checksums:
+        raise UserError(f"{source.name}: {repo} at {revision} has no {source.files}")
+    return {"repo": repo, "revision": revision, "sha256": checksums}
 
 
 def checksum(path: Path) -> str:

@@ -12,6 +12,7 @@ import random
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -73,28 +74,38 @@ def make_tokenizer(path: Path) -> Tokenizer:
     tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in SPECIAL[4:]])
     path.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(path / "tokenizer.json"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": SPECIAL[0], "eos_token": SPECIAL[1],
-              "pad_token": SPECIAL[1], "chat_template": TEMPLATE, "clean_up_tokenization_spaces": False}  # fmt: skip
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": SPECIAL[0],
+        "eos_token": SPECIAL[1],
+        "pad_token": SPECIAL[1],
+        "chat_template": TEMPLATE,
+        "clean_up_tokenization_spaces": False,
+    }
     (path / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return tokenizer
 
 
 def write_problems(out_dir: Path, train_rows: int, test_rows: int, seed: int) -> set[tuple[int, ...]]:
     """Disjoint `train.jsonl` and `test.jsonl`; returns the problems of the test set, which no trace may use."""
-    rng, test, train, seen = random.Random(seed), {}, [], set()
+    rng = random.Random(seed)
+    test: dict[tuple[int, ...], None] = {}  # a dict keeps the order and drops repeats
     while len(test) < test_rows:
-        test[tuple(draw_numbers(rng))] = None  # a dict keeps the order and drops repeats
+        test[tuple(draw_numbers(rng))] = None
+    train: list[tuple[int, ...]] = []
+    used = set(test)
     while len(train) < train_rows:
         numbers = tuple(draw_numbers(rng))
-        if numbers not in test and (len(numbers) < 4 or numbers not in seen):  # short sums are few: they may repeat
+        if numbers not in used:
             train.append(numbers)
-            seen.add(numbers)
-    for name, part in (("train", train), ("test", test)):
-        with open(out_dir / f"{name}.jsonl", "w", encoding="utf-8") as f:
-            for i, numbers in enumerate(part):
-                row = {"id": f"tiny-{name}-{i}", "source": "tiny", "problem": problem_text(numbers),
-                       "answer": str(sum(numbers))}  # fmt: skip
-                f.write(json.dumps(row) + "\n")
+            if len(numbers) >= 4:  # shorter sums are few: they may repeat
+                used.add(numbers)
+    for name, problems in (("train", train), ("test", test)):
+        lines = []
+        for i, numbers in enumerate(problems):
+            row = {"id": f"tiny-{name}-{i}", "source": "tiny", "problem": problem_text(numbers)}
+            lines.append(json.dumps({**row, "answer": str(sum(numbers))}) + "\n")
+        (out_dir / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
     return set(test)
 
 
@@ -111,8 +122,18 @@ def new_model(tokenizer: Tokenizer, seed: int) -> Qwen2:
     return model
 
 
-def supervised_batch(tokenizer: Tokenizer, held_out: set, rng: random.Random, size: int) -> tuple[Tensor, ...]:
-    """`size` packed traces: input_ids, targets, position_ids (T,), cu_seqlens, mask of the response tokens (T,)."""
+class Batch(NamedTuple):
+    """Packed traces: T tokens of S sequences."""
+
+    input_ids: Tensor  # (T,)
+    targets: Tensor  # (T,)
+    position_ids: Tensor  # (T,)
+    mask: Tensor  # (T,), 1 where the target is a token of the response
+    cu_seqlens: Tensor  # (S + 1,), where sequences begin and end
+
+
+def supervised_batch(tokenizer: Tokenizer, held_out: set, rng: random.Random, size: int) -> Batch:
+    """`size` traces of problems that are not held out."""
     inputs, targets, positions, mask, cu_seqlens = [], [], [], [], [0]
     while len(cu_seqlens) <= size:
         numbers = draw_numbers(rng)
@@ -125,22 +146,23 @@ def supervised_batch(tokenizer: Tokenizer, held_out: set, rng: random.Random, si
         positions += range(len(ids) - 1)
         mask += [0.0] * (len(prompt) - 1) + [1.0] * (len(ids) - len(prompt))
         cu_seqlens.append(len(inputs))
-    return (*map(torch.tensor, (inputs, targets, positions)), torch.tensor(cu_seqlens, dtype=torch.int32),
-            torch.tensor(mask))  # fmt: skip
+    tensors = [torch.tensor(values) for values in (inputs, targets, positions, mask)]
+    return Batch(*tensors, torch.tensor(cu_seqlens, dtype=torch.int32))
 
 
 def train_base(tokenizer: Tokenizer, held_out: set, updates: int, seed: int, size: int = 64) -> Qwen2:
     """Next-token prediction on traces; AdamW, linear warm-up, cosine to a tenth."""
-    model, rng, peak = new_model(tokenizer, seed), random.Random(seed + 1), 4e-3
+    model, rng = new_model(tokenizer, seed), random.Random(seed + 1)
+    peak = 4e-3  # learning rate after the warm-up
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.01)
     progress = tqdm(range(updates), desc="base model", unit="update", mininterval=2)
     for update in progress:
-        warm = min(1.0, (update + 1) / 50)
-        optimizer.param_groups[0]["lr"] = peak * warm * (0.55 + 0.45 * math.cos(math.pi * update / updates))
-        input_ids, targets, position_ids, cu_seqlens, mask = supervised_batch(tokenizer, held_out, rng, size)
-        hidden = model(input_ids, position_ids, cu_seqlens)
-        logprobs, _ = token_logprobs(hidden, model.lm_head.weight, targets, 1.0, 16384)
-        loss = -(logprobs * mask).sum() / mask.sum()
+        warm_up = min(1.0, (update + 1) / 50)
+        optimizer.param_groups[0]["lr"] = peak * warm_up * (0.55 + 0.45 * math.cos(math.pi * update / updates))
+        batch = supervised_batch(tokenizer, held_out, rng, size)
+        hidden = model(batch.input_ids, batch.position_ids, batch.cu_seqlens)
+        logprobs, _ = token_logprobs(hidden, model.lm_head.weight, batch.targets, 1.0, 16384)
+        loss = -(logprobs * batch.mask).sum() / batch.mask.sum()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

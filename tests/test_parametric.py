@@ -10,8 +10,9 @@ from itertools import combinations, permutations, product
 
 import pytest
 
+import data_prep
 from configs import UserError
-from problems.parametric import TEMPLATES, latex, main, poly, problems
+from problems.parametric import TEMPLATES, latex, poly, problems
 from reward import grade
 
 F = Fraction
@@ -242,15 +243,16 @@ def test_how_numbers_are_written():
 
 
 def test_the_command_writes_problems_and_refuses_what_it_does_not_know(tmp_path):
-    main([f"--out={tmp_path}/a.jsonl", "--count=40"])
-    main([f"--out={tmp_path}/b.jsonl", "--count=40", f"--without={tmp_path}/a.jsonl"])
+    data_prep.main(["parametric", f"--out={tmp_path}/a.jsonl", "--count=40"])
+    data_prep.main(["parametric", f"--out={tmp_path}/b.jsonl", "--count=40", f"--without={tmp_path}/a.jsonl"])
     a, b = ([json.loads(x) for x in (tmp_path / f"{n}.jsonl").read_text().splitlines()] for n in "ab")
     assert len(a) == len(b) == 40 and {r["problem"] for r in a}.isdisjoint(r["problem"] for r in b)
     for flag, message in (
         ("--sed=3", "not understood"),
+        ("--out_dir=x", "not understood"),
         ("--count=0", "under its minimum"),
         (f"--out={tmp_path}", "cannot write"),
         (f"--out={tmp_path}/a.jsonl/b", "cannot write"),
     ):
         with pytest.raises(UserError, match=message):
-            main([flag])
+            data_prep.main(["parametric", flag])

@@ -7,6 +7,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 
 from configs import Config, UserError
 from problems.prompts import ChatTokenizer, encode_problems, load_problems
+from reward import Problem
 
 
 def write(path, text):
@@ -14,7 +15,7 @@ def write(path, text):
     return path
 
 
-def test_rows_of_jsonl_and_json_with_every_kind_of_answer(tmp_path):
+def test_rows_of_every_format_with_every_kind_of_answer(tmp_path):
     rows = [
         {"problem": "a", "answer": "1"},
         {"id": 7, "problem": "b", "answer": 142.0},
@@ -23,6 +24,24 @@ def test_rows_of_jsonl_and_json_with_every_kind_of_answer(tmp_path):
     jsonl = load_problems(write(tmp_path / "p.jsonl", "\ufeff" + "\n\n".join(map(json.dumps, rows))))
     assert jsonl == load_problems(write(tmp_path / "p.json", json.dumps(rows)))
     assert [p.answer for p in jsonl] == ["1", "142.0", ["1", "2"]] and jsonl[1].id == "7"
+
+
+def test_problems_come_from_the_files_that_the_curation_reads_too(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = [{"problem": "a", "answer": "1"}, {"problem": "b,\nc", "answer": "2", "id": "x"}]
+    columns = pyarrow.schema([(name, "string") for name in ("problem", "answer", "id")])
+    parquet.write_table(pyarrow.Table.from_pylist(rows, columns), tmp_path / "p.parquet")
+    expected = [Problem("0", "a", "1"), Problem("x", "b,\nc", "2")]
+    assert load_problems(tmp_path / "p.parquet") == expected
+    csv = write(tmp_path / "p.csv", 'problem,answer\na,1\n"b,\nc",2\nd\n')
+    with pytest.raises(UserError, match=r"p\.csv:5: not CSV: more or fewer fields"):
+        load_problems(csv)
+    write(csv, csv.read_text().removesuffix("d\n"))
+    assert [p.problem for p in load_problems(csv)] == ["a", "b,\nc"]
+    with pytest.raises(UserError, match=r"not a \.jsonl"):
+        load_problems(write(tmp_path / "p.txt", "{}"))
 
 
 @pytest.mark.parametrize("text,message", [
