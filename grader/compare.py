@@ -1,13 +1,13 @@
-"""Are two final answers the same mathematical object?  Reads LaTeX and plain text; used by reward.py only.
+"""Decides whether two final answers, in LaTeX or plain text, are the same mathematical object.
 
-`equal(answer, gold)` goes through four steps, cheapest first, and none of them ever runs text as code:
-  1. plain numbers and equal strings, after `clean` has written every synonym one way.
-  2. parse (answer_parser.py): an own tokenizer and recursive-descent parser into `Node` trees. Whatever it does not
-     know is refused, and then only the strings count.
-  3. compare by type, one function a kind of answer, all in this file.
-  4. compare scalars (answer_identities.py): exactly, as formal identities, or numerically to 90 digits and more.
-Sizes are bounded before anything is computed, and a work budget counted in operations (never in seconds) decides when
-to give up, so the same pair gets the same verdict on every machine. Giving up means: not equal.
+`equal(answer, gold)` takes four steps, cheapest first. None of them runs text as code.
+  1. `text`: plain numbers, then strings that are equal once `clean` has replaced synonyms by one spelling.
+  2. `parser`: a recursive-descent parser turns tokens into `Node` trees. Notation that it does not know is refused.
+  3. this file: trees are compared by type, with one function for each kind of answer.
+  4. `identities`, which computes with `values`: numbers and functions are compared exactly, as formal identities, or
+     numerically to 90 digits and more.
+Sizes are bounded before anything is computed. A work budget, counted in operations and never in seconds, decides when
+to give up, so that a pair gets the same verdict on every machine. Giving up means: not equal.
 Conventions: MATH's for units, percent signs and money (they may be absent); an unreduced value is judged by its exact
 value; a rounded value is wrong unless the gold itself is rounded (`agrees_with_rounded`).
 """
@@ -50,7 +50,7 @@ def _is_scalar(node: Node) -> bool:
 
 
 def _resolve(node: Any, upper: bool) -> Any:
-    """Plus-minus with one choice of sign, minus-plus with the other."""
+    """The tree with its signs chosen: + for ± and - for ∓ where `upper`, else the reverse."""
     if type(node) is tuple:
         return tuple(_resolve(child, upper) for child in node)
     if type(node) is not Node:
@@ -62,31 +62,31 @@ def _resolve(node: Any, upper: bool) -> Any:
 
 
 def expand(items: Iterable[Node]) -> list[Node]:
-    """One flat list of solutions: sets are opened, plus-minus becomes two items, and in a tuple each independently."""
-    found: list[Node] = []
+    """One flat list of solutions: sets are opened, ± makes two items, and members of a tuple choose independently."""
+    expanded: list[Node] = []
     for item in items:
         if item.op == "set":
-            found += expand(item.args)
+            expanded += expand(item.args)
         elif not item.flags & PLUS_MINUS:
-            found.append(item)
+            expanded.append(item)
         elif item.op == "seq":
-            choices = [expand([x]) for x in item.args[2]]
+            choices = [expand([member]) for member in item.args[2]]
             if math.prod(map(len, choices)) > MAX_ITEMS:
                 raise Refused("too many items")
-            found += [Node("seq", (*item.args[:2], chosen)) for chosen in itertools.product(*choices)]
+            expanded += [Node("seq", (*item.args[:2], chosen)) for chosen in itertools.product(*choices)]
         else:
-            found += [_resolve(item, True), _resolve(item, False)]
-        if len(found) > MAX_ITEMS:
+            expanded += [_resolve(item, True), _resolve(item, False)]
+        if len(expanded) > MAX_ITEMS:
             raise Refused("too many items")
-    return found
+    return expanded
 
 
 def _is_label(node: Node) -> bool:
-    """x, x_0, f(x), (x, y), Area: a name for what follows, not a formula. (y, x) is none: its order says something."""
+    """Whether a node names a value, as x, x_0, f(x), (x, y) and Area do. (y, x) does not: its order may matter."""
     if node.op == "seq":
         names = [x.args[0] for x in node.args[2] if x.op == "sym"]
         return node.args[:2] == ("(", ")") and len(names) == len(node.args[2]) and names == sorted(names)
-    if node.op == "mul":  # ABC in \angle ABC = 30
+    if node.op == "mul":  # the product ABC in \angle ABC = 30
         return all(factor.op == "sym" and factor.args[0].isupper() for factor in node.args)
     if node.op == "text":
         return len(words := node.args[0].split()) <= 3 and HEDGES.isdisjoint(words)
@@ -94,7 +94,7 @@ def _is_label(node: Node) -> bool:
 
 
 def _unlabel(node: Node) -> tuple[Node, Node] | None:
-    """(label, value) of x = 5, f(x) = 1/x, x in [0, 1], 5 = x, and of 0 < x <= 1 or x < 3 as the interval they mean."""
+    """(label, value) of x = 5, 5 = x, f(x) = 1/x or x in [0, 1]; the value of 0 < x <= 1 or x < 3 is an interval."""
     if node.op == "mod" and (inner := _unlabel(node.args[0])):
         return inner[0], Node("mod", (inner[1], node.args[1]))
     if node.op != "rel":
@@ -115,14 +115,14 @@ def _unlabel(node: Node) -> tuple[Node, Node] | None:
 
 
 def _ascending(ops: tuple, sides: tuple) -> tuple[tuple, tuple]:
-    """A chain of > and >= read from the right."""
+    """The relations and sides of a chain; one of > and >= is reversed into one of < and <=."""
     if set(ops) <= set(">≥"):
         return tuple({">": "<", "≥": "≤"}[op] for op in reversed(ops)), tuple(reversed(sides))
     return ops, sides
 
 
 def solutions(items: list[Node]) -> tuple[set[Node], list[Node]]:
-    """All labels, and the values behind them: x = 1, 2 labels both, x = 1 and y = 2 have two labels."""
+    """(labels, values) of the items: x = 1, 2 has one label and two values, x = 1, y = 2 two labels."""
     pairs = [_unlabel(item) for item in items]
     labels = {pair[0] for pair in pairs if pair}
     values = expand([pair[1] if pair else item for pair, item in zip(pairs, items, strict=True)])
@@ -130,9 +130,9 @@ def solutions(items: list[Node]) -> tuple[set[Node], list[Node]]:
 
 
 def match(a: list[Node], b: list[Node], work: Work) -> bool:
-    """Any order, nothing missing, nothing extra: a perfect matching, by augmenting paths.
+    """Whether the members of `a` and `b` can be paired one to one, in any order, so that each pair is the same.
 
-    Sameness is not transitive (25% is 25 and 1/4), so the first partner found may have to be given up again.
+    Found by augmenting paths: 25% equals both 25 and 1/4, so an early pair may have to be undone for the rest to match.
     """
     if len(a) != len(b):
         return work.because(f"{len(a)} members against {len(b)}", False)
@@ -158,7 +158,7 @@ def match(a: list[Node], b: list[Node], work: Work) -> bool:
 
 
 def _chain(items: list[Node]) -> list[Node]:
-    """The sides of one number written several ways: \\frac{33}{100} = 0.33, P = \\frac12 = 50\\%."""
+    """The sides of P = \\frac12 = 50\\% without the label: one number written several ways. Empty for other answers."""
     if len(items) != 1 or items[0].op != "rel" or set(items[0].args[0]) != {"="}:
         return []
     sides = items[0].args[1]
@@ -167,11 +167,11 @@ def _chain(items: list[Node]) -> list[Node]:
 
 
 def same_items(a: Sequence[Node], b: Sequence[Node], work: Work) -> bool:
-    """Two whole answers: as they stand, or the label left out on one side, or equal labels left out on both."""
+    """Compares two whole answers: as they are, then without labels, which may be left out but must not differ."""
     a, b = expand(a), expand(b)
     if match(a, b, work):
         return True
-    if any(_says_real_set(item) for item in a + b) and (verdict := same_real_set(a, b, work)) is not None:
+    if any(_needs_real_sets(item) for item in a + b) and (verdict := same_real_set(a, b, work)) is not None:
         return verdict
     for chain, other in ((_chain(a), b), (_chain(b), a)):
         if chain and len(other) == 1 and not _chain(other):
@@ -188,18 +188,18 @@ def same_items(a: Sequence[Node], b: Sequence[Node], work: Work) -> bool:
 
 
 def same(a: Node, b: Node, work: Work) -> bool:
-    """Two items, by what they are; a scalar never equals a list, a relation or a text."""
+    """Compares two items by their kind; a scalar never equals a list, a relation or a text."""
     work.spend(20)
     if _is_scalar(a) and _is_scalar(b) or "unit" in (a.op, b.op):
         return same_quantity(a, b, work)
-    if _says_real_set(a) or _says_real_set(b):
+    if _needs_real_sets(a) or _needs_real_sets(b):
         verdict = same_real_set([a], [b], work)
         if verdict is not None:
             return verdict
     if a.op != b.op:
         return work.because(f"a {_kind(a)} is not a {_kind(b)}", False)
-    comparisons = {"seq": same_sequence, "set": same_set, "union": same_set, "matrix": same_matrix,
-                   "cases": same_cases, "rel": same_relation, "mod": same_residue, "ratio": same_ratio}  # fmt: skip
+    comparisons = {"seq": same_sequence, "set": same_set, "union": same_set, "matrix": same_matrix}
+    comparisons |= {"cases": same_cases, "rel": same_relation, "mod": same_residue, "ratio": same_ratio}
     if a.op in comparisons:
         return comparisons[a.op](a, b, work)
     return work.because(f"a {_kind(a)}, part by part", a == b)
@@ -224,11 +224,11 @@ def same_set(a: Node, b: Node, work: Work) -> bool:
 
 
 def same_matrix(a: Node, b: Node, work: Work) -> bool:
-    """Entry by entry, shapes equal; the kind of brackets says nothing."""
+    """Matrices of equal shape, entry by entry; the kind of brackets does not matter."""
     shapes = [[len(row) for row in m.args] for m in (a, b)]
     pairs = zip(itertools.chain(*a.args), itertools.chain(*b.args), strict=False)
-    entries = shapes[0] == shapes[1] and all(same_scalar(x, y, work) for x, y in pairs)
-    return work.because("a matrix, entry by entry", entries)
+    same_entries = shapes[0] == shapes[1] and all(same_scalar(x, y, work) for x, y in pairs)
+    return work.because("a matrix, entry by entry", same_entries)
 
 
 def same_cases(a: Node, b: Node, work: Work) -> bool:
@@ -238,7 +238,7 @@ def same_cases(a: Node, b: Node, work: Work) -> bool:
 
 
 def same_residue(a: Node, b: Node, work: Work) -> bool:
-    """3 (mod 7) and 10 (mod 7)."""
+    """Residue classes: 3 (mod 7) is 10 (mod 7)."""
     if not same(a.args[1], b.args[1], work):
         return work.because("the moduli differ", False)
     if all(_is_scalar(x) and not x.flags & SYMBOL for x in (a.args[0], b.args[0], a.args[1])):
@@ -249,13 +249,13 @@ def same_residue(a: Node, b: Node, work: Work) -> bool:
 
 
 def same_ratio(a: Node, b: Node, work: Work) -> bool:
-    """3 : 4, and times of day: part by part."""
-    parts = len(a.args) == len(b.args) and all(same(x, y, work) for x, y in zip(a.args, b.args, strict=True))
-    return work.because("a ratio or time, part by part", parts)
+    """Ratios such as 3 : 4 and times of day, part by part."""
+    same_parts = len(a.args) == len(b.args) and all(same(x, y, work) for x, y in zip(a.args, b.args, strict=True))
+    return work.because("a ratio or time, part by part", same_parts)
 
 
 def _quantity(node: Node) -> tuple[Node, frozenset]:
-    """(number, units): 28\\%, 36°, 5 cm."""
+    """(number, {(unit, exponent), ...}) of 28\\%, 36° or 5 cm."""
     if node.op == "unit":
         inner, units = _quantity(node.args[0])
         return inner, units | node.args[1]
@@ -265,7 +265,7 @@ def _quantity(node: Node) -> tuple[Node, frozenset]:
 
 
 def same_quantity(a: Node, b: Node, work: Work) -> bool:
-    """MATH: a unit or % may be absent. Two different known units are different answers; 25% is also 1/4."""
+    """Numbers with units. A unit or % may be absent (as in MATH), known units may not differ; 25% is 25 and 1/4."""
     (a, units_a), (b, units_b) = _quantity(a), _quantity(b)
     if not (_is_scalar(a) and _is_scalar(b)):
         return a.op == b.op == "ratio" and (not units_a or not units_b or units_a == units_b) and same_ratio(a, b, work)
@@ -281,13 +281,13 @@ def same_quantity(a: Node, b: Node, work: Work) -> bool:
 
 
 def _units_agree(a: frozenset, b: frozenset) -> bool:
-    """One side has none, or both are the same, or one has a word that we do not know; 36° may be 36 °C."""
+    """Whether a side has no units, both have the same, or one has an unknown unit ("?"). 36° may be 36 °C."""
     names = {name for name, _ in a | b}
     return not a or not b or a == b or "?" in names or (("°", 1) in a | b and names <= {"°", "°C", "°F", "°K"})
 
 
 def same_relation(a: Node, b: Node, work: Work) -> bool:
-    """Side by side, read in either direction; a single relation between scalars also up to a factor."""
+    """Relations side by side (= and ≠ in either direction); one between two scalars also up to a constant factor."""
     (ops_a, sides_a), (ops_b, sides_b) = _ascending(*a.args), _ascending(*b.args)
     if ops_a != ops_b:
         return work.because("the relations differ", False)
@@ -311,9 +311,10 @@ EVERYTHING = [((-float("inf"), 1), (float("inf"), 0))]
 REAL_SET_OPS = {"union", "minus", "cap", "builder", "or", "and"}
 
 
-def _says_real_set(node: Node) -> bool:
+def _needs_real_sets(node: Node) -> bool:
+    """A set operation, an inequality or all reals. A lone interval or finite set is compared member by member."""
     if node.op == "rel" and "∈" in node.args[0]:
-        return _says_real_set(node.args[1][-1])
+        return _needs_real_sets(node.args[1][-1])
     return node.op in REAL_SET_OPS or node == REALS or (node.op == "rel" and not INEQUALITIES.isdisjoint(node.args[0]))
 
 
@@ -321,10 +322,11 @@ class _RealSets:
     """Reads unions, differences, intersections, inequalities and finite sets as disjoint intervals, lowest first."""
 
     def __init__(self, places: list[tuple[Node, Any]], work: Work) -> None:
-        self.places, self.work, self.variables = places, work, set()
+        self.places = places  # (endpoint, value): those of both answers
+        self.work, self.variables = work, set()
 
     def number(self, node: Node) -> Any:
-        """An endpoint, in an order that Python can sort; equal endpoints, on both sides, become equal fractions."""
+        """An endpoint as a Fraction or infinite float; equal endpoints of both answers get the same Fraction."""
         if node == INFINITY or node == negative(INFINITY):
             return float("inf") if node == INFINITY else -float("inf")
         if not _is_scalar(node) or node.flags & SYMBOL:
@@ -368,15 +370,17 @@ class _RealSets:
             places = [self.number(item) for item in expand(args)]
             return self.union([((place, 0), (place, 1)) for place in places])
         if op in ("union", "or"):
-            return self.union([interval for part in args for interval in self.read(part)])
+            return self.union([interval for operand in args for interval in self.read(operand)])
         if op in ("cap", "and"):
-            return self.intersection([self.read(part) for part in args])
+            return self.intersection([self.read(operand) for operand in args])
         if op == "minus":
             return self.intersection([self.read(args[0]), self.complement(self.read(args[1]))])
         if op == "builder":
-            domain = [] if args[0].op == "sym" else [self.read(args[0])]
-            self.variables.update([args[0]] if args[0].op == "sym" else [])
-            return self.intersection([*domain, *(self.read(condition) for condition in args[1])])
+            member, conditions = args
+            sets = [] if member.op == "sym" else [self.read(member)]
+            if member.op == "sym":
+                self.variables.add(member)
+            return self.intersection(sets + [self.read(condition) for condition in conditions])
         if op == "rel" and args[0] == ("≠",) and args[1][0].op == "sym":
             self.variables.add(args[1][0])
             place = self.number(args[1][1])
@@ -388,9 +392,9 @@ class _RealSets:
 
 
 def same_real_set(a: list[Node], b: list[Node], work: Work) -> bool | None:
-    """Unions, differences and inequalities in one variable as sets of real numbers; None where one side is no such.
+    """Compares two answers as sets of real numbers; None where one is not a set or has more than one variable.
 
-    Several items are only read where all are numbers or intervals: a comma between conditions may mean `and` or `or`.
+    Several items are only read where none is a relation: a comma between conditions may mean `and` or `or`.
     """
     places: list[tuple[Node, Any]] = []
     sets = []
@@ -399,12 +403,12 @@ def same_real_set(a: list[Node], b: list[Node], work: Work) -> bool | None:
             return None
         reader = _RealSets(places, work)
         try:
-            found = reader.read(items[0] if len(items) == 1 else Node("or", tuple(items)))
+            intervals = reader.read(items[0] if len(items) == 1 else Node("or", tuple(items)))
         except Refused:
             return None
         if len(reader.variables) > 1:
             return None
-        sets.append((reader.variables, found))
+        sets.append((reader.variables, intervals))
     (variables_a, set_a), (variables_b, set_b) = sets
     named_alike = not variables_a or not variables_b or variables_a == variables_b
     return work.because("sets of real numbers", named_alike and set_a == set_b)
@@ -420,7 +424,7 @@ ROUNDED = re.compile(
 
 
 def read_rounded(cleaned: str) -> tuple[Number, Number] | None:
-    """(value, unit of the last digit) of what `agrees_with_rounded` calls a rounded gold, or None."""
+    """(value, what 1 in its last digit is worth) of a rounded gold (see `agrees_with_rounded`), or None."""
     match = ROUNDED.fullmatch(cleaned)
     if not match:
         return None
@@ -434,12 +438,12 @@ def read_rounded(cleaned: str) -> tuple[Number, Number] | None:
 
 
 def agrees_with_rounded(answer: Sequence[Node], gold: Sequence[Node], value: Number, last: Number, work: Work) -> bool:
-    """Measured values (Minerva's): exact, unless the gold itself is rounded; then agreement to the gold's own digits.
+    """Whether the answer, rounded half up to the last digit of a rounded gold, is that gold, and is off by at most 1%.
 
-    A gold counts as rounded when it is one number that says so: marked with `\\approx`, or in scientific notation with
-    digits after the point. Any other decimal is exact, because nothing tells 0.25 the price from 0.25 the measurement.
-    An answer agrees when, rounded half up to the gold's last digit, it is the gold, and is off by at most 1%. So
-    6.6261e-34 is 6.63e-34 and \\frac{\\sqrt2}2 is \\approx 0.707, but 5.41 is not 5.4 and 0.333 is not 1/3.
+    `value` and `last` come from `read_rounded`. A gold is rounded when it is one number marked with `\\approx`, or in
+    scientific notation with digits after the point (as in Minerva's measurements). Any other decimal is exact, because
+    a price of 0.25 cannot be told from a measurement of 0.25. So 6.6261e-34 is 6.63e-34 and \\frac{\\sqrt2}2 is
+    \\approx 0.707, but 5.41 is not 5.4 and 0.333 is not 1/3.
     """
     if len(answer) != 1 or len(gold) != 1:
         return False
@@ -447,9 +451,10 @@ def agrees_with_rounded(answer: Sequence[Node], gold: Sequence[Node], value: Num
     if not _is_scalar(a) or a.flags & SYMBOL or not _units_agree(units_a, units_b):
         return False
     evaluator = Evaluator({}, work, None)
-    found = evaluator.fraction(evaluator.value(a))
-    excess = abs(found) - abs(value)
-    agrees = (found > 0) == (value > 0) and -last / 2 <= excess < last / 2 and abs(excess) * 100 <= abs(value)
+    answer_value = evaluator.fraction(evaluator.value(a))
+    excess = abs(answer_value) - abs(value)
+    same_sign = (answer_value > 0) == (value > 0)
+    agrees = same_sign and -last / 2 <= excess < last / 2 and abs(excess) * 100 <= abs(value)
     return work.because("the gold is rounded: agreement to its own digits", agrees)
 
 
@@ -457,7 +462,7 @@ def agrees_with_rounded(answer: Sequence[Node], gold: Sequence[Node], value: Num
 
 
 class Reading(NamedTuple):
-    """An answer after `clean`: as text, as text without spaces, and whether it is wholly words."""
+    """An answer after `clean`, the same without spaces (`squeeze`), and whether it consists of words alone."""
 
     cleaned: str
     plain: str
@@ -476,7 +481,7 @@ def _items(cleaned: str, merge_thousands: bool = True) -> tuple[Node, ...]:
 
 
 def equal(answer: str, gold: str, work: Work | None = None) -> bool:
-    """The whole comparison; raises Refused or an arithmetic error where it cannot tell. `work` collects the reasons."""
+    """The whole comparison; `work` collects the reasons. Raises Refused or an arithmetic error where it cannot tell."""
     work = work or Work()
     if max(len(answer), len(gold)) > MAX_CHARS:
         return work.because(f"longer than {MAX_CHARS} characters", False)
@@ -499,7 +504,7 @@ def equal(answer: str, gold: str, work: Work | None = None) -> bool:
         return True
     if (len(items_a) == 1) == (len(items_b) == 1):
         return False
-    if len(items_a) == 1:  # one side is a list: then 119,121 on the other is one too
+    if len(items_a) == 1:  # the other side is a list: then 119,121 is two numbers here, and no thousands
         items_a = _items(a.cleaned, False)
     else:
         items_b = _items(gold_text, False)
@@ -507,16 +512,16 @@ def equal(answer: str, gold: str, work: Work | None = None) -> bool:
 
 
 def _scalars(node: Any) -> list[Node]:
-    """The largest numbers and expressions in a tree."""
+    """The outermost numbers and expressions in a tree."""
     if type(node) is Node:
         if node in (INFINITY, negative(INFINITY)):
             return []
         return [node] if _is_scalar(node) and not node.flags & PLUS_MINUS else _scalars(node.args)
-    return [found for child in node for found in _scalars(child)] if type(node) is tuple else []
+    return [scalar for child in node for scalar in _scalars(child)] if type(node) is tuple else []
 
 
 def refusal(gold: str) -> str | None:
-    """Why a gold can be compared only as text or not at all; None where it is read, defined and equal to itself."""
+    """Why a gold can be compared only as text or not at all; None where it can be read and is equal to itself."""
     if len(gold) > MAX_CHARS:
         return f"longer than {MAX_CHARS} characters"
     reading = read(gold)
@@ -535,11 +540,11 @@ def refusal(gold: str) -> str | None:
     return None
 
 
-# ---------------------------------------------------------------- for people who study rewards
+# ---------------------------------------------------------------- how a verdict came about
 
 
 def explain(answer: str, gold: str) -> str:
-    """How both were read, what was compared in order, and the verdict, as lines to print."""
+    """Lines to print: how both were read, what was compared (in order), and the verdict."""
     lines = []
     for name, text in (("answer", answer), ("gold", gold)):
         lines.append(f"{name:8}{text.strip()}")

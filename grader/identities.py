@@ -1,13 +1,13 @@
-"""Are two scalar trees the same number or function?  Used by answers.py only; the trees come from answer_parser.py.
+"""Decides whether two scalar trees of `parser` are the same number or function; used by `compare`.
 
-Three ways, under one work budget:
-  exact    rational numbers in int and Fraction arithmetic (answer_values.py).
+There are three ways, under one work budget:
+  exact    rational numbers in int and Fraction arithmetic (`values`).
   formal   `Formal`: polynomial identity testing. Rational functions, powers, exponentials and trigonometric functions
            are computed modulo a 127-bit prime with random residues for the variables (Schwartz and Zippel: different
            expressions agree by accident with probability about degree / 2^127). No number is too large for it.
-  numeric  everything else: numbers at 400 bits, and at 2,400 where those agree without a proof (a separation bound
-           proves radicals and sines of rational multiples of pi equal); functions at 400 bits at fixed pseudo-random
-           points of both signs, at integers where they step, and on both sides of the numbers written in them.
+  numeric  everything else: numbers at 400 bits, and at 2,400 where 400 do not decide (a separation bound proves
+           radicals and sines of rational multiples of pi equal); functions at 400 bits at fixed pseudo-random points
+           of both signs, at integers where they step, and on both sides of the numbers written in them.
 """
 
 import itertools
@@ -47,6 +47,7 @@ def _residue(name: str, trial: int) -> int:
 
 
 def _times(a: tuple, b: tuple) -> tuple:
+    """The product of two monomials."""
     powers = dict(a)
     for name, power in b:
         powers[name] = powers.get(name, 0) + power
@@ -54,8 +55,9 @@ def _times(a: tuple, b: tuple) -> tuple:
 
 
 class Formal:
-    """An expression modulo PRIME. Variables, pi, and e^m for every monomial m are random residues, as if they were
-    independent; e^(i pi q) is a power of ROOT, so sines and cosines of rational multiples of pi obey their relations.
+    """Computes an expression modulo PRIME. Variables, pi, and e^m for every monomial m are random residues, as if they
+    were independent; those of variables change with `trial`. e^(i pi q) is a power of ROOT, so that sines and cosines
+    of rational multiples of pi obey their relations.
     """
 
     def __init__(self, work: Work, trial: int) -> None:
@@ -127,16 +129,14 @@ class Formal:
     def power(self, base: Node, exponent: Node) -> int:
         if base == Node("const", ("e",)):
             return self.exponential(self.laurent(exponent))
-        if exponent.flags & SYMBOL:  # 2^n and x^n are e^(n ln 2) and e^(n ln x): the same, with a letter per prime base
+        if exponent.flags & SYMBOL:  # 2^n and x^n, like e^n: a residue for each prime or variable base and monomial
             terms = self.laurent(exponent)
             if base.op == "sym":
                 return self.symbolic_power(base.args[0], _residue(base.args[0], self.trial), terms)
             value = None if base.flags & SYMBOL else Evaluator({}, self.work, None).value(base)
             if is_exact(value) and 0 < value.numerator < 10**6 and value.denominator < 10**6:
-                above, below = (
-                    self.product([self.symbolic_power(str(q), q, terms) for q in _factors(part)])
-                    for part in (value.numerator, value.denominator)
-                )
+                above = self.product([self.symbolic_power(str(q), q, terms) for q in _prime_factors(value.numerator)])
+                below = self.product([self.symbolic_power(str(q), q, terms) for q in _prime_factors(value.denominator)])
                 return above * self.inverse(below) % PRIME
             raise NotFormal("power")
         if (n := self.integer(exponent)) is None:
@@ -147,7 +147,7 @@ class Formal:
         return self.raised(value, n)
 
     def integer(self, node: Node) -> int | None:
-        """The value of an exact integer, else None."""
+        """The value of a node that is exactly an integer, else None."""
         if node.flags & SYMBOL:
             return None
         value = Evaluator({}, self.work, None).value(node)
@@ -167,7 +167,7 @@ class Formal:
         return total % PRIME
 
     def steps(self, coefficient: Number) -> int:
-        """Residues stand for the DEGREE-th root, so that fractional coefficients are whole powers."""
+        """A coefficient times DEGREE: residues stand for e^(m / DEGREE), so that fractions of m are whole powers."""
         steps = coefficient * DEGREE
         if steps.denominator != 1:
             raise NotFormal("fraction of an exponent")
@@ -176,7 +176,7 @@ class Formal:
     def exponential(self, terms: Laurent) -> int:
         total = 1
         for monomial, (real, imaginary) in terms.items():
-            constant = all(name == "pi" for name, _ in monomial)  # the same in every trial
+            constant = all(name == "pi" for name, _ in monomial)  # `proportional` compares constants between trials
             trial = 0 if constant else self.trial
             if real:
                 total = total * self.raised(_residue(f"e^{monomial}", trial), self.steps(real))
@@ -199,12 +199,13 @@ class Formal:
         cosine, sine = (plus + minus) * self.inverse(2), (plus - minus) * self.inverse(2)
         if not hyperbolic:
             sine = sine * self.inverse(self.i())
-        top, bottom = {"sin": (sine, 1), "cos": (cosine, 1), "tan": (sine, cosine), "cot": (cosine, sine),
-                       "sec": (1, cosine), "csc": (1, sine)}[name.removesuffix("h")]  # fmt: skip
+        quotients = {"sin": (sine, 1), "cos": (cosine, 1), "tan": (sine, cosine), "cot": (cosine, sine)}
+        quotients |= {"sec": (1, cosine), "csc": (1, sine)}
+        top, bottom = quotients[name.removesuffix("h")]
         return top * self.inverse(bottom) % PRIME
 
     def laurent(self, node: Node, plain: bool = True) -> Laurent:
-        """An exponent or angle as a polynomial with negative powers allowed; not plain: a degree is pi/180."""
+        """An exponent or angle as a polynomial with negative powers allowed. A degree is 1 if `plain`, else pi/180."""
         self.work.spend(20)
         op, args = node.op, node.args
         if op == "num":
@@ -232,7 +233,7 @@ class Formal:
             power = -1 if op == "inv" else self.integer(args[1])
             inner = self.laurent(args[0], plain)
             if power is not None and len(inner) == 1 and abs(power) < 100:
-                ((monomial, (re, im)),) = inner.items()
+                monomial, (re, im) = next(iter(inner.items()))
                 if not im:
                     return {tuple((n, p * power) for n, p in monomial): (self.work.exact(Fraction(re) ** power), 0)}
         raise NotFormal(op)
@@ -250,14 +251,14 @@ class Formal:
         return {m: c for m, c in total.items() if c != (0, 0)}
 
 
-def _factors(n: int) -> list[int]:
-    found, q = [], 2
+def _prime_factors(n: int) -> list[int]:
+    primes, q = [], 2
     while q * q <= n:
         while n % q == 0:
-            found.append(q)
+            primes.append(q)
             n //= q
         q += 1
-    return [*found, n] if n > 1 else found
+    return [*primes, n] if n > 1 else primes
 
 
 # ---------------------------------------------------------------- proof for radicals
@@ -273,7 +274,7 @@ def separation_bits(node: Node, work: Work) -> float:
     roots: dict[tuple, int] = {}
     order = 1  # of the root of unity behind all sines and cosines
 
-    def bounds(node: Node) -> tuple[float, float]:
+    def bounds(node: Node) -> tuple[float, float]:  # (u, l)
         nonlocal order
         work.spend(5)
         op, args = node.op, node.args
@@ -302,10 +303,10 @@ def separation_bits(node: Node, work: Work) -> float:
                 u, low = ((u + (k - 1) * low) / k, low) if u >= low else (u, (u * (k - 1) + low) / k)
             u, low = u * abs(exponent.numerator), low * abs(exponent.numerator)
             return (u, low) if exponent >= 0 else (low, u)
-        parts = [bounds(arg) for arg in args]
+        pairs = [bounds(arg) for arg in args]
         if op == "inv":
-            return parts[0][1], parts[0][0]
-        us, lows = zip(*parts, strict=True)
+            return pairs[0][1], pairs[0][0]
+        us, lows = zip(*pairs, strict=True)
         if op == "add":
             return max(us) + sum(lows) + math.log2(len(us)), sum(lows)
         return sum(us), sum(lows) + 7 * (op == "percent")
@@ -328,28 +329,31 @@ REAL_POINTS, WHOLE_POINTS, STEP_POINTS = 10, 16, 32
 
 @lru_cache(maxsize=4096)
 def _size(name: str, k: int) -> Fraction:
-    """Powers of two below, so that (-1)^x is never taken for real; some are small, some hundreds or thousands."""
+    """The size of a variable at point k, from 1/32 to thousands. Odd over 16 or 32, so that (-1)^x is never real."""
     dice, top = random.Random(f"{name}:{k}"), (7, 30, 120, 30, 15, 60, 1000, 30, 40_000, 15)[k % REAL_POINTS]
     return Fraction(2 * dice.randint(0, top) + 1, dice.choice((16, 32)))
 
 
 @lru_cache(maxsize=4096)
 def _whole(name: str, k: int, j: int) -> int:
-    """The j-th name's integer at point k: 2^names points in a row hold every pattern of even and odd."""
+    """The j-th variable's integer at point k; 2^n points in a row show n variables in every pattern of even and odd."""
     return 2 * random.Random(f"{name}:{k}").randint(1, 100 if k % 8 == 7 else 20) - (k >> j & 1)
 
 
 def _real_points(names: list[str], steps: bool, few: bool = False) -> Iterator[dict[str, Number]]:
-    """Three positive points, an all negative one, then each name's number in binary as its signs.
+    """Three positive points, one all negative, then points where the signs of the j-th variable spell j + 1 in binary.
 
-    So every name takes both signs, and every two names equal and opposite ones.
+    So every variable takes both signs, and every two variables equal and opposite ones.
     """
     for k in range(2, 5) if few else range(REAL_POINTS):
-        yield {
-            name: _whole(name, k, j) if steps and name in INTEGER_NAMES
-            else _size(name, k) * (-1 if k == 3 or k > 3 and j + 1 >> k - 4 & 1 else 1)
-            for j, name in enumerate(names)
-        }  # fmt: skip
+        point: dict[str, Number] = {}
+        for j, name in enumerate(names):
+            below_zero = k == 3 or k > 3 and (j + 1) >> (k - 4) & 1
+            if steps and name in INTEGER_NAMES:
+                point[name] = _whole(name, k, j)
+            else:
+                point[name] = -_size(name, k) if below_zero else _size(name, k)
+        yield point
 
 
 def _whole_points(names: list[str], count: int) -> Iterator[dict[str, Number]]:
@@ -357,42 +361,37 @@ def _whole_points(names: list[str], count: int) -> Iterator[dict[str, Number]]:
         yield {name: _whole(name, k, j) for j, name in enumerate(names)}
 
 
+def _subtrees(node: Node) -> Iterator[Node]:
+    yield node
+    for arg in node.args:
+        if type(arg) is Node:
+            yield from _subtrees(arg)
+
+
 def _break_points(names: list[str], nodes: list[Node], steps: bool) -> Iterator[dict[str, Number]]:
-    """Both sides of the numbers in the expressions, where |x - 20| or the root of (x - 20)^2 may turn."""
-    found: set[Number] = set()
-    turns = False
-
-    def collect(node: Node) -> None:
-        nonlocal turns
-        if node.op == "num":
-            if 1 < abs(node.args[0]) < 10**9:
-                found.add(abs(node.args[0]))
-            return
-        turns |= node.op in ("abs", "floor", "ceil") or node.op == "pow" and node.args[1].op != "num"
-        for arg in node.args:
-            if type(arg) is Node:
-                collect(arg)
-
-    for node in nodes:
-        collect(node)
-    for number in sorted(found)[:4] if turns else ():
+    """Both sides of each number in the expressions: |x - 20| and the root of (x - 20)^2 change their formula at 20."""
+    subtrees = [subtree for node in nodes for subtree in _subtrees(node)]
+    if not any(n.op in ("abs", "floor", "ceil") or n.op == "pow" and n.args[1].op != "num" for n in subtrees):
+        return
+    numbers = {abs(n.args[0]) for n in subtrees if n.op == "num" and 1 < abs(n.args[0]) < 10**9}
+    for number in sorted(numbers)[:4]:
         for sign, side in itertools.product((1, -1), (1, -1)):
             point = {name: sign * (number + side * Fraction(3 * (j + 1), 16)) for j, name in enumerate(names)}
             yield {n: round(v) + side if steps and n in INTEGER_NAMES else v for n, v in point.items()}
 
 
 def values_at_points(nodes: list[Node], work: Work, log_base: int | None) -> Iterator[tuple[Any, Any, int]]:
-    """Two nodes' values at common points, and the bits they are good for.
+    """Yields (value of one node, value of the other, bits to compare) at points where both are defined.
 
-    Outside their real domain (no i in sight) expressions are not compared.
+    Where neither contains i, points at which a value is not real are left out.
     Raises Refused at the end when fewer than two points gave values.
     """
     flags = nodes[0].flags | nodes[1].flags
     names = sorted(symbols(nodes[0]) | symbols(nodes[1]))
-    found = 0
+    num_rows = 0
 
     def rows(points: Iterator[dict], only_real: bool) -> Iterator[tuple[Any, Any, int]]:
-        nonlocal found
+        nonlocal num_rows
         for point in points:
             try:
                 evaluator = Evaluator(point, work, log_base)
@@ -403,35 +402,38 @@ def values_at_points(nodes: list[Node], work: Work, log_base: int | None) -> Ite
             except (ZeroDivisionError, OutOfRange):
                 continue
             if not only_real or all(is_exact(v) or v.imag == 0 for v in row):
-                found += 1
+                num_rows += 1
                 yield *row, max(2 * GUARD, evaluator.prec - evaluator.lost)
 
     steps, factorials = bool(flags & STEP), bool(flags & FACTORIAL)
     yield from rows(_real_points(names, steps, few=factorials), not flags & IMAGINARY)
     if not (factorials or flags & IMAGINARY):
         yield from rows(_break_points(names, nodes, steps), True)
-    if steps or factorials or found < 2:  # (-1)^n is real at integers only, n! is fast there
+    if steps or factorials or num_rows < 2:  # (-1)^n is real at integers only, n! is fast there
         yield from rows(_whole_points(names, STEP_POINTS if steps else WHOLE_POINTS), True)
-    if found < 2:
+    if num_rows < 2:
         yield from rows(_real_points(names, False), False)
-    if found < 2:
+    if num_rows < 2:
         raise Refused("no points where both are defined")
 
 
 def _log_bases(a: Node, b: Node) -> tuple:
-    """\\log without a base is natural for some and decimal for others.
+    """The bases in which to compare: \\log without one is natural (None) for some authors and decimal for others.
 
-    On both sides: they must agree either way. On one: natural if the other side has ln or e, else decimal.
+    If both sides have it, they must agree in both bases; if one has it, natural where the other has ln or e, else 10.
     """
     if not (a.flags | b.flags) & LOG:
         return (None,)
     if a.flags & b.flags & LOG:
         return (None, 10)
-    return (None,) if (a.flags if b.flags & LOG else b.flags) & NATURAL else (10,)
+    other = a if b.flags & LOG else b
+    return (None,) if other.flags & NATURAL else (10,)
 
 
 def _same_number(a: Node, b: Node, work: Work, log_base: int | None) -> bool:
-    """Without variables: exact if both are rational, else 400 bits, 2,400 where those do not settle it, and a proof."""
+    """Compares constants: exactly if both are rational, else at 400 bits, then 2,400. If they agree, a separation bound
+    or else `_same_formally` must confirm it; where neither applies, the digits decide.
+    """
     needed = None
     for prec in PRECISIONS:
         evaluator = Evaluator({}, work, log_base, prec)
@@ -465,7 +467,7 @@ def _same_formally(a: Node, b: Node, work: Work) -> bool:
 
 
 def same_scalar(a: Node, b: Node, work: Work) -> bool:
-    """The same number, or the same function of the same variables."""
+    """Whether two scalars are the same number, or the same function of the same variables."""
     if a.op == b.op == "num":
         return work.because("exact arithmetic", a.args == b.args)
     if a == b:
@@ -488,7 +490,7 @@ def same_scalar(a: Node, b: Node, work: Work) -> bool:
 
 
 def proportional(a: Node, b: Node, positive: bool, work: Work) -> bool:
-    """a = c b with one constant c, nonzero or positive: the same equation (a = 0) or inequality (a < 0)."""
+    """Whether a = c b with one constant c, nonzero or `positive`: the same equation (a = 0) or inequality (a < 0)."""
     if not positive:
         try:
             ratios = [Formal(work, t).value(a) * Formal(work, t).inverse(Formal(work, t).value(b)) for t in range(3)]

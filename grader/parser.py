@@ -1,9 +1,10 @@
-"""Reads the tokens of a mathematical answer into a small tree of `Node`s; used by answers.py and answer_values.py.
+"""Reads the tokens of a mathematical answer into a small tree of `Node`s, for `compare`, `values` and `identities`.
 
-`Parser` is a recursive-descent parser over a whitelist. Whatever it does not know is `Refused`, with the place. Nesting
-and the number of items are bounded; no text is ever run as code.
+`Parser` is a recursive-descent parser over a whitelist. Whatever it does not know is `Refused`, with its position.
+Nesting and the number of items are bounded; no text is ever run as code.
 """
 
+import itertools
 import re
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -15,13 +16,14 @@ MAX_DEPTH = 25  # the brackets of the benchmarks' golds nest at most 4 deep
 MAX_MARKS = 4  # ! ° % ^ after one operand
 MAX_ITEMS = 100
 
+# What a tree may contain, as bits of `Node.flags`: by op or by name.
 FLAGS = {"sym": 1, "pm": 2, "mp": 2, "log": 4, "floor": 8, "ceil": 8, "series": 8, "i": 16, "ln": 32, "e": 32}
 SYMBOL, PLUS_MINUS, LOG, STEP, IMAGINARY, NATURAL, FACTORIAL = 1, 2, 4, 8, 16, 32, 64
 
 
 @dataclass(slots=True, unsafe_hash=True)
 class Node:
-    """One parsed thing: `op` says what, `args` holds nodes, names, brackets or an exact number. Never changed."""
+    """One node of a tree: `op` is its kind, `args` are nodes, tuples, names, brackets or a number. Never changed."""
 
     op: str
     args: tuple = ()
@@ -29,33 +31,33 @@ class Node:
 
     @property
     def flags(self) -> int:
-        """Which of FLAGS are anywhere in the tree."""
+        """The bits of FLAGS, STEP and FACTORIAL that hold anywhere in the tree; computed once."""
         if self._flags < 0:
             self._flags = (FLAGS.get(self.op, 0) if self.op != "log" else 0) | _flags_of(self.args)
             if self.op == "series" and not symbols(self):
                 self._flags &= ~SYMBOL  # its index is bound
             if self.op in ("fact", "binom") and self._flags & SYMBOL:
                 self._flags |= FACTORIAL
-            if self.op == "pow" and self.args[1].flags & SYMBOL and _says_negative(self.args[0]):
+            if self.op == "pow" and self.args[1].flags & SYMBOL and _is_negative(self.args[0]):
                 self._flags |= STEP  # (-2)^n: real at integers only
         return self._flags
 
 
-def _says_negative(node: Node) -> bool:
+def _is_negative(node: Node) -> bool:
     first = node.args[0] if node.op == "mul" else node
     return first.op == "num" and first.args[0] < 0
 
 
 def _flags_of(args: tuple) -> int:
-    found = 0
+    flags = 0
     for arg in args:
         if type(arg) is Node:
-            found |= arg.flags
+            flags |= arg.flags
         elif type(arg) is tuple:
-            found |= _flags_of(arg)
+            flags |= _flags_of(arg)
         elif arg in ("i", "log", "ln", "e"):
-            found |= FLAGS[arg]
-    return found
+            flags |= FLAGS[arg]
+    return flags
 
 
 STRUCTURES = {"seq", "set", "union", "minus", "cap", "builder", "matrix", "cases", "rel", "mod", "or", "and", "ratio"}
@@ -100,7 +102,7 @@ HEDGES = set(  # words after a number that change what is claimed; any other wor
 
 
 def unit_name(word: str) -> str:
-    """cm for centimeters, MeV for MeV, "?" for apples."""
+    """The one name of a unit, cm for centimeters and MeV for MeV; "?" for a word that is not known, as apples."""
     if word in UNIT_NAMES:
         return UNIT_NAMES[word]
     if SI_UNIT.fullmatch(word):
@@ -158,7 +160,7 @@ def quotient(top: Node, bottom: Node) -> Node:
 
 
 def literal(text: str) -> Number:
-    """12, .5, 1.70e4 exactly; the exponent is bounded before the number is built."""
+    """The exact value of 12, .5 or 1.70e4; the exponent is bounded before the number is built."""
     if text.isdigit():
         return int(text)
     mantissa, _, exponent = text.lower().partition("e")
@@ -171,7 +173,7 @@ def literal(text: str) -> Number:
 
 
 def repeating(text: str) -> Fraction:
-    """0.3\\overline{6} and 0.3(6) are 3/10 + 6/90."""
+    """The value of a repeating decimal: 0.3\\overline{6} and 0.3(6) are 3/10 + 6/90."""
     head, tail = re.split(r"\\[a-z]+|\(", text)
     tail, decimals = tail.strip("{})"), len(head) - head.index(".") - 1
     return literal(head if head != "." else "0") + Fraction(int(tail), (10 ** len(tail) - 1) * 10**decimals)
@@ -191,7 +193,7 @@ FUNCTION_NAMES, ARGUMENT_NAMES = set("fghFGHPQT"), set("xyzntk")
 
 
 def called(name: Node, argument: Node) -> Node | None:
-    """f(x), P(x+1): an opaque symbol where name and argument look like a function's, else None."""
+    """f(x) or P(x+1) as one opaque symbol; None where name and argument do not look like a function's."""
     inside = symbols(argument)
     if name.op == "sym" and name.args[0][0] in FUNCTION_NAMES and inside and inside <= ARGUMENT_NAMES:
         return Node("sym", (f"{name.args[0]}({describe(argument)})",))
@@ -199,7 +201,10 @@ def called(name: Node, argument: Node) -> Node | None:
 
 
 class Parser:
-    """Recursive descent: items > relation > side > sum > term > factor > atom. Raises Refused, nothing else."""
+    """Recursive descent: items > relation > side > ratio > sum > term > factor > atom. Raises Refused and nothing else.
+
+    depth: of nested brackets. bars: whether a | now closes or separates. indices: the bound names of open sums.
+    """
 
     def __init__(self, tokens: list[Token]) -> None:
         self.tokens, self.depth, self.bars, self.indices = tokens, 0, 0, []
@@ -236,7 +241,7 @@ class Parser:
 
     def items(self) -> list[Node]:
         """What commas, semicolons, `and` and `or` separate; inequalities joined by a word are one item."""
-        found = [self.relation()]
+        items = [self.relation()]
         while self.kind == "sep" or self.value in (",", ";"):
             word = ""
             if self.accept(",", ";"):
@@ -245,12 +250,12 @@ class Parser:
             else:
                 word = self.take()
             item = self.relation()
-            if word and all(n.op == "rel" and INEQUALITIES.intersection(n.args[0]) for n in (item, found[-1])):
-                item = Node(word, (found.pop(), item))
-            found.append(item)
-        if len(found) > MAX_ITEMS:
+            if word and all(n.op == "rel" and INEQUALITIES.intersection(n.args[0]) for n in (item, items[-1])):
+                item = Node(word, (items.pop(), item))
+            items.append(item)
+        if len(items) > MAX_ITEMS:
             raise self.refuse("too many items")
-        return found
+        return items
 
     def relation(self) -> Node:
         sides, ops = [self.side()], []
@@ -273,14 +278,14 @@ class Parser:
         return self.units(node) if self.kind == "text" else node
 
     def ratio(self) -> Node:
-        """a : b : c, and times of day."""
-        parts = [self.sum()]
+        """A ratio a : b : c or a time of day."""
+        terms = [self.sum()]
         while self.value == ":" and not self.bars and self.accept(":"):
-            parts.append(self.sum())
-        return parts[0] if len(parts) == 1 else Node("ratio", tuple(parts))
+            terms.append(self.sum())
+        return terms[0] if len(terms) == 1 else Node("ratio", tuple(terms))
 
     def units(self, node: Node) -> Node:
-        """Words after a scalar are its unit (MATH: the same answer without them), unless they say something else.
+        """Words after a scalar are its unit, which may be absent (as in MATH). Raises Refused where they are HEDGES.
 
         A unit node holds {(name, exponent), ...}: 9.8 m/s^2 is (unit 9.8 m 1 s -2).
         """
@@ -289,26 +294,26 @@ class Parser:
         powers: dict[str, int] = {}
         sign, size, name, count = 1, 1, "", 0
         while self.kind == "text":
-            parts = re.findall(r"[A-Za-zμ]+|\^\s*\{?\s*-?\d+\s*\}?|[^\s.,·()-]", self.take().replace("*", " "))
-            for part in [word for written in parts for word in COMPOUNDS.get(written.lower(), [written])]:
-                lowered = part.lower()
+            written = re.findall(r"[A-Za-zμ]+|\^\s*\{?\s*-?\d+\s*\}?|[^\s.,·()-]", self.take().replace("*", " "))
+            for word in itertools.chain.from_iterable(COMPOUNDS.get(text.lower(), [text]) for text in written):
+                lowered = word.lower()
                 if lowered in HEDGES or lowered.rstrip("s") in HEDGES:
                     raise self.refuse("words that may change the meaning")
                 if lowered.rstrip("s") in SCALES:
                     node = product(node, num(SCALES[lowered.rstrip("s")]))
-                elif part == "/" or lowered == "per":
+                elif word == "/" or lowered == "per":
                     sign = -1
-                elif part[0] == "^" and len(part) > 1 and count:
-                    powers[name] = powers[name] * int(part.strip("^{} "))
+                elif word[0] == "^" and len(word) > 1 and count:
+                    powers[name] = powers[name] * int(word.strip("^{} "))
                 elif lowered in ("squared", "cubed") and count:
                     powers[name] = powers[name] * DIMENSIONS[lowered]
                 elif lowered in DIMENSIONS:
                     size = DIMENSIONS[lowered]
-                elif not part[0].isalpha():
+                elif not word[0].isalpha():
                     raise self.refuse("a digit or sign among words")
                 else:
-                    name, count = unit_name(part), count + 1
-                    if name == "?" and (len(part) == 1 or node.flags & SYMBOL) or count > 5:
+                    name, count = unit_name(word), count + 1
+                    if name == "?" and (len(word) == 1 or node.flags & SYMBOL) or count > 5:
                         raise self.refuse("words that are no unit")
                     powers[name] = powers.get(name, 0) + sign * size
                     sign, size = 1, 1
@@ -400,7 +405,7 @@ class Parser:
         return node
 
     def degrees(self, node: Node) -> Node:
-        """30°, 30°C, 41° 24' 35''."""
+        """What follows a degree sign: 30°, 30°C, or minutes and seconds as in 41° 24' 35''."""
         if self.kind == "sym" and self.value in ("C", "F", "K"):
             return Node("unit", (node, frozenset([("°" + self.take(), 1)])))
         parts = [node]
@@ -449,7 +454,7 @@ class Parser:
         return node
 
     def number(self, mixed: bool) -> Node:
-        """`mixed`: where 1\\frac{4}{5} is 9/5; x^2\\frac13 is a product."""
+        """A number; if `mixed`, 1\\frac{4}{5} is 9/5. It is not in an exponent: x^2\\frac13 is a product."""
         digits = self.take()
         if self.value == "_" and self.accept("_"):
             return self.based(digits)
@@ -465,7 +470,7 @@ class Parser:
         return node
 
     def based(self, digits: str) -> Node:
-        """1_6 and 1_7 differ: the base is part of the answer."""
+        """A number with its base, which is part of the answer: 1_6 and 1_7 differ."""
         base = self.braced_text()
         base = BASE_WORDS.get(base, base)
         if not (base.isdigit() and len(base) < 3 and 2 <= int(base) <= 36 and digits.isdigit()):
@@ -482,7 +487,7 @@ class Parser:
         return Node("const", (constant,)) if constant else Node("sym", (name,))
 
     def words(self) -> Node:
-        """A text token where an operand should be: a letter or capitals are symbols, anything else is words."""
+        """Text in the place of an operand: a letter or up to six capitals are symbols, anything else is a text node."""
         content = [self.take()]
         if re.fullmatch(r"[A-Z]{1,6}|[A-Za-z]", content[0]):
             letters = [self.symbol(letter) for letter in content[0]]
@@ -492,15 +497,15 @@ class Parser:
         return Node("text", (" ".join(content).lower().strip(" ."),))
 
     def braced_text(self) -> str:
-        """A subscript is part of a name: its tokens, joined."""
+        """The tokens of one argument, such as a subscript, joined: they become part of a name."""
         if not self.accept("{"):
             return self.take().lstrip("\\")
-        depth, parts = 1, []
+        depth, values = 1, []
         while depth:
-            part = self.take()
-            depth += (part == "{") - (part == "}")
-            parts.append(part.lstrip("\\"))
-        return "".join(parts[:-1])
+            value = self.take()
+            depth += (value == "{") - (value == "}")
+            values.append(value.lstrip("\\"))
+        return "".join(values[:-1])
 
     def argument(self) -> Node:
         """What TeX takes as an unbraced argument: one token, and of a number one digit (\\frac59)."""
@@ -540,8 +545,8 @@ class Parser:
         if name in ("sum", "prod") and (series := self.series(name)):
             return series
         if name in ("sum", "int", "lim"):  # linear operators we do not compute: a constant named by the limits
-            while part := self.accept("_", "^"):
-                name += part + self.braced_text()
+            while mark := self.accept("_", "^"):
+                name += mark + self.braced_text()
             return product(Node("sym", (name,)), self.term())
         if name == "{":
             return self.braces()
@@ -549,7 +554,7 @@ class Parser:
         raise self.refuse(f"unknown command {command}")
 
     def series(self, name: str) -> Node | None:
-        """\\sum_{k=1}^{n} with both ends given and finite; anything else is put back."""
+        """\\sum_{k=1}^{n} with both ends given and finite. For anything else the tokens are put back: None."""
         start = self.pos
         if self.accept("_") and self.accept("{") and self.kind == "sym":
             index = self.take()
@@ -567,7 +572,7 @@ class Parser:
         return None
 
     def braces(self) -> Node:
-        """{1, 2, 3} or {x : x > 3}; a bar after the first item is then no absolute value."""
+        """{1, 2, 3} or {x : x > 3}; a bar after the first item separates it from the conditions."""
         bars, self.bars = self.bars, 1
         items = [] if self.value == "\\}" else [self.relation()]
         if items and self.accept("|", ":"):
@@ -627,7 +632,7 @@ class Parser:
         return Node("cases" if name == "cases" else "matrix", tuple(tuple(row) for row in rows))
 
     def case(self) -> Node:
-        """A value or its condition, in which `if` says nothing; a condition in words counts as text."""
+        """A value or its condition, less words such as `if`; a condition that has other words is kept as text."""
         end = self.pos
         while self.tokens[end][1] not in ("&", "\\\\") and not self.tokens[end][1].startswith("\\end"):
             if self.tokens[end][0] == "end":

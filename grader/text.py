@@ -1,8 +1,8 @@
 """From the text of an answer, LaTeX or plain, to tokens, and to the keys by which texts are compared without parsing.
 
-`clean` writes every synonym one way, so that equal answers are often equal strings; `tokenize` cuts what it left into
-kinds, each with its place. `plain_number`, `answer_key` and `normal_form` need neither: `compare` reads plain numbers
-with them, majority votes and the data pipeline group texts by them. No text is ever run as code.
+`clean` replaces synonyms by one spelling, so that equal answers are often equal strings; `tokenize` splits its result
+into tokens, each with its kind and position. `plain_number`, `answer_key` and `normal_form` need neither: `compare`
+reads plain numbers, and majority votes and the data pipeline group texts. No text is ever run as code.
 """
 
 import re
@@ -27,7 +27,7 @@ class Refused(Exception):
 
 
 def table(groups: str) -> dict[str, str]:
-    """Groups `target name name ...`, two spaces or a line apart, as {name: target}; target NONE is the empty string."""
+    """{name: target} from groups `target name name ...`, two spaces or a line apart; the target NONE is empty."""
     rows = [group.split() for group in re.split(r"\s{2,}", groups.strip())]
     return {name: "" if row[0] == "NONE" else row[0] for row in rows for name in row[1:]}
 
@@ -65,7 +65,7 @@ ORDINAL = re.compile(r"\d*(?:1[123]th|(?<!1)1st|(?<!1)2nd|(?<!1)3rd|[04-9]th)")
 
 
 def _text_token(match: re.Match) -> str:
-    """Words become a text token between private-use marks; formulas in a font command become plain formulas."""
+    """What replaces a TEXT_COMMAND: words stand between U+E000 and U+E001, a formula only loses its font command."""
     content = match.group(2)
     if content is None:  # \mathbf{\frac{14}{3}}: drop the font, keep the group
         return " "
@@ -81,7 +81,9 @@ def _text_token(match: re.Match) -> str:
 
 def _symbol(match: re.Match) -> str:
     target = SYMBOLS.get(match[1])
-    return match[0] if target is None else f" {target} " if target.isalpha() else target or " "
+    if target is None:
+        return match[0]
+    return f" {target} " if target.isalpha() else target or " "
 
 
 def _clean_unicode(text: str) -> str:
@@ -112,7 +114,7 @@ def _clean_latex(text: str) -> str:
 
 
 def _group_end(text: str) -> int:
-    """Where the group that opens at the start closes, or -1."""
+    """The index of the } that closes the group that opens at the start, or -1."""
     depth = 0
     for mark in re.finditer(r"\\.|[{}]", text):
         depth += {"{": 1, "}": -1}.get(mark.group(), 0)
@@ -160,7 +162,7 @@ def clean(text: str) -> str:
 
 
 def squeeze(cleaned: str) -> str:
-    """The string compared as text: no spaces (but 1 2 is not 12), no text marks, (C) as C."""
+    """The string that is compared as text: without spaces (but 1 2 is not 12) and marks of words; (C) becomes C."""
     if cleaned.isalnum():
         return cleaned
     plain = re.sub("[\ue000\ue001]", "", cleaned)
@@ -170,7 +172,7 @@ def squeeze(cleaned: str) -> str:
 
 
 def is_words(cleaned: str) -> bool:
-    """Wholly a text answer: one \\text{...} of letters or more, or plain words too long for a product of variables."""
+    """Whether an answer is words alone: only \\text{...} of letters, or words too long to be a product of variables."""
     if "\ue000" in cleaned:
         return re.fullmatch(r"(?:[\s().,]|\ue000[A-Za-z .,'()&:;-]*\ue001)*", cleaned) is not None
     return re.fullmatch(r"(?:[A-Za-z]{4,}|[Yy]es|[Nn]o|[A-Z]{3})(?:[ ,]+[A-Za-z]+)*", cleaned) is not None
@@ -202,7 +204,7 @@ SHORT_UNITS = set("am pm cm mm km kg hz ft sec min hr hrs mph kph pct deg sq inc
 
 
 def tokenize(cleaned: str, merge_thousands: bool) -> list[Token]:
-    """Tokens, ended by one of kind "end". A comma run of the right shape is one number outside ( [ and \\{."""
+    """The tokens, the last of kind "end". With `merge_thousands`, 119,121 is one number unless inside ( [ or \\{."""
     tokens: list[Token] = []
     brackets, pos, end = 0, 0, len(cleaned)
     commas = merge_thousands and "," in cleaned
@@ -240,7 +242,10 @@ def tokenize(cleaned: str, merge_thousands: bool) -> list[Token]:
 
 
 def _word_tokens(word: str, previous: str, glued: bool, pos: int) -> list[Token]:
-    """A run of letters is a function, a constant, a unit after a number, words, or a product of one-letter symbols."""
+    """The tokens of a run of letters: a function, a constant, a unit after a number, words, or one-letter symbols.
+
+    previous: the kind of the token before. glued: no space, comma or semicolon stands between.
+    """
     if len(word) == 1:
         return [("sym", word, pos)]
     if word in FUNCTIONS:
@@ -265,7 +270,7 @@ def _word_tokens(word: str, previous: str, glued: bool, pos: int) -> list[Token]
     return [("sym", letter, pos + i) for i, letter in enumerate(word)]
 
 
-# ---------------------------------------------------------------- keys: one for texts that differ in typesetting alone
+# ---------------------------------------------------------------- keys: equal for texts that differ only in typesetting
 
 PLAIN_NUMBER = re.compile(r"\$?([+-]?) ?(\d{1,3}(?:,\d{3})+|\d+)?(\.\d*)? ?\$?")
 SIMPLE_FRACTION = re.compile(  # -\frac{3}{4}, \dfrac34, 3/4

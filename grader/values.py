@@ -1,7 +1,7 @@
 """The value of a scalar tree: exact in int and Fraction arithmetic as far as that goes, then in mpmath.
 
-Used by answers.py and answer_identities.py. Sizes are bounded before anything is computed, and `Work` counts
-operations, never seconds.
+Used by `compare` and `identities`. Sizes are bounded before anything is computed, and `Work` counts operations, never
+seconds.
 """
 
 import math
@@ -29,11 +29,11 @@ class OutOfRange(Refused):
 
 
 class NoMoreDigits(Refused):
-    """A function that we compute to the first of PRECISIONS only."""
+    """A function that is computed at the first of PRECISIONS only."""
 
 
 class Work:
-    """Counts the work for one pair, so that verdicts do not depend on the machine, and keeps what decided."""
+    """Counts the work for one pair, so that verdicts do not depend on the machine, and keeps what decided them."""
 
     def __init__(self) -> None:
         self.left = MAX_WORK
@@ -45,7 +45,10 @@ class Work:
             raise Refused("work budget spent")
 
     def exact(self, value: Number) -> Number:
-        """Admits an exact value; the gcd behind every Fraction operation is quadratic in its bits."""
+        """Returns `value` and spends what it costs: the gcd in every Fraction operation is quadratic in its bits.
+
+        Raises TooLong above MAX_BITS.
+        """
         bits = value.numerator.bit_length() + value.denominator.bit_length()
         if bits > MAX_BITS:
             raise TooLong("number too long")
@@ -80,13 +83,13 @@ def is_exact(value: Any) -> bool:
 
 
 def _exact_root(value: Number, degree: int) -> Number | None:
-    """The real root of a rational where it is rational, by integer Newton iteration."""
+    """The real root of a rational number, by integer Newton iteration; None where it is irrational."""
     roots = []
-    for part in (abs(value.numerator), value.denominator):
-        root = math.isqrt(part) if degree == 2 else 1 << -(-part.bit_length() // degree)
-        while degree > 2 and (better := ((degree - 1) * root + part // root ** (degree - 1)) // degree) < root:
+    for n in (abs(value.numerator), value.denominator):
+        root = math.isqrt(n) if degree == 2 else 1 << -(-n.bit_length() // degree)
+        while degree > 2 and (better := ((degree - 1) * root + n // root ** (degree - 1)) // degree) < root:
             root = better
-        if root**degree != part:
+        if root**degree != n:
             return None
         roots.append(root)
     return Fraction(-roots[0] if value < 0 else roots[0], roots[1])
@@ -95,7 +98,8 @@ def _exact_root(value: Number, degree: int) -> Number | None:
 class Evaluator:
     """The value of a scalar tree at one point: exact while that is possible, then mpmath real or complex.
 
-    lost: the most bits that any sum lost to cancellation. swallowed: the most by which a term was smaller than another.
+    point: the value of each variable. log_base: the base of \\log where none is written; None is e. prec: bits.
+    lost: the most bits that any sum lost to cancellation. swallowed: the most bits between two terms of one sum.
     """
 
     def __init__(self, point: dict[str, Number], work: Work, log_base: int | None, prec: int = PRECISIONS[0]) -> None:
@@ -108,7 +112,7 @@ class Evaluator:
         return mpmath_at(self.prec)
 
     def number(self, value: Any) -> Any:
-        """To mpmath."""
+        """The value as an mpmath number."""
         self.work.spend(20)
         if type(value) is Fraction:
             if max(value.numerator.bit_length(), value.denominator.bit_length()) > self.prec - GUARD:
@@ -117,7 +121,7 @@ class Evaluator:
         return self.mp.mpf(value) if type(value) is int else value
 
     def fraction(self, value: Any) -> Fraction:
-        """The rational number that a real value is."""
+        """A real value as the rational number that its binary digits stand for. Raises Refused where it is complex."""
         if is_exact(value):
             return Fraction(value)
         if value.imag != 0:
@@ -126,7 +130,7 @@ class Evaluator:
         return Fraction(-mantissa if value < 0 else mantissa) * Fraction(2) ** exponent
 
     def tidy(self, value: Any) -> Any:
-        """Drops a real or imaginary part that is rounding noise, so that real stays real."""
+        """Drops a real or imaginary part that is rounding noise, so that real values stay real."""
         if not self.mp.isfinite(value):
             raise Refused("not finite")
         if isinstance(value, self.mp.mpc):
@@ -137,7 +141,7 @@ class Evaluator:
         return value
 
     def value(self, node: Node, degree: Any = 1) -> Any:
-        """`degree` is what one degree is worth: 1, or pi/180 inside a trigonometric function."""
+        """The value of a node; `degree` is that of one degree: 1, or pi/180 inside a trigonometric function."""
         self.work.spend(5)
         op, args = node.op, node.args
         if op == "num":
@@ -176,7 +180,7 @@ class Evaluator:
         raise Refused(f"a {op} among numbers")
 
     def series(self, name: str, index: str, low: Node, high: Node, body: Node) -> Any:
-        """A sum or product over integers, term by term."""
+        """A sum or product over the integers from low to high, term by term."""
         first, last = self.value(low), self.value(high)
         if not all(is_exact(end) and end.denominator == 1 for end in (first, last)):
             raise ZeroDivisionError("a series between ends that are no integers")
@@ -335,6 +339,7 @@ class Evaluator:
 
 
 def same_value(a: Any, b: Any, prec: int = PRECISIONS[0]) -> bool:
+    """Whether two values, computed to `prec` bits, agree in all but the last GUARD; exact values must be equal."""
     if is_exact(a) and is_exact(b):
         return a == b
     if a == 0 or b == 0:
