@@ -9,8 +9,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from model import token_logprobs
+from model import ModelConfig, Qwen2, token_logprobs
 from problems import tiny
+from runs import flags, train
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes the tests start; two threads may fight over a core
 torch.set_num_threads(1)
@@ -22,6 +23,20 @@ def tiny_model_dir(tmp_path_factory) -> Path:
     """A random model of the tiny architecture with its tokenizer."""
     path = tmp_path_factory.mktemp("model")
     tiny.new_model(tiny.make_tokenizer(path), seed=0).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def padded_dir(tmp_path_factory) -> Path:
+    """A random model with fifty rows more than its tokenizer has ids: each is as likely as any other, so they have
+    about half of the probability."""
+    path = tmp_path_factory.mktemp("padded")
+    size = tiny.make_tokenizer(path).get_vocab_size()
+    torch.manual_seed(0)
+    model = Qwen2(ModelConfig.from_dict({**tiny.MODEL, "vocab_size": size + 50}))
+    with torch.no_grad():
+        model.model.embed_tokens.weight.mul_(0.02)
+    model.save_pretrained(path)
     return path
 
 
@@ -55,9 +70,7 @@ def world(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def six_steps(world, tmp_path_factory) -> Path:
-    """The folder of a run of six steps in two stages, four and two."""
-    from test_train import flags, train
-
+    """The folder of a run of six steps in two stages, four and two. Tests only read it."""
     out = tmp_path_factory.mktemp("six")
     train(flags(world, out, eval_every=3))
     return out / "run"
