@@ -1,103 +1,177 @@
-"""From responses to figures: the answer that is graded, scores, majority votes, and a benchmark's summary."""
+"""From responses to figures: which responses are right, majority votes, and a benchmark's summary."""
 
+import itertools
 import math
-from collections import defaultdict
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
+
+from tqdm import tqdm
 
 from evaluation.stats import majority, pass_at, population_interval, sampling_interval
 from grader.pool import RewardPool
 from grader.text import answer_key
-from reward import extract_answer, last_boxed
+from reward import Problem, extract_answer
+
+BATCH, BATCH_CHARS = 512, 16 << 20  # responses scored at a time, and about how many characters they may have together
+Key = tuple[str, str]  # a problem: its benchmark, and its id or place there
 
 
-@dataclass
+@dataclass(frozen=True)
+class Response:
+    """One sampled response, not yet scored."""
+
+    key: Key
+    problem: Problem
+    sample: int  # its number among the problem's samples
+    text: str  # as `reward_fn` reads it
+    tokens: int | None
+    finish_reason: str  # "length": ended by the token limit
+
+
+@dataclass(frozen=True)
 class Graded:
-    """One problem's samples: what the statistics need, without the texts."""
+    """One problem's samples without their texts: what the statistics need. Each list has one entry a sample."""
 
     benchmark: str
     id: str
-    scores: list[float]
+    scores: list[float]  # 1.0 right, 0.0 wrong
     tokens: list[int | None]
     cut: list[bool]  # ended by the token limit
-    answers: list[str | None]  # what stood in the box
-    majority: float | None = None  # None: not asked
+    answers: list[str | None]  # the content of the last box, None without one
+    gold: str | list[str] = ""  # the right answer; of a list any one is right
+    majority: float | None = None  # chance that the most frequent answer is right; None: no vote was held
 
 
-def boxed_answer(text: str, finish_reason: str) -> str | None:
-    """What is graded of another engine's text: the answer after the thinking. A text with </think> alone had its
-    <think> in the prompt; one with neither that ended by itself is not a reasoning model's, and is read whole. (Our own
-    samples are graded as in training: `extract_answer` on what the template opened and the model wrote.)"""
+def as_response(text: str, finish_reason: str) -> str:
+    """Another engine's text in the form that `reward_fn` reads: from the opening `<think>` on.
+
+    A text with `</think>` alone had its `<think>` in the prompt. One with neither that ended by itself is not a
+    reasoning model's, so all of it counts as the answer; cut off, it has no answer yet.
+    """
     if "<think>" in text:
-        return extract_answer(text)
+        return text
     if "</think>" in text:
-        return extract_answer("<think>" + text)
-    return last_boxed(text) if finish_reason != "length" else None
+        return "<think>" + text
+    return text if finish_reason == "length" else "<think></think>" + text
 
 
-def grade(rows: list[Graded], golds: list[str | list[str]], pool: RewardPool, progress: str) -> None:
-    """Fills in the scores, each different answer of a problem graded once."""
-    asked = [(i, a) for i, row in enumerate(rows) for a in dict.fromkeys(row.answers) if a is not None]
-    pairs = [(i, a, g) for i, a in asked for g in ([golds[i]] if isinstance(golds[i], str) else golds[i])]
-    found: dict[tuple[int, str], float] = {}
-    for (i, a, _), score in zip(
-        pairs, pool.grades([p[1] for p in pairs], [p[2] for p in pairs], progress), strict=True
-    ):
-        found[i, a] = max(score, found.get((i, a), 0.0))
-    for i, row in enumerate(rows):
-        row.scores = [found.get((i, a), 0.0) for a in row.answers]
+def batches(responses: Iterable[Response]) -> Iterator[list[Response]]:
+    """The responses in order, cut where the benchmark changes too."""
+    batch, chars = [], 0
+    for response in responses:
+        full = len(batch) == BATCH or chars >= BATCH_CHARS
+        if batch and (full or response.key[0] != batch[0].key[0]):
+            yield batch
+            batch, chars = [], 0
+        batch.append(response)
+        chars += len(response.text)
+    if batch:
+        yield batch
 
 
-def vote(rows: list[Graded], pool: RewardPool) -> None:
-    """Fills in the majority's verdict. Right answers are votes for one answer. Wrong ones are the same when they are
-    spelled alike; where the verdict hangs on more, the grader compares them."""
-    open_rows, pairs = [], []
-    for row in rows:
-        wrong: dict[str, list[str]] = defaultdict(list)
-        for a, score in zip(row.answers, row.scores, strict=True):
-            if a is not None and not score:
-                wrong[answer_key(a[:1000])].append(a)
-        right, sizes = int(sum(row.scores)), [len(v) for v in wrong.values()]
-        if right and len(sizes) > 1 and max(sizes) <= right <= sum(sizes):
-            texts = [v[0] for v in wrong.values()]
-            open_rows.append((row, right, sizes, len(texts)))
-            pairs += [(texts[i], texts[j]) for j in range(len(texts)) for i in range(j)]
-        votes = [right] * bool(right) + sizes
-        row.majority = majority(votes, [True] * bool(right) + [False] * len(sizes))
-    same = iter(pool.grades([a for a, _ in pairs], [b for _, b in pairs], "comparing answers" if pairs else ""))
-    for row, right, sizes, count in open_rows:
-        group = list(range(count))
-        for j in range(count):
-            for i in range(j):
-                if next(same) and group[j] == j:
-                    group[j] = group[i]
-        votes = [right, *(sum(s for s, g in zip(sizes, group, strict=True) if g == k) for k in sorted(set(group)))]
-        row.majority = majority(votes, [True] + [False] * (len(votes) - 1))
+def grade(responses: Iterable[Response], pool: RewardPool, progress: str = "") -> tuple[list[Graded], Counter[str]]:
+    """Each problem's samples with their scores, and how many responses of each benchmark the grader lost (time-outs).
+
+    A response is right where its reward is at least 1.0: the intervals, pass@k and votes are for yes/no outcomes, so
+    that a `reward_fn` with partial credit is reduced to whether it gave full credit. One batch of texts is in memory
+    at a time. progress: the name of a bar on the terminal; no bar without.
+    """
+    rows: dict[Key, Graded] = {}
+    timeouts: Counter[str] = Counter()
+    with tqdm(desc=progress, unit=" responses", disable=not progress) as bar:
+        for batch in batches(responses):
+            timeouts_before = pool.timeouts
+            rewards = pool.rewards([r.problem for r in batch], [r.text for r in batch])
+            timeouts[batch[0].key[0]] += pool.timeouts - timeouts_before
+            for r, reward in zip(batch, rewards, strict=True):
+                row = rows.setdefault(r.key, Graded(*r.key, [], [], [], [], r.problem.answer))
+                row.scores.append(float(reward >= 1.0))
+                row.tokens.append(r.tokens)
+                row.cut.append(r.finish_reason == "length")
+                row.answers.append(extract_answer(r.text))
+            bar.update(len(batch))
+    return list(rows.values()), timeouts
+
+
+# ------------------------------------------------------------------------------------------------------ majority votes
+
+
+def wrong_votes(row: Graded) -> Counter[str]:
+    """The votes for each wrong answer. Those with one normal form (spacing, LaTeX style) count as the first of them."""
+    wrong = [a for a, score in zip(row.answers, row.scores, strict=True) if a is not None and not score]
+    spelling: dict[str, str] = {}
+    return Counter(spelling.setdefault(answer_key(answer[:1000]), answer) for answer in wrong)
+
+
+def joined(votes: Counter[str], equal: set[tuple[str, str]]) -> list[int]:
+    """The number of votes for each answer, those for equal answers added up."""
+    first_equal: dict[str, str] = {}
+    counts: Counter[str] = Counter()
+    for answer, count in votes.items():
+        equals = [first_equal[earlier] for earlier in first_equal if (earlier, answer) in equal]
+        first_equal[answer] = equals[0] if equals else answer
+        counts[first_equal[answer]] += count
+    return list(counts.values())
+
+
+def vote(rows: list[Graded], pool: RewardPool) -> list[Graded]:
+    """The rows with the majority's verdict. All right answers are votes for one answer. Whether two wrong answers are
+    equal is asked of the grader, but only where the verdict depends on it."""
+    right, wrong, pairs = [int(sum(row.scores)) for row in rows], [wrong_votes(row) for row in rows], []
+    for right_votes, votes in zip(right, wrong, strict=True):
+        if len(votes) > 1 and max(votes.values()) <= right_votes <= votes.total():
+            pairs += itertools.combinations(votes, 2)
+    verdicts = pool.grades([a for a, _ in pairs], [b for _, b in pairs], "comparing answers" if pairs else "")
+    equal = {pair for pair, is_equal in zip(pairs, verdicts, strict=True) if is_equal}
+    voted = []
+    for row, right_votes, votes in zip(rows, right, wrong, strict=True):
+        counts = joined(votes, equal)
+        verdict = majority([right_votes, *counts], [True] + [False] * len(counts)) if right_votes else 0.0
+        voted.append(replace(row, majority=verdict))
+    return voted
+
+
+# ------------------------------------------------------------------------------------------------------------- summary
 
 
 def mean(values: list[Any]) -> float | None:
-    values = [v for v in values if v is not None]
-    return sum(values) / len(values) if values else None
+    """Of the values that are known; None where none is."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def summarize(rows: list[Graded]) -> dict[str, Any]:
-    """The figures of one benchmark from its problems: `pass_at_1` with the 95% interval for the population of problems
-    (ci_low, ci_high) and the one for these very problems (sampling_low, sampling_high), the rest as named."""
-    rates = [sum(r.scores) / len(r.scores) for r in rows]
-    right, counts = [int(sum(r.scores)) for r in rows], [len(r.scores) for r in rows]
-    k, n = min(counts), len(rows)
-    accuracy, population, sampling = sum(rates) / n, population_interval(rates), sampling_interval(right, counts)
-    samples = [(s, t, c, a) for r in rows for s, t, c, a in zip(r.scores, r.tokens, r.cut, r.answers, strict=True)]
-    at = sorted({2**i for i in range(k.bit_length())} | {k})
-    passes = {j: sum(pass_at(j, c, x) for x, c in zip(right, counts, strict=True)) / n for j in at}
+    """The figures of one benchmark from its problems.
+
+    `pass_at_1` comes with two 95% intervals: `ci_*` for the population that the problems were drawn from, `sampling_*`
+    for these very problems (see `stats`). Shares are 0..1, lengths in tokens; None is what cannot be told.
+    """
+    rates = [sum(row.scores) / len(row.scores) for row in rows]
+    right, counts = [int(sum(row.scores)) for row in rows], [len(row.scores) for row in rows]
+    k, n, accuracy = min(counts), len(rows), sum(rates) / len(rows)
+    population, sampling = population_interval(rates), sampling_interval(right, counts) or (None, None)
+    variance = sum((rate - accuracy) ** 2 for rate in rates) / max(1, n - 1)
+    pass_at_j = {}
+    for j in sorted({2**i for i in range(k.bit_length())} | {k}):
+        pass_at_j[str(j)] = mean([pass_at(j, count, c) for count, c in zip(counts, right, strict=True)])
+    lengths = [pair for row in rows for pair in zip(row.scores, row.tokens, strict=True)]
     return {
-        "pass_at_1": accuracy, "ci_low": population[0], "ci_high": population[1],
-        "sampling_low": sampling and sampling[0], "sampling_high": sampling and sampling[1],
-        "stderr": math.sqrt(sum((x - accuracy) ** 2 for x in rates) / max(1, n - 1) / n), "num_problems": n, "k": k,
-        "pass_at_k": passes[k], "pass_at": {str(j): p for j, p in passes.items()},
-        "majority_at_k": mean([r.majority for r in rows]), "tokens_mean": mean([t for _, t, _, _ in samples]),
-        "tokens_correct": mean([t for s, t, _, _ in samples if s]),
-        "tokens_incorrect": mean([t for s, t, _, _ in samples if not s]),
-        "clip_ratio": mean([c for _, _, c, _ in samples]),
-        "no_answer_ratio": mean([a is None for _, _, _, a in samples]),
-    }  # fmt: skip
+        "pass_at_1": accuracy,
+        "ci_low": population[0],
+        "ci_high": population[1],
+        "sampling_low": sampling[0],
+        "sampling_high": sampling[1],
+        "stderr": math.sqrt(variance / n),
+        "num_problems": n,
+        "k": k,
+        "pass_at_k": pass_at_j[str(k)],
+        "pass_at": pass_at_j,
+        "majority_at_k": mean([row.majority for row in rows]),
+        "tokens_mean": mean([tokens for _, tokens in lengths]),
+        "tokens_correct": mean([tokens for score, tokens in lengths if score]),
+        "tokens_incorrect": mean([tokens for score, tokens in lengths if not score]),
+        "clip_ratio": mean([cut for row in rows for cut in row.cut]),
+        "no_answer_ratio": mean([answer is None for row in rows for answer in row.answers]),
+    }

@@ -1,15 +1,24 @@
 """What an evaluation says: tables for terminal and file, the paper's rows beside them, a picture, and comparisons."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from configs import UserError
-from evaluation.grade import Graded
+import numpy as np
+
+from configs import UserError, markdown_table, write_whole
+from evaluation.grade import Graded, Key
 from evaluation.stats import macro, paired
 
-TITLES = {"aime24": "AIME 2024", "amc23": "AMC 2023", "math500": "MATH-500", "minerva": "Minerva",
-          "olympiad": "OlympiadBench"}  # fmt: skip
+TITLES = {
+    "aime24": "AIME 2024",
+    "amc23": "AMC 2023",
+    "math500": "MATH-500",
+    "minerva": "Minerva",
+    "olympiad": "OlympiadBench",
+}
 # DeepScaleR's blog post: pass@1 in percent, mean of 16 samples; in the order of COLUMNS
 COLUMNS = ("aime24", "math500", "amc23", "minerva", "olympiad")
 PAPER = {
@@ -18,124 +27,147 @@ PAPER = {
     "Still-1.5B": (32.5, 84.4, 66.7, 29.0, 45.4),
     "o1-preview": (40.0, 81.4, None, None, None),
 }
-PAPER_TOKENS = {"DeepSeek-R1-Distill-Qwen-1.5B, AIME 2024": (16336, 6396, 20346),
-                "after its 8K stage, AIME 2024": (5851, 3661, 6977)}  # fmt: skip
+PAPER_TOKENS = {  # of all, right and wrong responses
+    "DeepSeek-R1-Distill-Qwen-1.5B, AIME 2024": (16336, 6396, 20346),
+    "after its 8K stage, AIME 2024": (5851, 3661, 6977),
+}
 
 
-def percent(x: float | None, low: float | None = None, high: float | None = None) -> str:
-    if x is None:
-        return "-"
-    return f"{100 * x:.1f}" + (f" [{100 * low:.1f}, {100 * high:.1f}]" if low is not None and high is not None else "")
+# -------------------------------------------------------------------------------------------------------------- tables
+
+
+def percent(x: float | None) -> str:
+    return "-" if x is None else f"{100 * x:.1f}"
+
+
+def interval(low: float | None, high: float | None) -> str:
+    return "-" if low is None or high is None else f"[{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def count(x: float | None) -> str:
-    return "-" if x is None else f"{x:,.0f}" if x >= 1000 else f"{x:.1f}"
+    if x is None:
+        return "-"
+    return f"{x:,.0f}" if x >= 1000 else f"{x:.1f}"
 
 
-def average(results: dict[str, dict[str, Any]], rates: list[list[float]]) -> dict[str, Any]:
-    """The benchmarks weighed equally: as the paper's average, with the population interval of that."""
-    parts = list(results.values())
-    mean: dict[str, Any] = {}
-    for key in parts[0]:
-        values = [p[key] for p in parts]
-        if all(isinstance(v, (int, float)) for v in values):
-            mean[key] = sum(values) / len(values)
-    accuracy, low, high = macro(rates)
-    mean |= {"pass_at_1": accuracy, "ci_low": low, "ci_high": high, "sampling_low": None, "sampling_high": None,
-             "num_problems": sum(p["num_problems"] for p in parts), "k": min(p["k"] for p in parts),
-             "grader_timeouts": sum(p["grader_timeouts"] for p in parts)}  # fmt: skip
-    mean.pop("stderr", None)
-    return {key: mean.get(key) for key in parts[0]} | mean
+def accuracy_table(results: dict[str, dict[str, Any]]) -> str:
+    head = ["", "problems x k", "pass@1 [95%, other problems]", "[95%, these problems]", "pass@k", "majority@k"]
+    rows = []
+    for name, r in results.items():
+        accuracy = f"{percent(r['pass_at_1'])} {interval(r['ci_low'], r['ci_high'])}"
+        sampling = interval(r["sampling_low"], r["sampling_high"])
+        size, others = f"{r['num_problems']} x {r['k']}", [percent(r["pass_at_k"]), percent(r["majority_at_k"])]
+        rows.append([TITLES.get(name, name), size, accuracy, sampling, *others])
+    return markdown_table(head, rows)
 
 
-def table(head: list[str], rows: list[list[str]]) -> list[str]:
-    """Lines of a Markdown table, its columns aligned."""
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    lines = [[head[0].ljust(widths[0]), *(h.rjust(w) for h, w in zip(head[1:], widths[1:], strict=True))],
-             ["-" * w for w in widths]]  # fmt: skip
-    lines += [
-        [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))] for row in rows
-    ]
-    return [f"| {' | '.join(line)} |" for line in lines]
+def length_table(results: dict[str, dict[str, Any]]) -> str:
+    head = ["", "all", "right", "wrong", "wrong / right", "cut off, %", "no answer, %", "grader time-outs"]
+    rows = []
+    for name, r in results.items():
+        right, wrong = r["tokens_correct"], r["tokens_incorrect"]
+        ratio = f"{wrong / right:.1f}" if right and wrong is not None else "-"
+        shares = [percent(r["clip_ratio"]), percent(r["no_answer_ratio"]), f"{r['grader_timeouts']:,}"]
+        rows.append([TITLES.get(name, name), count(r["tokens_mean"]), count(right), count(wrong), ratio, *shares])
+    if "aime24" in results:
+        for name, (mean, right, wrong) in PAPER_TOKENS.items():
+            ratio = f"{wrong / right:.1f}"
+            rows.append([f"paper: {name}", count(mean), count(right), count(wrong), ratio, "-", "-", "-"])
+    return markdown_table(head, rows)
+
+
+def paper_table(results: dict[str, dict[str, Any]], shown: list[str]) -> str:
+    rows = [["this run", *(percent(results[name]["pass_at_1"]) for name in shown)]]
+    for model, figures in PAPER.items():
+        rows.append([f"paper: {model}", *(str(figures[COLUMNS.index(name)] or "-") for name in shown)])
+    return markdown_table(["pass@1", *(TITLES[name] for name in shown)], rows)
 
 
 def as_markdown(results: dict[str, dict[str, Any]], about: dict[str, Any]) -> str:
-    named = {TITLES.get(name, name): r for name, r in results.items()}
-    lines = ["# Accuracy", "", ", ".join(f"{k}={v}" for k, v in about.items() if k != "weights"), ""]
-    lines += table(
-        ["", "problems x k", "pass@1 [95%, other problems]", "[95%, these problems]", "pass@k", "majority@k"],
-        [[name, f"{r['num_problems']} x {r['k']}", percent(r["pass_at_1"], r["ci_low"], r["ci_high"]),
-          percent(r["pass_at_1"], r["sampling_low"], r["sampling_high"]).partition(" ")[2] or "-",
-          percent(r["pass_at_k"]), percent(r["majority_at_k"])] for name, r in named.items()])  # fmt: skip
-    lines += ["", "The first interval is for the population that the problems were drawn from, the second for these "
-              "very problems, sampled again.", "", "# Lengths, in tokens", ""]  # fmt: skip
-    lengths = [[name, count(r["tokens_mean"]), count(r["tokens_correct"]), count(r["tokens_incorrect"]),
-                "-" if not r["tokens_correct"] or r["tokens_incorrect"] is None
-                else f"{r['tokens_incorrect'] / r['tokens_correct']:.1f}", percent(r["clip_ratio"]),
-                percent(r["no_answer_ratio"]), count(r["grader_timeouts"]).removesuffix(".0")]
-               for name, r in named.items()]  # fmt: skip
-    if "aime24" in results:
-        lengths += [[f"paper: {name}", count(mean), count(right), count(wrong), f"{wrong / right:.1f}", "-", "-", "-"]
-                    for name, (mean, right, wrong) in PAPER_TOKENS.items()]  # fmt: skip
-    lines += table(
-        ["", "all", "right", "wrong", "wrong / right", "cut off, %", "no answer, %", "grader time-outs"], lengths
-    )
-    shown = [c for c in COLUMNS if c in results]
+    sections = ["# Accuracy", ", ".join(f"{key}={value}" for key, value in about.items() if key != "weights")]
+    sections += [
+        accuracy_table(results),
+        "The first interval is for the population that the problems were drawn from, the second for these very "
+        "problems, sampled again.",
+        "# Lengths, in tokens",
+        length_table(results),
+    ]
+    shown = [name for name in COLUMNS if name in results]
     if shown:
-        ours = [["this run", *(percent(results[c]["pass_at_1"]) for c in shown)]]
-        theirs = [
-            [f"paper: {name}", *(str(row[COLUMNS.index(c)] or "-") for c in shown)] for name, row in PAPER.items()
-        ]
-        lines += [
-            "",
-            "# Beside the paper's figures",
-            "",
-            *table(["pass@1", *(TITLES[c] for c in shown)], ours + theirs),
-        ]
-        lines += [
-            "",
-            "The paper's are means of 16 samples at temperature 0.6, top_p 0.95, 32,768 tokens, without error bars.",
-        ]
-    return "\n".join(lines) + "\n"
+        conditions = "means of 16 samples at temperature 0.6, top_p 0.95, 32,768 tokens, without error bars"
+        sections += ["# Beside the paper's figures", paper_table(results, shown), f"The paper's are {conditions}."]
+    return "\n\n".join(sections) + "\n"
 
 
-def graded_row(r: Graded, gold: str | list[str]) -> dict[str, Any]:
-    return {"benchmark": r.benchmark, "id": r.id, "gold": gold, "scores": r.scores, "tokens": r.tokens, "cut": r.cut,
-            "answers": r.answers}  # fmt: skip
+# ---------------------------------------------------------------------------------------------------- a results folder
 
 
-def others(out: Path, names: list[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What a folder has of other benchmarks than these: results and graded rows."""
+def accuracy_of(row: dict[str, Any]) -> float:
+    return sum(row["scores"]) / len(row["scores"])
+
+
+def graded_row(row: Graded) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in ("benchmark", "id", "gold", "scores", "tokens", "cut", "answers")}
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object; an empty one where there is no file. Raises UserError."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    except (ValueError, TypeError) as e:
+        raise UserError(f"{path}: not a JSON object: {e}; remove it") from None
+
+
+def read_graded(folder: Path) -> dict[Key, dict[str, Any]]:
+    """The rows of a finished evaluation. Raises UserError."""
+    path = folder / "graded.jsonl"
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        if not all(r["scores"] and all(type(s) in (int, float) for s in r["scores"]) and "gold" in r for r in rows):
+            raise ValueError("needs scores and gold")
+        return {(str(row["benchmark"]), str(row["id"])): row for row in rows}
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read: {e.strerror}; is {folder} a finished evaluation?") from None
+    except (ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{path}: not an evaluation's: {type(e).__name__} {e}") from None
+
+
+def read_others(out: Path, names: Collection[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What a folder has of other benchmarks than these: results and graded rows. Raises UserError."""
     if not (out / "graded.jsonl").is_file() or not (out / "results.json").is_file():
         return {}, []
-    try:
-        results = dict(json.loads((out / "results.json").read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as e:
-        raise UserError(f"{out}/results.json: not a JSON object: {e}; remove it") from None
+    results = read_object(out / "results.json")
     rows = [row for row in read_graded(out).values() if row["benchmark"] not in names]
-    kept = {row["benchmark"] for row in rows}
-    return {name: r for name, r in results.items() if name in kept}, rows
+    return {row["benchmark"]: results[row["benchmark"]] for row in rows if row["benchmark"] in results}, rows
 
 
-def write_files(files: dict[Path, str]) -> None:
-    """All aside, and only then renamed."""
-    for path, content in files.items():
-        path.with_name(path.name + ".tmp").write_text(content, encoding="utf-8")
-    for path in files:
-        path.with_name(path.name + ".tmp").rename(path)
+def with_average(results: dict[str, dict[str, Any]], rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """With the benchmarks' average, each weighing the same, as the paper's; its interval is the population's."""
+    parts = list(results.values())
+    accuracy, low, high = macro([[accuracy_of(r) for r in rows if r["benchmark"] == name] for name in results])
+    average: dict[str, Any] = {}
+    for key in parts[0]:
+        values = [figures[key] for figures in parts]
+        average[key] = sum(values) / len(values) if all(isinstance(v, (int, float)) for v in values) else None
+    average |= {"pass_at_1": accuracy, "ci_low": low, "ci_high": high}
+    average |= dict.fromkeys(("sampling_low", "sampling_high", "stderr"))
+    average["k"] = min(figures["k"] for figures in parts)
+    for key in ("num_problems", "grader_timeouts"):
+        average[key] = sum(figures[key] for figures in parts)
+    return {**results, "average": average}
 
 
 def write(out: Path, rows: list[dict[str, Any]], results: dict[str, dict[str, Any]], about: dict[str, Any]) -> None:
     """`graded.jsonl`, `results.json`, `results.md`, `accuracy.png`; the tables on the terminal too."""
     if len(results) > 1:
-        rates = [[sum(r["scores"]) / len(r["scores"]) for r in rows if r["benchmark"] == name] for name in results]
-        results = {**results, "average": average(results, rates)}
+        results = with_average(results, rows)
     text = as_markdown(results, about)
     out.mkdir(parents=True, exist_ok=True)
     picture(out / "accuracy.png", rows)
-    write_files({out / "graded.jsonl": "".join(json.dumps(r) + "\n" for r in rows), out / "results.md": text,
-                 out / "results.json": json.dumps(results, indent=1) + "\n"})  # fmt: skip
-    print("\n" + text + f"\n{out}/results.json", flush=True)
+    write_whole(out / "graded.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    write_whole(out / "results.md", text)
+    write_whole(out / "results.json", json.dumps(results, indent=1) + "\n")
+    print(f"\n{text}\n{out}/results.json", flush=True)
 
 
 def picture(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -146,18 +178,18 @@ def picture(path: Path, rows: list[dict[str, Any]]) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6.4, 4.2))
-    for name in dict.fromkeys(r["benchmark"] for r in rows):
-        samples = [
-            (t, s) for r in rows if r["benchmark"] == name for t, s in zip(r["tokens"], r["scores"], strict=True)
-        ]
-        if any(t is None for t, _ in samples):
+    for name in dict.fromkeys(row["benchmark"] for row in rows):
+        samples = []
+        for row in rows:
+            if row["benchmark"] == name:
+                samples += zip(row["tokens"], row["scores"], strict=True)
+        if any(tokens is None for tokens, _ in samples):
             continue
         samples.sort()
-        right, curve = 0.0, []
-        for _, score in samples:
-            right += score
-            curve.append(100 * right / len(samples))
-        axes.step([t for t, _ in samples], curve, where="post", label=" " + TITLES.get(name, name).replace("$", r"\$"))
+        accuracy = 100 * np.cumsum([score for _, score in samples]) / len(samples)
+        axes.step(
+            [t for t, _ in samples], accuracy, where="post", label=" " + TITLES.get(name, name).replace("$", r"\$")
+        )
     axes.set(xlabel="tokens a response may have", ylabel="accuracy, %", title="Accuracy against tokens")
     if axes.get_legend_handles_labels()[0]:
         axes.legend()
@@ -171,18 +203,20 @@ def picture(path: Path, rows: list[dict[str, Any]]) -> None:
 # --------------------------------------------------------------------------------------------------------- comparisons
 
 
-def read_graded(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
-    path = folder / "graded.jsonl"
-    try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        found = {(str(r["benchmark"]), str(r["id"])): r for r in rows}
-        if not all(r["scores"] and all(type(s) in (int, float) for s in r["scores"]) and "gold" in r for r in rows):
-            raise ValueError("needs scores and gold")
-        return found
-    except OSError as e:
-        raise UserError(f"{path}: cannot be read: {e.strerror}; is {folder} a finished evaluation?") from None
-    except (ValueError, KeyError, TypeError) as e:
-        raise UserError(f"{path}: not an evaluation's: {type(e).__name__} {e}") from None
+def verdict(result: dict[str, Any]) -> str:
+    if result["p"] >= 0.05:
+        return "not distinguishable"
+    return "b is better" if result["difference"] > 0 else "a is better"
+
+
+def comparison_table(results: dict[str, dict[str, Any]]) -> str:
+    rows = []
+    for name, r in results.items():
+        difference = f"{100 * r['difference']:+.1f} [{100 * r['low']:+.1f}, {100 * r['high']:+.1f}]"
+        p = f"{r['p']:.4f}" if r["p"] >= 1e-4 else "<0.0001"
+        accuracies = [percent(r["a"]), percent(r["b"])]
+        rows.append([TITLES.get(name, name), str(r["num_problems"]), *accuracies, difference, p, verdict(r)])
+    return markdown_table(["", "problems", "a", "b", "difference [95%]", "p", "verdict"], rows)
 
 
 def compare(a: Path, b: Path) -> None:
@@ -192,29 +226,26 @@ def compare(a: Path, b: Path) -> None:
     keys = [key for key in rows_a if key in rows_b and rows_a[key]["gold"] == rows_b[key]["gold"]]
     if not keys:
         raise UserError(f"{a} and {b} have no problem in common")
-    means = [{key: sum(rows[key]["scores"]) / len(rows[key]["scores"]) for key in keys} for rows in (rows_a, rows_b)]
-    groups = {
-        name: [[m[key] for key in keys if key[0] == name] for m in means] for name in dict.fromkeys(k[0] for k in keys)
-    }
-    chosen = {name: [group] for name, group in groups.items()}
+    groups = {}
+    for name in dict.fromkeys(benchmark for benchmark, _ in keys):
+        own = [key for key in keys if key[0] == name]
+        groups[name] = [([accuracy_of(rows_a[key]) for key in own], [accuracy_of(rows_b[key]) for key in own])]
     if len(groups) > 1:
-        chosen["average"] = list(groups.values())
+        groups["average"] = [group[0] for group in groups.values()]
     results = {}
-    for name, parts in chosen.items():
-        before, after = (sum(sum(g[i]) / len(g[i]) for g in parts) / len(parts) for i in (0, 1))
-        results[name] = {"a": before, "b": after, "num_problems": sum(len(g[0]) for g in parts), **paired(parts)}
-    lines = [f"a = {a}, b = {b}: pass@1 in percent, b minus a on the same problems", ""]
-    lines += table(["", "problems", "a", "b", "difference [95%]", "p", "verdict"], [
-        [TITLES.get(name, name), str(r["num_problems"]), percent(r["a"]), percent(r["b"]),
-         f"{100 * r['difference']:+.1f} [{100 * r['low']:+.1f}, {100 * r['high']:+.1f}]",
-         f"{r['p']:.4f}" if r["p"] >= 1e-4 else "<0.0001",
-         "not distinguishable" if r["p"] >= 0.05 else "b is better" if r["difference"] > 0 else "a is better"]
-        for name, r in results.items()])  # fmt: skip
-    lines += ["", "p: permutation test, problem by problem; the interval: Student's t on the differences."]
-    if left_out := len({*rows_a, *rows_b}) - len(keys):
-        lines.append(f"{left_out} problems stand in one of them only, or with another answer, and are left out.")
-    changed = sorted(keys, key=lambda key: (-abs(means[1][key] - means[0][key]), key))[:10]
-    moves = [[" ".join(k), percent(means[0][k]), percent(means[1][k])] for k in changed if means[0][k] != means[1][k]]
-    lines += ["", "The problems that changed most:", "", *table(["problem", "a", "b"], moves)] if moves else []
-    write_files({b / "compare.json": json.dumps({"a": str(a), "b": str(b), **results}, indent=1) + "\n"})
-    print("\n".join(lines), flush=True)
+    for name, pairs in groups.items():
+        means = {"a": fmean(fmean(x) for x, _ in pairs), "b": fmean(fmean(x) for _, x in pairs)}
+        results[name] = {**means, "num_problems": sum(len(x) for x, _ in pairs), **paired(pairs)}
+    notes = ["p: permutation test, problem by problem; the interval: Student's t on the differences."]
+    left_out = len({*rows_a, *rows_b}) - len(keys)
+    if left_out:
+        notes.append(f"{left_out} problems stand in one of them only, or with another answer, and are left out.")
+    head = f"a = {a}, b = {b}: pass@1 in percent, b minus a on the same problems"
+    sections = [head, comparison_table(results), "\n".join(notes)]
+    changes = {key: accuracy_of(rows_b[key]) - accuracy_of(rows_a[key]) for key in keys}
+    changed = sorted((key for key in keys if changes[key]), key=lambda key: (-abs(changes[key]), key))[:10]
+    if changed:
+        rows = [[" ".join(key), *(percent(accuracy_of(rows[key])) for rows in (rows_a, rows_b))] for key in changed]
+        sections += ["The problems that changed most:", markdown_table(["problem", "a", "b"], rows)]
+    write_whole(b / "compare.json", json.dumps({"a": str(a), "b": str(b), **results}, indent=1) + "\n")
+    print("\n\n".join(sections), flush=True)

@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,12 +17,13 @@ import eval as evaluation
 from configs import UserError
 from conftest import SHARED
 from evaluation import stats as eval_stats
-from evaluation.grade import Graded, boxed_answer, vote
+from evaluation.grade import Graded, as_response, vote
 from evaluation.stats import macro, majority, paired, pass_at, population_interval, sampling_interval, t_quantile
 from grader.pool import RewardPool
 from problems.sources import benchmark_problem
-from test_train import ENV, ROOT
+from reward import extract_answer
 
+ROOT = Path(__file__).parents[1]
 RAW = SHARED / "data" / "raw" / "deepscaler"
 
 
@@ -139,7 +141,7 @@ def test_the_average_of_benchmarks_weighs_them_equally():
     ("thinking, \\boxed{1}, and", "length", None), ("</think>nothing", "stop", None),
 ])  # fmt: skip
 def test_the_answer_stands_behind_the_thinking(text, finish_reason, answer):
-    assert boxed_answer(text, finish_reason) == answer
+    assert extract_answer(as_response(text, finish_reason)) == answer
 
 
 def graded(scores, answers):
@@ -151,8 +153,8 @@ def test_a_vote_joins_wrong_answers_that_are_equal():
             graded([1, 1, 0, 0, 0], ["5", "5.0", "x+1", "1+x", "7"]),  # two and two: a tie
             graded([1, 0, 0], ["5", None, None]), graded([0, 0], ["1", "1"]), graded([0], [None])]  # fmt: skip
     with RewardPool(1) as pool:
-        vote(rows, pool)
-    assert [r.majority for r in rows] == [0.0, 0.5, 1.0, 0.0, 0.0]
+        voted = vote(rows, pool)
+    assert [r.majority for r in voted] == [0.0, 0.5, 1.0, 0.0, 0.0]
 
 
 def completions_file(path, change):
@@ -213,10 +215,13 @@ def test_a_bad_file_of_completions_is_named_in_one_line(tmp_path, line, message)
     (["--dtype=float32,float32"], "twice"), (["--temperature=inf"], "need >= 0"),
     (["configs/tiny.py", "--eval_data="], "none named"),
     (["configs/tiny.py", "--benchmarks=nothing"], "no data/nothing.jsonl"),
-    (["configs/tiny.py", "--benchmarks=parametric,parametric"], "named twice"), (["--nonsense=1"], "no such setting"),
+    (["configs/tiny.py", "--benchmarks=parametric"], "no data/parametric.jsonl: `python data_prep.py parametric`"),
+    (["configs/tiny.py", "--benchmarks={sums},{sums}"], "named twice"), (["--nonsense=1"], "no such setting"),
+    (["--completions="], "write --completions=VALUE"), (["--problem_seed=1"], "no such setting"),
 ])  # fmt: skip
-def test_bad_flags_are_refused_in_one_line(tiny_model_dir, argv, message):
+def test_bad_flags_are_refused_in_one_line(tiny_model_dir, sums, argv, message):
     argv = [*argv, f"--model={tiny_model_dir}"] if "configs/tiny.py" in argv else argv
+    argv = [flag.format(sums=sums) for flag in argv]
     with pytest.raises(UserError, match=message) as refused:
         evaluation.main(argv)
     assert "\n" not in str(refused.value)
@@ -235,15 +240,13 @@ def sums(world, tmp_path_factory):
 
 
 def command(world, sums, out, *flags, ranks=1):
-    launch = ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--master_port=29611"] if ranks > 1 else []
+    launch = ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--standalone"] if ranks > 1 else []
     return [sys.executable, *launch, "eval.py", "configs/tiny.py", f"--model={world}/base", f"--benchmarks={sums}",
             "--temperature=1", "--top_p=1", "--max_tokens=30", f"--out_dir={out}", *flags]  # fmt: skip
 
 
 def evaluated(world, sums, out, *flags, ranks=1):
-    done = subprocess.run(
-        command(world, sums, out, *flags, ranks=ranks), cwd=ROOT, env=ENV, capture_output=True, text=True
-    )
+    done = subprocess.run(command(world, sums, out, *flags, ranks=ranks), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     return (out / "results.json").read_bytes(), (out / "graded.jsonl").read_bytes(), done.stdout
 
@@ -256,7 +259,7 @@ def test_a_killed_evaluation_goes_on_and_ends_with_the_same_figures(world, sums,
     killed = tmp_path / "killed" / "completions.jsonl"
     for lines in (2, 6):
         process = subprocess.Popen(command(world, sums, tmp_path / "killed", "--k=4", "--max_num_seqs=1"), cwd=ROOT,
-                                   env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
         while process.poll() is None and not (killed.exists() and killed.read_bytes().count(b"\n") >= lines):
             time.sleep(0.02)
         process.kill()
@@ -271,7 +274,7 @@ def test_a_killed_evaluation_goes_on_and_ends_with_the_same_figures(world, sums,
     lines = (tmp_path / "grown" / "completions.jsonl").read_text().splitlines()
     counts = [len(json.loads(x)["completions"]) for x in lines]
     assert sorted(counts) == [1] * 24 + [3] * 24  # the first sample was not asked for again
-    done = subprocess.run(command(world, sums, tmp_path / "grown", "--seed=1"), cwd=ROOT, env=ENV, capture_output=True,
+    done = subprocess.run(command(world, sums, tmp_path / "grown", "--seed=1"), cwd=ROOT, capture_output=True,
                           text=True)  # fmt: skip
     assert done.returncode == 2 and "seed=0, not 1: choose another --out_dir" in done.stderr
     regraded = tmp_path / "regraded"
@@ -282,7 +285,7 @@ def test_a_killed_evaluation_goes_on_and_ends_with_the_same_figures(world, sums,
 @pytest.mark.slow
 def test_formats_are_compared_on_the_same_seeds(world, sums, tmp_path):
     done = subprocess.run(command(world, sums, tmp_path / "f", "--k=2", "--dtype=float32,bfloat16,float16"), cwd=ROOT,
-                          env=ENV, capture_output=True, text=True)  # fmt: skip
+                          capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("b minus a on the same problems") == 2
     for name in ("bfloat16", "float16"):
@@ -328,7 +331,7 @@ def test_a_folder_does_not_mix_problems_and_keeps_other_benchmarks(world, sums, 
     again = json.loads(evaluated(world, other, out, "--k=1")[0])
     assert again["sums"] == whole and again["other"]["num_problems"] == 1
     few.write_text("".join(json.dumps({**r, "answer": "77"}) + "\n" for r in rows))
-    done = subprocess.run(command(world, few, out, "--k=1"), cwd=ROOT, env=ENV, capture_output=True, text=True)
+    done = subprocess.run(command(world, few, out, "--k=1"), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "is another problem there" in done.stderr and "Traceback" not in done.stderr
 
 
