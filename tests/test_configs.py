@@ -112,13 +112,32 @@ def test_run_dir_is_out_dir_and_run_name():
 # ----------------------------------------------------------------------------------------------------------- DeepScaleR
 
 SHARED_SETTINGS = dict(
-    prompts_per_step=128, minibatches=2, lr=1e-6, adam_beta1=0.9, adam_beta2=0.999, adam_eps=1e-8, weight_decay=0.01,
-    max_grad_norm=1.0, clip_eps_low=0.2, clip_eps_high=0.2, kl_coef=0.001, kl_estimator="k3_clamped",
-    entropy_coef=0.001, loss_agg="token", normalize_advantage_std=True, temperature=0.6, top_p=1.0, max_prompt_len=1024,
-    token_budget=32768, activation_checkpointing=True, dtype="bfloat16", mask_truncated=False,
-    drop_uniform_groups=False, rollout_correction="none",
+    prompts_per_step=128,
+    minibatches=2,
+    lr=1e-6,
+    adam_beta1=0.9,
+    adam_beta2=0.999,
+    adam_eps=1e-8,
+    weight_decay=0.01,
+    max_grad_norm=1.0,
+    clip_eps_low=0.2,
+    clip_eps_high=0.2,
+    kl_coef=0.001,
+    kl_estimator="k3_clamped",
+    entropy_coef=0.001,
+    loss_agg="token",
+    normalize_advantage_std=True,
+    temperature=0.6,
+    top_p=1.0,
+    max_prompt_len=1024,
+    token_budget=32768,
+    activation_checkpointing=True,
+    dtype="bfloat16",
+    mask_truncated=False,
+    drop_uniform_groups=False,
+    rollout_correction="none",
     prompt_suffix=" Let's think step by step and output the final answer within \\boxed{}.",
-)  # fmt: skip
+)
 STAGES = {  # of notes/deepscaler.md: response tokens, samples a prompt, save and test every, steps, start
     "8k": (8192, 8, 20, 1040, "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"),
     "16k": (16384, 16, 10, 480, "out/8k/hf/step_001040"),
@@ -295,8 +314,11 @@ def test_a_bad_value_in_a_file_is_refused_in_one_line_naming_it(text, words, tmp
     assert words in file_refusal(tmp_path, text)
 
 
-@pytest.mark.parametrize("text", ["", "Config(", "x = 1", "Config(lr=1e-6)\nConfig(lr=1e-5)", "config(lr=1e-6)",
-                                  "cfg = Config(lr=1e-6)", "def f(): pass", "\0", "Config"])  # fmt: skip
+NOT_ONE_EXPRESSION = ["", "Config(", "x = 1", "Config(lr=1e-6)\nConfig(lr=1e-5)", "cfg = Config(lr=1e-6)"]
+NOT_ONE_EXPRESSION += ["config(lr=1e-6)", "def f(): pass", "\0", "Config"]
+
+
+@pytest.mark.parametrize("text", NOT_ONE_EXPRESSION)
 def test_a_file_that_is_not_one_expression_is_refused(text, tmp_path):
     file_refusal(tmp_path, text)
 
@@ -310,23 +332,26 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path):
     assert "-lr=1" in refusal("-lr=1")
 
 
-@pytest.mark.parametrize("text", [
-    "import os\nConfig(lr=1e-6)",
-    "import configs\nConfig()",
-    "from os import system\nConfig()",
-    "open({marker!r}, 'w').write('x')\nConfig()",
-    "Config(run_name=open({marker!r}, 'w').name)",
-    "Config(run_name=__import__('pathlib').Path({marker!r}).touch() or 'a')",
-    "Config(seed=[open({marker!r}, 'w') for _ in '1'])",
-    "Config(run_name=f'{{open({marker!r}, \"w\")}}')",
-    "Config(run_name=(lambda: open({marker!r}, 'w'))())",
-    "Config((open({marker!r}, 'w')), lr=1e-6)",
-    "Config(**dict(run_name=open({marker!r}, 'w')))",
-    "open({marker!r}, 'w') and Config()",
-    "Config(lr=1e-6) if open({marker!r}, 'w') else 0",
-    "Config()(open({marker!r}, 'w'))",
-    "(open({marker!r}, 'w'), Config)[1](lr=1e-6)",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import os\nConfig(lr=1e-6)",
+        "import configs\nConfig()",
+        "from os import system\nConfig()",
+        "open({marker!r}, 'w').write('x')\nConfig()",
+        "Config(run_name=open({marker!r}, 'w').name)",
+        "Config(run_name=__import__('pathlib').Path({marker!r}).touch() or 'a')",
+        "Config(seed=[open({marker!r}, 'w') for _ in '1'])",
+        "Config(run_name=f'{{open({marker!r}, \"w\")}}')",
+        "Config(run_name=(lambda: open({marker!r}, 'w'))())",
+        "Config((open({marker!r}, 'w')), lr=1e-6)",
+        "Config(**dict(run_name=open({marker!r}, 'w')))",
+        "open({marker!r}, 'w') and Config()",
+        "Config(lr=1e-6) if open({marker!r}, 'w') else 0",
+        "Config()(open({marker!r}, 'w'))",
+        "(open({marker!r}, 'w'), Config)[1](lr=1e-6)",
+    ],
+)
 def test_config_text_is_never_executed(text, tmp_path):
     marker = tmp_path / "executed"
     file_refusal(tmp_path, text.format(marker=str(marker)))
@@ -343,9 +368,8 @@ def test_flag_text_is_never_executed(tmp_path):
     assert not (tmp_path / "executed").exists()
 
 
-@pytest.mark.parametrize("argv, words", [(["--lr=abc"], "--lr: 'abc' is not a float"),
-                                         (["configs/8k.py", "--tokens=1"], "--tokens: no such setting")])  # fmt: skip
-def test_the_command_ends_with_status_2_and_one_line(argv, words):
+def test_the_command_ends_with_status_2_and_one_line():
+    argv, words = ["configs/8k.py", "--tokens=1"], "--tokens: no such setting"
     done = subprocess.run([sys.executable, "train_grpo.py", *argv], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.splitlines() == [f"error: {words}" + done.stderr.strip().partition(words)[2]]
