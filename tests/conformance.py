@@ -1,12 +1,12 @@
-"""Our grader beside math-verify on labelled answer pairs: right, wrong, hostile, fast.  Prints the README's table.
+"""Our grader beside math-verify on labelled answer pairs: verdicts, hostile text, speed. The table of grader/README.md.
 
-  python tests/conformance.py                       # the tables beside this file, both directions, and HOSTILE
+  python tests/conformance.py                       # grader_cases*.txt beside this file, both ways round, and HOSTILE
   python tests/conformance.py --data FILE.jsonl     # rows {"gold", "answer", "equal", "category"} of your own
   python tests/conformance.py --golds FILE ...      # which golds of .json or .jsonl files are not gradable, and why
 
-Each grader runs in one process of its own, one pair at a time; a pair over TIME_LIMIT seconds is a hang and costs the
-process. Throughput counts the time inside the grader, import and first call left out. math-verify (Hugging Face) gets
-both answers in \\boxed{}, its defaults otherwise.
+Each grader runs in one process of its own, one pair at a time. A pair that takes over TIME_LIMIT seconds counts as a
+hang, and the process is replaced. Speed is measured inside the grader, without import and first call. math-verify
+(Hugging Face) gets both answers in \\boxed{} and its default settings.
 """
 
 import argparse
@@ -38,14 +38,14 @@ HOSTILE = [  # answers that must be wrong against any gold, soon, and without ru
 
 
 def load_cases(path: Path = CASES) -> list[tuple[bool, str, str, str]]:
-    """(equal, kind, one answer, the other) of the table."""
+    """Rows (equal, kind, one answer, the other) of a grader_cases*.txt."""
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
     rows = [line.split(" | ", 3) for line in lines]
     return [(sign == "=", kind, a, b) for sign, kind, a, b in rows]
 
 
 def load_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows {"answer", "gold", "equal", "hostile"} of a .jsonl file, or of one of our tables, both ways round."""
+    """Rows {"answer", "gold", "equal", "hostile"} of a .jsonl file, or of a grader_cases*.txt, both ways round."""
     if path.suffix == ".jsonl":
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         rows = [r for r in rows if r.get("kind", "answer") == "answer" and r["category"] != "ambiguous"]
@@ -59,7 +59,7 @@ def load_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def worker(name: str) -> None:
-    """Reads {"answer", "gold"} a line, writes {"equal", "seconds"} a line."""
+    """Grades in this process: lines {"answer", "gold"} from stdin, lines {"equal", "seconds"} to stdout."""
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # a grader may print
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
@@ -86,14 +86,14 @@ def worker(name: str) -> None:
 
 
 class Process:
-    """A grader in a process that is replaced when it hangs or dies."""
+    """A grader in a `worker` process, which is replaced when it hangs or dies."""
 
     def __init__(self, name: str) -> None:
         self.command = [sys.executable, __file__, "--worker", name]
         self.process: subprocess.Popen | None = None
 
     def read_line(self, seconds: float) -> bytes | None:
-        """A line, b"" where the process has ended, None where there was none in time."""
+        """One line; b"" where the process has ended, None where no line came within `seconds`."""
         deadline = time.monotonic() + seconds
         while b"\n" not in self.buffer:
             if not select.select([self.process.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
@@ -127,6 +127,7 @@ class Process:
 
 
 def measure(name: str, rows: list[dict]) -> dict[str, Any]:
+    """A grader on `load_rows`: counts (fp, fn: false positives and negatives) and speed; hostile rows apart."""
     process, seconds = Process(name), []
     score = {"right": 0, "ordinary": 0, "fp": 0, "fn": 0, "stopped": 0, "hostile": 0, "hostile_right": 0, "ran": 0}
     with tempfile.TemporaryDirectory() as folder:
@@ -137,8 +138,8 @@ def measure(name: str, rows: list[dict]) -> dict[str, Any]:
             right = bool(result["equal"]) == row["equal"]
             if row["hostile"]:
                 ran = bool(os.listdir(folder))
-                for found in Path(folder).iterdir():
-                    found.unlink()
+                for file in Path(folder).iterdir():
+                    file.unlink()
                 score["hostile"] += 1
                 score["hostile_right"] += right and not ran and "hung" not in result
                 score["stopped"] += "hung" in result
@@ -154,8 +155,8 @@ def measure(name: str, rows: list[dict]) -> dict[str, Any]:
 
 
 def table(results: dict[str, dict]) -> str:
-    lines = ["| grader | pairs | right | false positives | false negatives | hostile: right | hung or died | ran code "
-             "| p99, ms | pairs/s |", "|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    head = "| grader | pairs | right | false positives | false negatives | hostile: right | hung or died | ran code "
+    lines = [head + "| p99, ms | pairs/s |", "|---" * 10 + "|"]
     for name, r in results.items():
         lines.append(
             f"| {name} | {r['ordinary']:,} | {r['right'] / r['ordinary']:.1%} | {r['fp']} | {r['fn']} "
@@ -186,8 +187,9 @@ def list_golds(paths: list[str]) -> None:
             print(f"{path.name}: {gold.strip()!r}: {reason}")
         for gold in unequal:
             print(f"{path.name}: {gold.strip()!r}: NOT EQUAL TO ITSELF")
-        print(f"{path.name}: {len(golds)} golds, {sum(g in refused for g in golds)} not gradable, "
-              f"{len(unequal)} gradable but not equal to themselves")  # fmt: skip
+        num_refused = sum(gold in refused for gold in golds)
+        counts = f"{len(golds)} golds, {num_refused} not gradable, {len(unequal)} gradable but not equal to themselves"
+        print(f"{path.name}: {counts}")
 
 
 def main() -> None:
