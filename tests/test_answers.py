@@ -1,4 +1,4 @@
-"""answers.py and what it reads and computes with: equality by kind of answer, proofs, properties, hostile text."""
+"""grader/: equality by kind of answer, reading, proofs, properties, hostile text, and the commands that show them."""
 
 import json
 import math
@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import sympy
-from hypothesis import assume, example, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from conformance import BLIND_CASES, HOSTILE, load_cases, load_golds, load_rows, measure, table
-from grader import compare as answers
+from grader import compare
 from grader.identities import DEGREE, PRIME, ROOT, Formal, same_scalar, separation_bits
 from grader.parser import Node, negative, num, parse
 from grader.text import Refused, clean
@@ -29,6 +29,7 @@ DEV_SET = SHARED / "reward" / "dev.jsonl"
 RAW = SHARED / "data" / "raw" / "deepscaler"
 CASES = load_cases() + load_cases(BLIND_CASES)
 GUARD = 60  # seconds: far beyond anything that works
+UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine must not fail a test
 
 
 def scalar(text: str) -> Node:
@@ -111,7 +112,7 @@ def test_a_refusal_says_where(text, position):
     ],
 )
 def test_trees_are_as_a_reader_expects(text, tree):
-    assert [answers.describe(item) for item in parse(clean(text))] == [tree]
+    assert [compare.describe(item) for item in parse(clean(text))] == [tree]
 
 
 @pytest.mark.parametrize(
@@ -125,12 +126,12 @@ def test_trees_are_as_a_reader_expects(text, tree):
     ],
 )
 def test_ungradable_golds_are_named_with_the_reason(gold, reason):
-    assert reason in answers.refusal(gold)
+    assert reason in compare.refusal(gold)
 
 
 @pytest.mark.parametrize("gold", ["7", "\\text{yes}", "x^2+1", "(-\\infty,2)", "\\{1\\pm\\sqrt2\\}", "\\approx 3.1"])
 def test_gradable_golds_are_not_refused(gold):
-    assert answers.refusal(gold) is None
+    assert compare.refusal(gold) is None
 
 
 # ---------------------------------------------------------------- exact, formal, numeric
@@ -148,14 +149,17 @@ def expressions() -> st.SearchStrategy[str]:
     return st.recursive(atom, grown, max_leaves=8)
 
 
-@settings(max_examples=150, deadline=None)
+def read_by_sympy(text: str) -> sympy.Expr:
+    """For our own strings, never for an answer."""
+    names = {"sympy": sympy, "x": sympy.Symbol("x"), "y": sympy.Symbol("y"), "pi": sympy.pi}
+    return eval(text.replace("\\frac{1}{3}", "sympy.Rational(1,3)").replace("^", "**").replace("\\pi", "pi"), names)
+
+
+@settings(UNTIMED, max_examples=150)
 @given(expressions(), expressions())
 def test_formal_identities_agree_with_sympy(a, b):
-    """sympy reads our own strings here, never an answer."""
-    names = {"x": sympy.Symbol("x"), "y": sympy.Symbol("y"), "pi": sympy.pi}
-    x, y = (eval(t.replace("\\frac{1}{3}", "sympy.Rational(1,3)").replace("^", "**").replace("\\pi", "pi"),
-                 {"sympy": sympy}, names) for t in (a, b))  # fmt: skip
-    assert same_scalar(scalar(a), scalar(b), Work()) == (sympy.expand(x - y) == 0)
+    difference = read_by_sympy(a) - read_by_sympy(b)
+    assert same_scalar(scalar(a), scalar(b), Work()) == (sympy.expand(difference) == 0)
     assert same_scalar(scalar(a), scalar(f"{a}+0"), Work())
 
 
@@ -179,7 +183,7 @@ def test_what_is_no_identity_does_not_vanish(text):
 
 def reasons(a: str, b: str) -> str:
     work = Work()
-    answers.equal(a, b, work)
+    compare.equal(a, b, work)
     return "; ".join(work.reasons)
 
 
@@ -213,7 +217,7 @@ radicals = st.builds(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(UNTIMED, max_examples=100)
 @given(radicals, st.fractions(-50, 50, max_denominator=40))
 def test_separation_bound_is_below_every_nonzero_value(text, q):
     node = Node("add", (scalar(text), num(q)))
@@ -274,7 +278,7 @@ GOLD_FILES = ["test_aime", "test_amc", "test_math", "test_minerva", "test_olympi
 @pytest.mark.skipif(not RAW.exists(), reason=f"the problems are not at {RAW}")
 def test_every_gradable_gold_equals_itself(name):
     golds = load_golds(RAW / f"{name}.json")
-    gradable = [gold for gold in golds if answers.refusal(gold) is None]
+    gradable = [gold for gold in golds if compare.refusal(gold) is None]
     assert len(gradable) >= len(golds) - 5
     assert all(grade(gold, gold) for gold in gradable)
     assert all(grade(f"\\boxed{{{gold}}}", gold) for gold in gradable)
@@ -294,7 +298,7 @@ numbers = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(UNTIMED, max_examples=300)
 @given(numbers, numbers)
 @example("0.5", "\\frac{1}{2}")
 @example("25\\%", "\\frac{1}{4}")
@@ -304,7 +308,7 @@ def test_number_pairs_are_graded_the_same_in_both_directions(a, b):
     assert grade(a, b) == grade(b, a)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(UNTIMED, max_examples=300)
 @given(st.fractions(-(10**6), 10**6, max_denominator=10**4), st.fractions(-1, 1, max_denominator=10**9))
 def test_a_perturbed_number_is_never_equal(q, change):
     assume(change != 0)
@@ -314,7 +318,7 @@ def test_a_perturbed_number_is_never_equal(q, change):
         assert grade(form.format(q), form.format(q))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(UNTIMED, max_examples=200)
 @given(st.decimals(-(10**5), 10**5, places=4), st.integers(0, 30), st.sampled_from("0123456789"))
 def test_a_decimal_with_a_changed_or_added_digit_is_never_equal(value, place, digit):
     text = f"{value:f}"
@@ -345,7 +349,7 @@ PLAIN = [
 UNTOUCHED = [a for a in PLAIN if not (a[0].isdigit() and "," in a)]  # not what a comma or a point may belong to
 
 
-@settings(max_examples=300, deadline=None)
+@settings(UNTIMED, max_examples=300)
 @given(st.sampled_from(UNTOUCHED), st.lists(st.sampled_from(REWRITES), min_size=1, max_size=3, unique=True))
 def test_harmless_latex_changes_nothing(answer, rewrites):
     written = answer
@@ -366,14 +370,8 @@ def test_hostile_answer_is_just_wrong(answer, gold):
 def test_code_in_an_answer_is_not_run(tmp_path):
     marker = tmp_path / "pwned"
     for code in (f"open('{marker}','w')", f"__import__('os').system('touch {marker}')", "exit()", "os._exit(1)"):
-        for answer in (
-            code,
-            f"eval({code!r})",
-            f"\\text{{{code}}}",
-            f"x={code}",
-            f"({code},1)",
-            f"\\frac{{{code}}}{{2}}",
-        ):
+        forms = (f"eval({code!r})", f"\\text{{{code}}}", f"x={code}", f"({code},1)", f"\\frac{{{code}}}{{2}}")
+        for answer in (code, *forms):
             assert grade(answer, "7") is False
             assert grade("7", answer) is False
     assert not marker.exists()
@@ -390,29 +388,17 @@ def watch(event: str, args: tuple) -> None:
 
 
 sys.addaudithook(watch)  # cannot be taken off again; it sees nothing while `watching` is off
-MARKS = list("{}()[]|_^!+-*/=<>,;.'%$&19xei ∪√°:…~\\") + [
-    "\\frac",
-    "\\sqrt",
-    "\\text{",
-    "10^{",
-    "\\pmod",
-    "\\begin{pmatrix}",
-]
-MARKS += [
-    "\\\\",
-    "\\end{pmatrix}",
-    "\\{",
-    "\\}",
-    "\\cup",
-    "\\log_",
-    "\\sin",
-    "\\binom",
-    "\\mid",
-    "999999",
-    "e9",
-    "mod",
-    "th",
-]
+MARKS = list("{}()[]|_^!+-*/=<>,;.'%$&19xei ∪√°:…~\\")
+MARKS += r"\frac \sqrt \text{ 10^{ \pmod \begin{pmatrix} \\ \end{pmatrix} \{ \} \cup \log_ \sin \binom \mid".split()
+MARKS += "999999 e9 mod th".split()
+ATOMS = r"1  2  -3  0  \frac12  2.5  x  n  \pi  e  i  10^{40}  \infty  7\%".split("  ")
+SHAPES = re.split(  # two spaces or a line apart
+    r"\s{2,}",
+    r"""{}+{}  ({})({})  \frac{{{}}}{{{}}}  ({})^{{{}}}  \binom{{{}}}{{{}}}  ({})!-{}  \sqrt{{{}}}-{}
+    \sqrt[3]{{{}}}\cdot({})  \sin({})+{}  \ln({})-{}  \log_{{{}}}({})  |{}|-{}  \lfloor {}\rfloor+{}
+    ({},{})  \{{{},{}\}}  [{},{})  {}\pm {}  {}={}  {}<{}  \arctan({})+{}  {}:{}  {}\pmod{{{}}}
+    \begin{{pmatrix}}{}&{}\end{{pmatrix}}  \sum_{{k=1}}^{{{}}}({})  ({},\pm 1,\pm {})  {}\cup {}  {}\text{{ cm}}""",
+)
 
 
 def mutated(dice: random.Random) -> str:
@@ -426,46 +412,9 @@ def mutated(dice: random.Random) -> str:
 def grown(dice: random.Random, depth: int = 4) -> str:
     """A random expression that can be read: what reaches the arithmetic rather than the parser."""
     if depth == 0 or dice.random() < 0.2:
-        return dice.choice(
-            ["1", "2", "-3", "0", "\\frac12", "2.5", "x", "n", "\\pi", "e", "i", "10^{40}", "\\infty", "7\\%"]
-        )
+        return dice.choice(ATOMS)
     a, b = grown(dice, depth - 1), grown(dice, depth - 1)
-    shapes = [
-        "{}+{}",
-        "({})({})",
-        "\\frac{{{}}}{{{}}}",
-        "({})^{{{}}}",
-        "\\binom{{{}}}{{{}}}",
-        "({})!-{}",
-        "\\sqrt{{{}}}-{}",
-    ]
-    shapes += [
-        "\\sqrt[3]{{{}}}\\cdot({})",
-        "\\sin({})+{}",
-        "\\ln({})-{}",
-        "\\log_{{{}}}({})",
-        "|{}|-{}",
-        "\\lfloor {}\\rfloor+{}",
-    ]
-    shapes += [
-        "({},{})",
-        "\\{{{},{}\\}}",
-        "[{},{})",
-        "{}\\pm {}",
-        "{}={}",
-        "{}<{}",
-        "\\arctan({})+{}",
-        "{}:{}",
-        "{}\\pmod{{{}}}",
-    ]
-    shapes += [
-        "\\begin{{pmatrix}}{}&{}\\end{{pmatrix}}",
-        "\\sum_{{k=1}}^{{{}}}({})",
-        "({},\\pm 1,\\pm {})",
-        "{}\\cup {}",
-        "{}\\text{{ cm}}",
-    ]
-    return dice.choice(shapes).format(a, b)
+    return dice.choice(SHAPES).format(a, b)
 
 
 def noise(dice: random.Random) -> str:
@@ -486,7 +435,7 @@ def test_fuzzed_answers_neither_raise_nor_touch_anything(make):
             answer, gold = make(dice), dice.choice(golds)
             assert type(grade(answer, gold)) is bool
             try:
-                answers.equal(answer, gold)
+                compare.equal(answer, gold)
             except (Refused, ZeroDivisionError):
                 pass
     finally:
@@ -495,15 +444,15 @@ def test_fuzzed_answers_neither_raise_nor_touch_anything(make):
 
 
 FLOODS = """
-import itertools, sys
-from grader import compare as answers
+import itertools
+from grader import compare
 atoms = [" ", "1 ", "{", "} ", "^", "\\u00a0", ", ", "\\\\", "\\\\!", "a", "$ ", "*", ".", "- ", "'", "\\\\text{", "1/",
          "th", "mod", "1e5", "1,111", "|", "\\\\left.", "[1", "\\\\over", "½", "⁴", "=", "sin", "0.", "\\n"]
 for a, b in itertools.product(atoms, atoms):
     for text in ((a + b) * (1900 // len(a + b)) + "x", "7" + a * 600 + b):
         try:
-            answers.equal(text, "5 cm")
-        except (answers.Refused, ZeroDivisionError):
+            compare.equal(text, "5 cm")
+        except (compare.Refused, ZeroDivisionError):
             pass
 """
 
@@ -514,7 +463,7 @@ def test_floods_of_anything_end():
     assert subprocess.run(command, cwd=ROOT_FOLDER, timeout=GUARD).returncode == 0
 
 
-@settings(max_examples=300, deadline=None)
+@settings(UNTIMED, max_examples=300)
 @given(st.text(alphabet="".join(MARKS[:40]) + "ab", max_size=40), st.sampled_from(["7", "x+1", "(1,2)"]))
 def test_no_text_raises_and_every_verdict_is_a_bool(answer, gold):
     assert type(grade(answer, gold)) is bool
@@ -552,7 +501,7 @@ def test_explain_points_at_what_it_cannot_read():
 
 @pytest.mark.parametrize("text", ["", "\x00", "9" * 5000, "\\", "1/0", "{" * 100, "😀"])
 def test_explain_survives_what_grade_survives(text):
-    assert "verdict" in answers.explain(text, "7") and "verdict" in answers.explain("7", text)
+    assert "verdict" in compare.explain(text, "7") and "verdict" in compare.explain("7", text)
 
 
 def test_explain_without_two_answers_is_refused():
@@ -592,7 +541,7 @@ def test_budget_is_spent_not_waited_for():
     work = Work()
     work.left = 1000
     with pytest.raises(Refused, match="work budget spent"):
-        answers.equal("\\sqrt{2}^{\\sqrt{3}}+\\sin(\\sqrt 5)", "\\sqrt{2}^{\\sqrt{3}}+\\cos(\\sqrt 5)", work)
+        compare.equal("\\sqrt{2}^{\\sqrt{3}}+\\sin(\\sqrt 5)", "\\sqrt{2}^{\\sqrt{3}}+\\cos(\\sqrt 5)", work)
 
 
 def test_negative_undoes_itself():
