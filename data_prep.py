@@ -117,18 +117,16 @@ def answer_all(rows: list[Row], s: Settings) -> tuple[list[tuple[Row, str]], lis
     The server is asked where a row has a solution and no answer was found in it.
     """
     results = [answered(row) for row in tqdm(rows, desc="reading answers", mininterval=1)]
-    if not s.answer_url:
-        return results, []
     unanswered = [i for i, (row, _) in enumerate(results) if not row.answer and rows[i].solution.strip()]
-    if not unanswered:
+    if not s.answer_url or not unanswered:
         return results, []
     endpoint = Endpoint(s.answer_url, s.answer_model, s.answer_budget, Path(s.out_dir) / "cache" / "answers.jsonl")
     replies = endpoint.answers([(rows[i].problem, rows[i].solution) for i in unanswered])
     by_model = {i: reply for i, reply in zip(unanswered, replies, strict=True) if reply}
     for i, reply in by_model.items():
         results[i] = answered(replace(rows[i], answer=reply))
-    requests = f"{len(unanswered)} solutions in {endpoint.requests} requests"
-    print(f"{s.answer_model} read {len(by_model)} answers from {requests}")
+    effort = f"{len(unanswered)} solutions in {endpoint.requests} requests"
+    print(f"{s.answer_model} read {len(by_model)} answers from {effort}")
     return results, [rows[i].id for i in by_model]
 
 
@@ -175,13 +173,9 @@ def split_gradable(results: list[tuple[Row, str]], s: Settings, pool: RewardPool
             readable.append(row)
     answers = [row.answer for row in readable]
     scores = pool.grades(answers, answers, "grading answers against themselves")
-    gradable = []
-    for row, score in zip(readable, scores, strict=True):
-        if score:
-            gradable.append(row)
-        else:
-            dropped.append(drop_record(row, "ungradable", f"not equal to itself: {row.answer}"))
-    return gradable, dropped
+    wrong = [row for row, score in zip(readable, scores, strict=True) if not score]
+    dropped += [drop_record(row, "ungradable", f"not equal to itself: {row.answer}") for row in wrong]
+    return [row for row, score in zip(readable, scores, strict=True) if score], dropped
 
 
 def drop_record(row: Row, reason: str, detail: str) -> Raw:
@@ -199,11 +193,11 @@ def curate(rows: list[Row], tests: list[Row], s: Settings, malformed: list[Raw],
     with RewardPool(s.workers, TIMEOUT) as pool:
         results, ids_by_model = answer_all(rows, s)
         gradable, dropped = split_gradable(results, s, pool)
-        test_texts = Texts.of([t.problem for t in tests], [t.answer for t in tests], embedder, "embedding tests")
-        texts = Texts.of([r.problem for r in gradable], [r.answer for r in gradable], embedder, "embedding rows")
+        test_texts = Texts.of(tests, embedder, "embedding tests")
+        texts = Texts.of(gradable, embedder, "embedding rows")
         leaked = leaks(texts, test_texts) if tests else {}
         pairs = [Pair(i, j, "exact", 1.0) for i, j in exact_pairs(texts, texts)]
-        pairs += near_duplicates(texts, [r.answer for r in gradable], s.near, pool.grades)
+        pairs += near_duplicates(texts, s.near, pool.grades)
     for i, pair in sorted(leaked.items()):
         detail = f"{pair.kind} {pair.similarity:.3f} {tests[pair.j].id}"
         dropped.append(drop_record(gradable[i], "contaminated", detail))
@@ -213,11 +207,10 @@ def curate(rows: list[Row], tests: list[Row], s: Settings, malformed: list[Raw],
         detail = f"of {gradable[best].id}: {pair.kind} {pair.similarity:.3f} {partner}"
         dropped.append(drop_record(gradable[i], "duplicate", detail))
     kept = [row for i, row in enumerate(gradable) if i not in leaked and i not in copies]
-
-    curation = Curation(rows, malformed, gradable, kept, tests, leaked, pairs, dropped)
+    report = make_report(Curation(rows, malformed, gradable, kept, tests, leaked, pairs, dropped))
     # Where files lie and how many processes worked changes nothing: `origins` has the checksums.
     options = {name: getattr(s, name) for name in ("source", *CURATION_FLAGS) if name != "workers"}
-    report = make_report(curation) | {"answers_by_model": ids_by_model, "origins": origins, "settings": options}
+    report |= {"answers_by_model": ids_by_model, "origins": origins, "settings": options}
     columns = ("id", "source", "problem", "answer")
     write_jsonl(out / "train.jsonl", [{name: getattr(row, name) for name in columns} for row in kept])
     write_jsonl(out / "dropped.jsonl", sorted(dropped, key=lambda record: record["id"]))
@@ -274,16 +267,13 @@ def train(s: Settings) -> None:
         sources = [source for source in sources if source.repo and source.name != "deepscaler"]  # DeepScaleR's four
     elif not s.raw_dir and not sources[0].repo:
         raise UserError(f"--source: {s.source} is not on the hub under a name known here; pass --raw_dir")
-    tests = []
-    for problem in [problem for source in BENCHMARKS for problem in benchmark(source, s)]:
-        gold = as_list(problem["answer"])[0]
-        tests.append(Row(problem["id"], problem["source"], problem["problem"], gold, solution=""))
+    problems = [problem for source in BENCHMARKS for problem in benchmark(source, s)]
+    tests = [Row(**first_answer(problem), solution="") for problem in problems]
     folder = Path(s.raw_dir or Path(s.out_dir) / "raw")
     rows, malformed, origins = [], [], {}
     for source in sources:
         paths = files_of(source, s)
-        reader = source.read or read_plain
-        source_rows, source_malformed = read_rows(paths, s.max_malformed, source.name, source.name, reader)
+        source_rows, source_malformed = read_rows(paths, s.max_malformed, source.name, source.read or read_plain)
         rows += source_rows
         malformed += source_malformed
         checksums = {str(path.relative_to(folder)): checksum(path) for path in paths}
@@ -332,9 +322,8 @@ def bench(s: Settings) -> None:
     for name, problems in benchmarks.items():
         path = Path(s.out_dir) / f"{name}.jsonl"
         write_jsonl(path, problems)
-        several = sum(isinstance(row["answer"], list) for row in problems)
-        counts = f"{len(problems)} problems, {several} with alternative answers"
-        print(f"{path}: {counts}; each gold equals itself")
+        several = f"{sum(isinstance(row['answer'], list) for row in problems)} with alternative answers"
+        print(f"{path}: {len(problems)} problems, {several}; each gold equals itself")
 
 
 def curate_files(s: Settings) -> None:

@@ -110,10 +110,8 @@ def opened(problem: str, answer: str, solution: str) -> tuple[str, str, str]:
     field's, the solution's last box, or the last choice that the solution states, in this order; "" without any."""
     stem, choices = split_choices(problem)
     letter, text = letter_and_value(answer or last_boxed(solution) or stated(solution))
-    if not choices and letter and not text:
-        return problem, text, f"({letter}) is the answer, and the problem has no choices"
     if not choices:
-        return problem, text, ""
+        return problem, text, f"({letter}) is the answer, and the problem has no choices" if letter and not text else ""
     if not balanced(stem) or not all(map(balanced, choices.values())):
         return problem, text, "its choices are not understood"
     if letter and text and answer_key(text) != answer_key(choices.get(letter, "")):

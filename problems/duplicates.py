@@ -15,13 +15,8 @@ import numpy as np
 
 from grader.text import THOUSANDS_SEPARATOR, answer_key, normal_form, plain_number
 from problems.choices import split_choices
-from problems.similarity import (
-    Embedder,
-    close_pairs,
-    numbers,
-    text_similarity,
-    without_figures,
-)
+from problems.rows import Row
+from problems.similarity import Embedder, close_pairs, numbers, text_similarity, without_figures
 
 # Similarities from which on two rows count as one problem. Where their answers are equal:
 NEAR = 0.68  # and their numbers are the same
@@ -32,8 +27,6 @@ DERIVED = 0.71  # where one answer is the other made an integer (83/499 and 83 +
 LEAK = 0.85  # whatever answers and numbers are
 LEAK_AGREEING = 0.75  # where answers or numbers agree
 ORIGINAL = 0.9  # DeepScaleR's only rule
-
-_INTEGERS = re.compile(r"\d+")
 
 
 @dataclass(frozen=True)
@@ -48,28 +41,28 @@ class Pair:
 
 @dataclass(frozen=True)
 class Texts:
-    """Problems, ready to be compared."""
+    """Rows, ready to be compared by problem and answer."""
 
-    problems: list[str]
+    rows: list[Row]
     keys: list[str]  # answers in one spelling
-    integers: list[set[int]]  # what an answer would be as "find m + n" or "the remainder when divided by 1000"
-    forms: list[str]  # normal forms
+    made_keys: list[set[str]]  # keys of what an answer becomes as "find m + n" or "the remainder when divided by 1000"
+    forms: list[str]  # normal forms of the problems
     numbers: list[tuple[tuple[str, ...], tuple[str, ...]]]  # in the words; in the words and in the figure's code
     vectors: np.ndarray  # (W, E), figures and choices left out
-    owners: np.ndarray  # (W,) the problem of each window
-    windows: list[slice]  # of each problem
+    owners: np.ndarray  # (W,) the row of each window
+    windows: list[slice]  # of each row
 
     @classmethod
-    def of(cls, problems: list[str], answers: list[str], embedder: Embedder, progress: str) -> "Texts":
-        open_problems = [split_choices(p)[0] for p in problems]
-        words = [without_figures(p) for p in open_problems]
+    def of(cls, rows: list[Row], embedder: Embedder, progress: str) -> "Texts":
+        open_problems = [split_choices(row.problem)[0] for row in rows]
+        words = [without_figures(problem) for problem in open_problems]
         vectors, owners = embedder.encode(words, progress)
-        bounds = np.searchsorted(owners, np.arange(len(problems) + 1)).tolist()
+        bounds = np.searchsorted(owners, np.arange(len(rows) + 1)).tolist()
         return cls(
-            problems=problems,
-            keys=[answer_key(a) for a in answers],
-            integers=[made_integer(a) for a in answers],
-            forms=[normal_form(p) for p in problems],
+            rows=rows,
+            keys=[answer_key(row.answer) for row in rows],
+            made_keys=[{f"number {n}" for n in made_integer(row.answer)} for row in rows],
+            forms=[normal_form(row.problem) for row in rows],
             numbers=[(numbers(w), numbers(p)) for w, p in zip(words, open_problems, strict=True)],
             vectors=vectors,
             owners=owners,
@@ -79,7 +72,7 @@ class Texts:
 
 def numbers_of(a: Texts, i: int, b: Texts, j: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The numbers of two problems; where both have a figure, its numbers count."""
-    figures = "[asy]" in a.problems[i] and "[asy]" in b.problems[j]
+    figures = "[asy]" in a.rows[i].problem and "[asy]" in b.rows[j].problem
     return a.numbers[i][figures], b.numbers[j][figures]
 
 
@@ -97,61 +90,46 @@ def made_integer(answer: str) -> set[int]:
     if number is not None and "." in answer:
         return set()
     text = re.sub(r"frac\s*(\d)", r"frac \1 ", THOUSANDS_SEPARATOR.sub("", answer))  # \frac13
-    integers = [int(digits) for digits in _INTEGERS.findall(text)] if len(answer) < 200 else []
+    integers = [int(digits) for digits in re.findall(r"\d+", text)] if len(answer) < 200 else []
     return {sum(integers)} if integers else set()
 
 
-# ------------------------------------------------------------------------------------------------------------ the pairs
-
 Labels = list[set[str]]  # of each text
+Grades = Callable[[list[str], list[str], str], list[float]]  # RewardPool.grades
 Similarities = dict[tuple[int, int], float]  # {(i, j): similarity} of texts i of a set a and j of a set b
 
 
 def exact_pairs(a: Texts, b: Texts) -> Iterator[tuple[int, int]]:
-    """(i, j) of each text with the first one of the same normal form: of text i of `a` with j of `b`; where b is a, of
-    the first one, i, with each later one, j."""
+    """(i, j) of each text of `a` with the first one of `b` that has the same normal form; where b is a, of the first
+    text i of a form with each later one j."""
     first: dict[str, int] = {}
     for j, form in enumerate(b.forms):
         first.setdefault(form, j)
     for i, form in enumerate(a.forms):
         j = first.get(form)
-        if j is None or (b is a and j == i):
-            continue
-        yield (j, i) if b is a else (i, j)
+        if b is a and j != i:
+            yield j, i
+        elif b is not a and j is not None:
+            yield i, j
 
 
-def similar_pairs(a: Texts, b: Texts, threshold: float, progress: str) -> Similarities:
-    """The pairs of texts whose similarity is at least `threshold`; i < j where b is a."""
-    every_window = (np.arange(len(a.owners)), np.arange(len(b.owners)))
-    return _similar(a, b, threshold, [every_window], progress)
-
-
-def labelled_pairs(a: Texts, b: Texts, threshold: float, labels_a: Labels, labels_b: Labels) -> Similarities:
-    """The same, of the pairs that share a label; only these are compared at all."""
-    windows_a, windows_b = _windows_by_label(a, labels_a), _windows_by_label(b, labels_b)
-    groups = [(np.array(windows_a[label]), np.array(windows_b[label])) for label in windows_a if label in windows_b]
-    return _similar(a, b, threshold, groups, "")
-
-
-def _windows_by_label(texts: Texts, labels: Labels) -> dict[str, list[int]]:
-    windows: dict[str, list[int]] = defaultdict(list)
-    for own_windows, own_labels in zip(texts.windows, labels, strict=True):
-        for label in sorted(own_labels):
-            windows[label] += range(own_windows.start, own_windows.stop)
-    return windows
-
-
-def _similar(
-    a: Texts, b: Texts, threshold: float, groups: list[tuple[np.ndarray, np.ndarray]], progress: str
+def similar_pairs(
+    a: Texts, b: Texts, threshold: float, labels: tuple[Labels, Labels] | None = None, progress: str = ""
 ) -> Similarities:
-    """The pairs of texts that have close windows in one of the groups (windows of a, windows of b)."""
+    """The pairs of texts whose similarity is at least `threshold`; i < j where b is a.
+
+    `labels` are of a's and of b's texts: only those that share a label are compared. Without, all are.
+    """
+    labels_a, labels_b = labels or ([{""}] * len(a.rows), [{""}] * len(b.rows))
+    windows_a, windows_b = _windows_by_label(a, labels_a), _windows_by_label(b, labels_b)
     similarities: Similarities = {}
-    for group_a, group_b in groups:
-        vectors_a = a.vectors[group_a]
+    for label in windows_a.keys() & windows_b.keys():
+        own_a, own_b = np.array(windows_a[label]), np.array(windows_b[label])
+        vectors_a = a.vectors[own_a]
         # `close_pairs` takes each pair once where both sides are the same array.
-        vectors_b = vectors_a if b is a and np.array_equal(group_a, group_b) else b.vectors[group_b]
+        vectors_b = vectors_a if b is a and np.array_equal(own_a, own_b) else b.vectors[own_b]
         for x, y in close_pairs(vectors_a, vectors_b, threshold, progress):
-            i, j = int(a.owners[group_a[x]]), int(b.owners[group_b[y]])
+            i, j = int(a.owners[own_a[x]]), int(b.owners[own_b[y]])
             if b is a:
                 i, j = min(i, j), max(i, j)
             if (i, j) not in similarities and not (b is a and i == j):
@@ -159,33 +137,32 @@ def _similar(
     return {pair: similarity for pair, similarity in sorted(similarities.items()) if similarity >= threshold}
 
 
+def _windows_by_label(texts: Texts, labels: Labels) -> dict[str, list[int]]:
+    windows: dict[str, list[int]] = defaultdict(list)
+    for own_windows, own_labels in zip(texts.windows, labels, strict=True):
+        for label in own_labels:
+            windows[label] += range(own_windows.start, own_windows.stop)
+    return windows
+
+
 def equal_pairs(a: Texts, b: Texts, threshold: float) -> Similarities:
     """The same, of the pairs with equal answers."""
-    return labelled_pairs(a, b, threshold, [{key} for key in a.keys], [{key} for key in b.keys])
+    return similar_pairs(a, b, threshold, ([{key} for key in a.keys], [{key} for key in b.keys]))
 
 
 def derived_pairs(a: Texts, b: Texts, threshold: float) -> Similarities:
     """The same, of the pairs where one answer is what the other becomes when an integer is wanted."""
-    similarities = labelled_pairs(a, b, threshold, _whole_answers(a), _made_answers(b))
+    similarities = similar_pairs(a, b, threshold, (_integer_keys(a), b.made_keys))
     if b is not a:
-        similarities |= labelled_pairs(a, b, threshold, _made_answers(a), _whole_answers(b))
+        similarities |= similar_pairs(a, b, threshold, (a.made_keys, _integer_keys(b)))
     return similarities
 
 
-def _whole_answers(texts: Texts) -> Labels:
+def _integer_keys(texts: Texts) -> Labels:
     return [{key} if key.startswith("number") and "/" not in key else set() for key in texts.keys]
 
 
-def _made_answers(texts: Texts) -> Labels:
-    return [{f"number {n}" for n in made} for made in texts.integers]
-
-
-# ------------------------------------------------------------------------------------------------------------ the rules
-
-Grades = Callable[[list[str], list[str], str], list[float]]  # RewardPool.grades
-
-
-def near_duplicates(t: Texts, answers: list[str], rule: str, grades: Grades) -> list[Pair]:
+def near_duplicates(t: Texts, rule: str, grades: Grades) -> list[Pair]:
     """Rephrased copies within the training set. `rule` is the setting `near`.
 
     "gated" (ours): equal answers, and a similarity of NEAR with the same numbers; of NEAR_SOME where one has all the
@@ -195,7 +172,7 @@ def near_duplicates(t: Texts, answers: list[str], rule: str, grades: Grades) -> 
     them so. "deepscaler": a similarity of 0.90 and nothing else, the original's rule (on our windows).
     """
     if rule == "deepscaler":
-        original = similar_pairs(t, t, ORIGINAL, "comparing rows")
+        original = similar_pairs(t, t, ORIGINAL, progress="comparing rows")
         return [Pair(i, j, "near", similarity) for (i, j), similarity in original.items()]
     rare = {k for k, n in Counter(t.keys).items() if n <= max(3, len(t.keys) / 1000) and k.startswith("number")}
     copies: Similarities = {}
@@ -210,11 +187,12 @@ def near_duplicates(t: Texts, answers: list[str], rule: str, grades: Grades) -> 
             copies[i, j] = similarity
     # Other spellings may be equal answers as well: the grader decides where everything else speaks for a copy.
     unsure: Similarities = {}
-    for (i, j), similarity in similar_pairs(t, t, NEAR_SOME, "comparing rows").items():
+    for (i, j), similarity in similar_pairs(t, t, NEAR_SOME, progress="comparing rows").items():
         numbers_i, numbers_j = numbers_of(t, i, t, j)
         if t.keys[i] != t.keys[j] and (similarity >= NEARER or numbers_i == numbers_j):
             unsure[i, j] = similarity
-    scores = grades([answers[i] for i, _ in unsure], [answers[j] for _, j in unsure], "comparing answers")
+    answers = [(t.rows[i].answer, t.rows[j].answer) for i, j in unsure]
+    scores = grades([a for a, _ in answers], [b for _, b in answers], "comparing answers")
     copies |= {pair: unsure[pair] for pair, score in zip(unsure, scores, strict=True) if score}
     return [Pair(i, j, "near", similarity) for (i, j), similarity in sorted(copies.items())]
 
@@ -226,7 +204,7 @@ def leaks(t: Texts, tests: Texts) -> dict[int, Pair]:
     """
     leaked: dict[int, Pair] = {}
     equal, derived = equal_pairs(t, tests, LEAK_AGREEING), derived_pairs(t, tests, DERIVED)
-    similar = similar_pairs(t, tests, min(LEAK_AGREEING, DERIVED), "comparing with the tests")
+    similar = similar_pairs(t, tests, min(LEAK_AGREEING, DERIVED), progress="comparing with the tests")
     for (i, j), similarity in similar.items():
         numbers_i, numbers_j = numbers_of(t, i, tests, j)
         same_numbers, made = numbers_i == numbers_j, (i, j) in derived

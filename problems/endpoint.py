@@ -108,18 +108,18 @@ class Endpoint:
                 if self.requests >= self.budget:
                     return None
                 self.requests += 1
-            retry_after = None  # seconds, where the server says so
+            wait = self.pause * 2**attempt  # seconds, unless the server names others
             try:
                 return self._post(body)
             except NoAnswer:
                 return ""
             except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError, HTTPException) as e:
                 reason = " ".join(f"{type(e).__name__}: {e}".split())[:300]
-                if isinstance(e, urllib.error.HTTPError):
-                    retry_after = e.headers.get("Retry-After")
+                retry_after = e.headers.get("Retry-After", "") if isinstance(e, urllib.error.HTTPError) else ""
+                if retry_after.isdecimal():
+                    wait = min(60.0, float(retry_after))
             if attempt + 1 < ATTEMPTS:
-                told = bool(retry_after) and retry_after.isdecimal()
-                time.sleep(min(60.0, float(retry_after)) if told else self.pause * 2**attempt)
+                time.sleep(wait)
         raise UserError(f"{self.url} did not answer {ATTEMPTS} times: {reason} (the replies so far are kept)")
 
     def _post(self, body: bytes) -> str:

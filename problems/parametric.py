@@ -3,8 +3,7 @@
 33 templates from five fields in three levels of difficulty; answers are exact integer and fraction arithmetic. Another
 seed asks the same things with other numbers (but for about one in ten, of templates with few): what a model can do on
 one seed only, it remembered. `data_prep.py parametric` writes the rows {id, source, problem, answer, template, field,
-level} for training: on another seed, and `--without` the rows that are to test. `eval.py --benchmarks=parametric` makes
-them itself.
+level}, for evaluation, and for training on another seed, `--without` the rows that are to test.
 """
 
 import random
@@ -48,11 +47,8 @@ def poly(*coefficients: int) -> str:
     for power, c in zip(reversed(range(len(coefficients))), coefficients, strict=True):
         if c:
             size = "" if abs(c) == 1 and power else str(abs(c))
-            text += ("-" if c < 0 else "+") + size + ("" if power == 0 else "x" if power == 1 else f"x^{power}")
+            text += ("-" if c < 0 else "+") + size + {0: "", 1: "x"}.get(power, f"x^{power}")
     return text.removeprefix("+")
-
-
-# --------------------------------------------------------------------------------------------------------- the numbers
 
 
 def integers(*ranges: tuple[int, int], wanted: Callable[..., bool] = lambda *numbers: True) -> Draw:
@@ -80,18 +76,19 @@ def bias(r: random.Random) -> Params:
     return r.randint(1, goal - 1), goal, Fraction(r.randint(1, 4), 5)
 
 
-# ------------------------------------------------------------------------------------------------------- number theory
+# -------------------------------------------------------------------------------- the mathematics behind some answers
 
 
 def factors(n: int) -> dict[int, int]:
     """{prime: exponent}"""
-    found: dict[int, int] = {}
-    d = 2
+    exponents: dict[int, int] = {}
+    divisor = 2
     while n > 1:
-        while n % d == 0:
-            found[d], n = found.get(d, 0) + 1, n // d
-        d += 1
-    return found
+        while n % divisor == 0:
+            exponents[divisor] = exponents.get(divisor, 0) + 1
+            n //= divisor
+        divisor += 1
+    return exponents
 
 
 def chinese_remainder(moduli: tuple[int, ...], left: tuple[int, ...]) -> int:
@@ -119,9 +116,6 @@ def roots_of_one(m: int) -> int:
     return prod(2 ** min(e - 1, 2) if p == 2 else 2 for p, e in factors(m).items())
 
 
-# ------------------------------------------------------------------------------------------------------------- algebra
-
-
 def square_root(square: int | Fraction) -> tuple[Fraction, int]:
     """(a, b) with a sqrt(b) the root, and b without square factors."""
     square = Fraction(square)
@@ -131,21 +125,14 @@ def square_root(square: int | Fraction) -> tuple[Fraction, int]:
     return Fraction(outside, square.denominator), inside
 
 
-def cubes_of_roots(a: int, b: int, c: int) -> int:
-    """r^3 + s^3 + t^3 for x^3 + ax^2 + bx + c, by Newton's identities."""
-    return -(a**3) + 3 * a * b - 3 * c
-
-
-def weighted_powers(n: int, r: int) -> int:
-    """1 r + 2 r^2 + ... + n r^n, in closed form (r > 1)."""
-    return r * (1 - (n + 1) * r**n + n * r ** (n + 1)) // (1 - r) ** 2
-
-
 def recurrence(p: int, q: int, n: int, m: int) -> int:
     """a_n modulo m with a_0 = 0, a_1 = 1, a_k = p a_{k-1} + q a_{k-2}: doubling, by powers of the matrix (p q; 1 0)."""
-    result, step = (1, 0, 0, 1), (p, q, 1, 0)
+    result, power = (1, 0, 0, 1), (p, q, 1, 0)
     while n:
-        result, step, n = (product(result, step, m) if n & 1 else result), product(step, step, m), n >> 1
+        if n % 2:
+            result = product(result, power, m)
+        power = product(power, power, m)
+        n //= 2
     return result[2] % m
 
 
@@ -154,22 +141,10 @@ def product(x: tuple[int, ...], y: tuple[int, ...], m: int) -> tuple[int, ...]:
     return tuple((x[i] * y[j] + x[i + 1] * y[j + 2]) % m for i in (0, 2) for j in (0, 1))
 
 
-# ------------------------------------------------------------------------------------------- counting and probability
-
-
 def bounded_sums(parts: int, total: int, most: int) -> int:
     """Solutions of x_1 + ... = total with 0 <= x_i <= most, by inclusion and exclusion."""
-    return sum((-1) ** j * comb(parts, j) * comb(total - j * (most + 1) + parts - 1, parts - 1)
-               for j in range(parts + 1) if total >= j * (most + 1))  # fmt: skip
-
-
-def arrangements(word: str) -> int:
-    return factorial(len(word)) // prod(factorial(word.count(letter)) for letter in set(word))
-
-
-def detours(w: int, h: int, x: int, y: int) -> int:
-    """Shortest grid paths from (0, 0) to (w, h) that avoid (x, y)."""
-    return comb(w + h, w) - comb(x + y, x) * comb(w - x + h - y, w - x)
+    left = [total - j * (most + 1) for j in range(parts + 1)]  # once j of the x_i are above `most`
+    return sum((-1) ** j * comb(parts, j) * comb(n + parts - 1, parts - 1) for j, n in enumerate(left) if n >= 0)
 
 
 def derangements(n: int) -> int:
@@ -184,18 +159,10 @@ def without_runs(n: int, length: int) -> int:
     return counts[n]
 
 
-def necklaces(beads: int, colors: int) -> int:
-    """Up to rotation, by Burnside's lemma."""
-    return sum(colors ** gcd(i, beads) for i in range(beads)) // beads
-
-
 def ruin(start: int, goal: int, up: Fraction) -> Fraction:
     """The chance to reach the goal before 0 (up is not 1/2)."""
     ratio = (1 - up) / up
     return (1 - ratio**start) / (1 - ratio**goal)
-
-
-# ------------------------------------------------------------------------------------------------------------ geometry
 
 
 def doubled_area(points: Points) -> int:
@@ -213,16 +180,6 @@ def disk_points(square: int) -> int:
     return 1 + 4 * sum(square // (4 * i + 1) - square // (4 * i + 3) for i in range(square // 4 + 1))
 
 
-def inradius(a: int, b: int, c: int) -> tuple[Fraction, int]:
-    s = Fraction(a + b + c, 2)
-    return square_root((s - a) * (s - b) * (s - c) / s)  # Heron's area over s
-
-
-def routh(x: int, y: int, z: int) -> Fraction:
-    """Routh's theorem."""
-    return Fraction((x * y * z - 1) ** 2, (x * y + y + 1) * (y * z + z + 1) * (z * x + x + 1))
-
-
 def named(points: Points) -> str:
     return f"${points[0]}$, ${points[1]}$ and ${points[2]}$"
 
@@ -230,124 +187,116 @@ def named(points: Points) -> str:
 # ----------------------------------------------------------------------------------------------------------- templates
 
 N, A, C, G, P = "number theory", "algebra", "counting", "geometry", "probability"
-WORDS = ("BANANA", "PEPPER", "LEVELS", "COFFEE", "TENNIS", "SUCCESS", "BALLOON", "ADDRESS", "COLLECT", "LETTERS",
-         "CANADA", "SETTEE", "POPPED", "NEEDED", "MISSES", "BOTTLE")  # fmt: skip
+WORDS = (
+    "BANANA PEPPER LEVELS COFFEE TENNIS SUCCESS BALLOON ADDRESS COLLECT LETTERS CANADA SETTEE POPPED NEEDED MISSES "
+    "BOTTLE"
+).split()
 TEMPLATES = (
     Template("divisors", N, 1, integers((2, 6), (1, 4), (1, 3)),
-             lambda a, b, c: f"How many positive divisors does ${2**a * 3**b * 5**c}$ have?",
-             lambda a, b, c: (a + 1) * (b + 1) * (c + 1)),
+        lambda a, b, c: f"How many positive divisors does ${2**a * 3**b * 5**c}$ have?",
+        lambda a, b, c: (a + 1) * (b + 1) * (c + 1)),
     Template("power_remainder", N, 1, integers((3, 19), (50, 999), (7, 60)),
-             lambda a, n, m: f"What is the remainder when ${a}^{{{n}}}$ is divided by ${m}$?", pow),
+        lambda a, n, m: f"What is the remainder when ${a}^{{{n}}}$ is divided by ${m}$?", pow),
     Template("three_remainders", N, 2, remainders,
-             lambda m, r: f"Find the smallest positive integer that leaves remainder ${r[0]}$ when divided by "
-             f"${m[0]}$, "
-             f"remainder ${r[1]}$ when divided by ${m[1]}$, and remainder ${r[2]}$ when divided by ${m[2]}$.",
-             chinese_remainder),
+        lambda m, r: f"Find the smallest positive integer that leaves remainder ${r[0]}$ when divided by ${m[0]}$, "
+        f"remainder ${r[1]}$ when divided by ${m[1]}$, and remainder ${r[2]}$ when divided by ${m[2]}$.",
+        chinese_remainder),
     Template("final_zeros", N, 2, integers((40, 400), (6, 30)),
-             lambda n, b: f"When ${n}!$ is written in base ${b}$, in how many zeros does it end?", final_zeros),
+        lambda n, b: f"When ${n}!$ is written in base ${b}$, in how many zeros does it end?", final_zeros),
     Template("coprime_pairs", N, 3, integers((20, 120)),
-             lambda n: f"How many ordered pairs $(a,b)$ of integers with $1\\le a\\le {n}$ and $1\\le b\\le {n}$ have "
-             "greatest common divisor $1$?", coprime_pairs),
+        lambda n: f"How many ordered pairs $(a,b)$ of integers with $1\\le a\\le {n}$ and $1\\le b\\le {n}$ have "
+        "greatest common divisor $1$?", coprime_pairs),
     Template("roots_of_one", N, 3, integers((60, 999)),
-             lambda m: f"For how many integers $n$ with $1\\le n\\le {m}$ is $n^2-1$ divisible by ${m}$?",
-             roots_of_one),
+        lambda m: f"For how many integers $n$ with $1\\le n\\le {m}$ is $n^2-1$ divisible by ${m}$?", roots_of_one),
     Template("two_equations", A, 1, integers((2, 9), (2, 9), (-9, 9), (-9, 9), wanted=lambda a, b, x, y: a != b),
-             lambda a, b, x, y: f"If $x+y={x + y}$ and ${a}x+{b}y={a * x + b * y}$, what is $xy$?",
-             lambda a, b, x, y: x * y),
+        lambda a, b, x, y: f"If $x+y={x + y}$ and ${a}x+{b}y={a * x + b * y}$, what is $xy$?",
+        lambda a, b, x, y: x * y),
     Template("squares_of_roots", A, 1, integers((-12, 12), (-30, 30), wanted=lambda p, q: p * p > 4 * q and p and q),
-             lambda p, q: f"The roots of ${poly(1, p, q)}=0$ are $r$ and $s$. What is $r^2+s^2$?",
-             lambda p, q: p * p - 2 * q),
+        lambda p, q: f"The roots of ${poly(1, p, q)}=0$ are $r$ and $s$. What is $r^2+s^2$?",
+        lambda p, q: p * p - 2 * q),
     Template("cubes_of_roots", A, 2, integers((-6, 6), (-9, 9), (1, 12)),
-             lambda a, b, c: f"Let $r$, $s$ and $t$ be the roots of ${poly(1, a, b, c)}$. Find $r^3+s^3+t^3$.",
-             cubes_of_roots),
+        lambda a, b, c: f"Let $r$, $s$ and $t$ be the roots of ${poly(1, a, b, c)}$. Find $r^3+s^3+t^3$.",
+        lambda a, b, c: -(a**3) + 3 * a * b - 3 * c),  # Newton's identities
     Template("weighted_powers", A, 2, integers((6, 12), (2, 4)),
-             lambda n, r: f"Evaluate $\\sum_{{k=1}}^{{{n}}} k\\cdot {r}^k$.", weighted_powers),
+        lambda n, r: f"Evaluate $\\sum_{{k=1}}^{{{n}}} k\\cdot {r}^k$.",
+        lambda n, r: r * (1 - (n + 1) * r**n + n * r ** (n + 1)) // (1 - r) ** 2),
     Template("remainder_value", A, 2, integers((5, 14), (3, 9)),
-             lambda n, c: f"Let $R(x)$ be the remainder when $x^{{{n}}}$ is divided by $x^2-3x+2$. Find $R({c})$.",
-             lambda n, c: (2**n - 1) * (c - 1) + 1),  # the line through (1, 1) and (2, 2^n)
+        lambda n, c: f"Let $R(x)$ be the remainder when $x^{{{n}}}$ is divided by $x^2-3x+2$. Find $R({c})$.",
+        lambda n, c: (2**n - 1) * (c - 1) + 1),  # the line through (1, 1) and (2, 2^n)
     Template("recurrence", A, 3, integers((1, 5), (1, 5), (200, 5000), (7, 40)),
-             lambda p, q, n, m: f"A sequence has $a_0=0$, $a_1=1$ and $a_{{k+2}}={p}a_{{k+1}}+{q}a_k$ for $k\\ge 0$. "
-             f"What is the remainder when $a_{{{n}}}$ is divided by ${m}$?".replace("=1a", "=a").replace("+1a", "+a"),
-             recurrence),
+        lambda p, q, n, m: f"A sequence has $a_0=0$, $a_1=1$ and $a_{{k+2}}={p}a_{{k+1}}+{q}a_k$ for $k\\ge 0$. "
+        f"What is the remainder when $a_{{{n}}}$ is divided by ${m}$?".replace("=1a", "=a").replace("+1a", "+a"),
+        recurrence),
     Template("trinomial", A, 3, integers((6, 14), (3, 10)),
-             lambda n, k: f"What is the coefficient of $x^{{{k}}}$ in the expansion of $(1+x+x^2)^{{{n}}}$?",
-             lambda n, k: sum(comb(n, j) * comb(n - j, k - 2 * j) for j in range(k // 2 + 1) if k - 2 * j <= n - j)),
+        lambda n, k: f"What is the coefficient of $x^{{{k}}}$ in the expansion of $(1+x+x^2)^{{{n}}}$?",
+        lambda n, k: sum(comb(n, j) * comb(n - j, k - 2 * j) for j in range(k // 2 + 1) if k - 2 * j <= n - j)),
     Template("committees", C, 1, integers((4, 8), (4, 8), (3, 5)),
-             lambda a, b, k: f"From ${a}$ teachers and ${b}$ students a committee of ${k}$ is chosen, with at least "
-             "one "
-             "teacher and at least one student. In how many ways can this be done?",
-             lambda a, b, k: comb(a + b, k) - comb(a, k) - comb(b, k)),
+        lambda a, b, k: f"From ${a}$ teachers and ${b}$ students a committee of ${k}$ is chosen, with at least one "
+        "teacher and at least one student. In how many ways can this be done?",
+        lambda a, b, k: comb(a + b, k) - comb(a, k) - comb(b, k)),
     Template("arrangements", C, 1, lambda r: (r.choice(WORDS),),
-             lambda w: f"In how many different ways can the letters of the word {w} be arranged in a row?",
-             arrangements),
+        lambda w: f"In how many different ways can the letters of the word {w} be arranged in a row?",
+        lambda w: factorial(len(w)) // prod(factorial(w.count(letter)) for letter in set(w))),
     Template("detours", C, 2, integers((5, 9), (5, 9), (1, 4), (1, 4)),
-             lambda w, h, x, y: f"A path goes from $(0,0)$ to $({w},{h})$ in steps of one unit to the right or up. "
-             "How many "
-             f"such paths do not pass through $({x},{y})$?", detours),
+        lambda w, h, x, y: f"A path goes from $(0,0)$ to $({w},{h})$ in steps of one unit to the right or up. How "
+        f"many such paths do not pass through $({x},{y})$?",
+        lambda w, h, x, y: comb(w + h, w) - comb(x + y, x) * comb(w - x + h - y, w - x)),
     Template("bounded_sums", C, 2, integers((3, 5), (8, 16), (4, 7), wanted=lambda k, n, m: n < k * m),
-             lambda k, n, m: f"In how many ways can ${n}$ identical balls be put into ${k}$ different boxes, if no "
-             "box may "
-             f"hold more than ${m}$?", bounded_sums),
+        lambda k, n, m: f"In how many ways can ${n}$ identical balls be put into ${k}$ different boxes, if no box "
+        f"may hold more than ${m}$?", bounded_sums),
     Template("fixed_points", C, 2, integers((5, 9), (1, 3)),
-             lambda n, k: f"How many permutations of $1,2,\\ldots,{n}$ leave exactly ${k}$ of the numbers in place?",
-             lambda n, k: comb(n, k) * derangements(n - k)),
+        lambda n, k: f"How many permutations of $1,2,\\ldots,{n}$ leave exactly ${k}$ of the numbers in place?",
+        lambda n, k: comb(n, k) * derangements(n - k)),
     Template("without_runs", C, 3, integers((8, 16), (2, 4)),
-             lambda n, k: f"How many strings of ${n}$ digits, each $0$ or $1$, do not contain ${k}$ ones in a row?",
-             without_runs),
+        lambda n, k: f"How many strings of ${n}$ digits, each $0$ or $1$, do not contain ${k}$ ones in a row?",
+        without_runs),
     Template("necklaces", C, 3, integers((4, 10), (2, 4)),
-             lambda n, c: f"A necklace is a circle of ${n}$ beads, each in one of ${c}$ colors. Necklaces that "
-             "differ by a "
-             "rotation only are the same, reflections are not. How many different necklaces are there?", necklaces),
+        lambda n, c: f"A necklace is a circle of ${n}$ beads, each in one of ${c}$ colors. Necklaces that differ by "
+        "a rotation only are the same, reflections are not. How many different necklaces are there?",
+        lambda n, c: sum(c ** gcd(i, n) for i in range(n)) // n),  # Burnside's lemma
     Template("triangle_area", G, 1, corners,
-             lambda p: f"What is the area of the triangle with vertices {named(p)}?", lambda p:
-             Fraction(doubled_area(p), 2)),
+        lambda p: f"What is the area of the triangle with vertices {named(p)}?",
+        lambda p: Fraction(doubled_area(p), 2)),
     Template("box_diagonal", G, 1, integers((2, 15), (2, 15), (2, 15)),
-             lambda a, b, c: f"What is the length of the space diagonal of a box with edges ${a}$, ${b}$ and ${c}$?",
-             lambda a, b, c: square_root(a * a + b * b + c * c)),
+        lambda a, b, c: f"What is the length of the space diagonal of a box with edges ${a}$, ${b}$ and ${c}$?",
+        lambda a, b, c: square_root(a * a + b * b + c * c)),
     Template("common_tangent", G, 2, integers((1, 9), (1, 9), (1, 12), wanted=lambda r, s, gap: r != s),
-             lambda r, s, gap: f"Two circles with radii ${r}$ and ${s}$ have their centers ${r + s + gap}$ apart. "
-             "How long "
-             "is a segment that joins the points where a common external tangent touches them?",
-             lambda r, s, gap: square_root((r + s + gap) ** 2 - (r - s) ** 2)),
+        lambda r, s, gap: f"Two circles with radii ${r}$ and ${s}$ have their centers ${r + s + gap}$ apart. How "
+        "long is a segment that joins the points where a common external tangent touches them?",
+        lambda r, s, gap: square_root((r + s + gap) ** 2 - (r - s) ** 2)),
     Template("inradius", G, 2, integers((4, 20), (4, 20), (4, 20), wanted=lambda a, b, c: 2 * max(a, b, c) < a + b + c),
-             lambda a, b, c: f"What is the radius of the inscribed circle of a triangle with sides ${a}$, ${b}$, "
-             f"${c}$?",
-             inradius),
+        lambda a, b, c: f"What is the radius of the inscribed circle of a triangle with sides ${a}$, ${b}$, ${c}$?",
+        lambda a, b, c: square_root(Fraction((b + c - a) * (a + c - b) * (a + b - c), 4 * (a + b + c)))),  # by Heron
     Template("disk_points", G, 2, integers((10, 120)),
-             lambda s: f"How many points $(x,y)$ with integer coordinates satisfy $x^2+y^2\\le {s}$?", disk_points),
+        lambda s: f"How many points $(x,y)$ with integer coordinates satisfy $x^2+y^2\\le {s}$?", disk_points),
     Template("interior_points", G, 3, corners,
-             lambda p: "How many points with integer coordinates lie strictly inside the triangle with vertices "
-             f"{named(p)}?", interior_points),
+        lambda p: "How many points with integer coordinates lie strictly inside the triangle with vertices "
+        f"{named(p)}?", interior_points),
     Template("inner_triangle", G, 3, integers((1, 6), (1, 6), (2, 6)),
-             lambda x, y, z: "Points $D$, $E$ and $F$ lie on the sides $BC$, $CA$ and $AB$ of triangle $ABC$ with "
-             f"$CD:DB={x}:1$, $AE:EC={y}:1$ and $BF:FA={z}:1$. The segments $AD$, $BE$ and $CF$ bound a triangle. "
-             "What is "
-             "the ratio of its area to the area of $ABC$?", routh),
+        lambda x, y, z: f"Points $D$, $E$ and $F$ lie on the sides $BC$, $CA$ and $AB$ of triangle $ABC$ with "
+        f"$CD:DB={x}:1$, $AE:EC={y}:1$ and $BF:FA={z}:1$. The segments $AD$, $BE$ and $CF$ bound a triangle. What "
+        "is the ratio of its area to the area of $ABC$?",  # Routh's theorem
+        lambda x, y, z: Fraction((x * y * z - 1) ** 2, (x * y + y + 1) * (y * z + z + 1) * (z * x + x + 1))),
     Template("dice_sum", P, 1, integers((6, 12), (6, 12)),
-             lambda n, s: f"Two fair dice have faces numbered $1$ to ${n}$. What is the probability that they show "
-             "a sum "
-             f"of ${s}$?", lambda n, s: Fraction(n - abs(n + 1 - s), n * n)),
+        lambda n, s: f"Two fair dice have faces numbered $1$ to ${n}$. What is the probability that they show a sum "
+        f"of ${s}$?", lambda n, s: Fraction(n - abs(n + 1 - s), n * n)),
     Template("same_color", P, 1, integers((2, 9), (2, 9), (2, 9)),
-             lambda a, b, c: f"A bag holds ${a}$ red, ${b}$ blue and ${c}$ green marbles. Two are drawn without "
-             "replacement. "
-             "What is the probability that they have the same color?",
-             lambda a, b, c: Fraction(comb(a, 2) + comb(b, 2) + comb(c, 2), comb(a + b + c, 2))),
+        lambda a, b, c: f"A bag holds ${a}$ red, ${b}$ blue and ${c}$ green marbles. Two are drawn without "
+        "replacement. What is the probability that they have the same color?",
+        lambda a, b, c: Fraction(comb(a, 2) + comb(b, 2) + comb(c, 2), comb(a + b + c, 2))),
     Template("at_least_heads", P, 2, integers((5, 10), (2, 5)),
-             lambda n, k: f"A fair coin is tossed ${n}$ times. What is the probability of at least ${k}$ heads?",
-             lambda n, k: Fraction(sum(comb(n, i) for i in range(k, n + 1)), 2**n)),
+        lambda n, k: f"A fair coin is tossed ${n}$ times. What is the probability of at least ${k}$ heads?",
+        lambda n, k: Fraction(sum(comb(n, i) for i in range(k, n + 1)), 2**n)),
     Template("first_marked", P, 2, integers((10, 60), (2, 8)),
-             lambda n, m: f"Of ${n}$ cards ${m}$ are marked. The cards are shuffled and turned over one by one "
-             "until the "
-             "first marked card appears. What is the expected number of cards turned over?",
-             lambda n, m: Fraction(n + 1, m + 1)),
+        lambda n, m: f"Of ${n}$ cards ${m}$ are marked. The cards are shuffled and turned over one by one until the "
+        "first marked card appears. What is the expected number of cards turned over?",
+        lambda n, m: Fraction(n + 1, m + 1)),
     Template("ruin", P, 3, bias,
-             lambda s, g, p: f"A walk starts at ${s}$ and goes up by $1$ with probability ${latex(p)}$, else down "
-             "by $1$, "
-             f"in each step. What is the probability that it reaches ${g}$ before $0$?", ruin),
+        lambda s, g, p: f"A walk starts at ${s}$ and goes up by $1$ with probability ${latex(p)}$, else down by $1$, "
+        f"in each step. What is the probability that it reaches ${g}$ before $0$?", ruin),
     Template("all_faces", P, 3, integers((3, 20)),
-             lambda n: f"A fair die has faces numbered $1$ to ${n}$. What is the expected number of rolls until "
-             "every face "
-             "has come up?", lambda n: n * sum(Fraction(1, k) for k in range(1, n + 1))),
+        lambda n: f"A fair die has faces numbered $1$ to ${n}$. What is the expected number of rolls until every "
+        "face has come up?", lambda n: n * sum(Fraction(1, k) for k in range(1, n + 1))),
 )  # fmt: skip
 
 
@@ -355,21 +304,22 @@ def problems(seed: int, count: int, without: Iterable[str] = ()) -> list[dict[st
     """`count` different problems, none of them in `without`, the templates in turn; one that gives no new problem in
     200 draws is passed over. A smaller count is the beginning of a larger one. Raises UserError where none is left."""
     rows: list[dict[str, Any]] = []
-    seen = set(without)
-    left, turn = list(TEMPLATES), 0
+    used = set(without)
+    templates, turn = list(TEMPLATES), 0
     while len(rows) < count:
-        if not left:
+        if not templates:
             raise UserError(f"count: there are {len(rows)} different problems of seed {seed}, not {count}")
-        for t in list(left):
+        for t in list(templates):
             rng = random.Random(f"{seed} {t.name} {turn}")
-            drawn = (t.draw(rng) for _ in range(200))
-            params = next((p for p in drawn if t.text(*p) not in seen), None)
+            draws = (t.draw(rng) for _ in range(200))
+            params = next((p for p in draws if t.text(*p) not in used), None)
             if params is None:
-                left.remove(t)
+                templates.remove(t)
                 continue
-            seen.add(t.text(*params))
-            rows.append({"id": f"parametric-{seed}-{t.name}-{turn}", "source": "parametric", "problem": t.text(*params),
-                         "answer": latex(t.answer(*params)), "template": t.name, "field": t.field,
-                         "level": t.level})  # fmt: skip
+            text = t.text(*params)
+            used.add(text)
+            row = {"id": f"parametric-{seed}-{t.name}-{turn}", "source": "parametric", "problem": text}
+            row |= {"answer": latex(t.answer(*params)), "template": t.name, "field": t.field, "level": t.level}
+            rows.append(row)
         turn += 1
     return rows[:count]

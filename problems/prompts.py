@@ -7,7 +7,6 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -32,7 +31,8 @@ def load_problems(path: str | Path) -> list[Problem]:
             raise UserError(f"{where}: a row needs a text 'problem'")
         answer = row.get("answer")
         answers = answer if isinstance(answer, list) else [answer]
-        if not answers or not all(map(_is_answer, answers)):
+        usable = [isinstance(a, (str, int, float)) and not isinstance(a, bool) and str(a).strip() for a in answers]
+        if not answers or not all(usable):
             raise UserError(f"{where}: a row needs an 'answer' (a text, a number, or a list of them)")
         golds = [str(a) for a in answers]
         row_id = len(problems) if row.get("id") is None else row["id"]
@@ -40,10 +40,6 @@ def load_problems(path: str | Path) -> list[Problem]:
     if not problems:
         raise UserError(f"{path}: no rows")
     return problems
-
-
-def _is_answer(value: Any) -> bool:
-    return isinstance(value, (str, int, float)) and not isinstance(value, bool) and bool(str(value).strip())
 
 
 class ChatTokenizer:
@@ -63,11 +59,8 @@ class ChatTokenizer:
         except (OSError, ValueError, KeyError, TypeError, TemplateError) as e:
             problem = "no usable chat template in tokenizer_config.json or chat_template.jinja"
             raise UserError(f"{path}: {problem}: {type(e).__name__} {e}") from None
-        self.special: dict[str, str] = {}
-        for name in ("bos_token", "eos_token"):
-            token = config.get(name)
-            if token:  # as text, or as an object with more about it
-                self.special[name] = token["content"] if isinstance(token, dict) else token
+        tokens = {name: config[name] for name in ("bos_token", "eos_token") if config.get(name)}
+        self.special = {name: t["content"] if isinstance(t, dict) else t for name, t in tokens.items()}
         self.bos_id = self.tokenizer.token_to_id(self.special.get("bos_token", ""))
         self.eos_ids = self._eos_ids(path)
         self.size = self.tokenizer.get_vocab_size(with_added_tokens=True)  # ids at or beyond it mean nothing

@@ -16,7 +16,7 @@ BINS = (0, 50, 100, 200, 400, 800, 1600)  # characters of a problem
 
 @dataclass(frozen=True)
 class Curation:
-    """What happened to the rows of a training set, step by step."""
+    """What happened to the rows of a training set."""
 
     rows: list[Row]  # as they were read
     malformed: list[Raw]  # {file, line, problem} of those that could not be read
@@ -27,13 +27,11 @@ class Curation:
     pairs: list[Pair]  # copies of each other, indices into gradable
     dropped: list[Raw]  # {id, reason, detail}
 
-    def steps(self) -> dict[str, list[Row]]:
-        not_leaked = [row for i, row in enumerate(self.gradable) if i not in self.leaked]
-        return {"read": self.rows, "gradable": self.gradable, "not in the tests": not_leaked, "distinct": self.kept}
-
 
 def make_report(c: Curation) -> Raw:
     """The content of `report.json`: figures, and every pair that decided something as evidence."""
+    not_leaked = [row for i, row in enumerate(c.gradable) if i not in c.leaked]
+    steps = {"read": c.rows, "gradable": c.gradable, "not in the tests": not_leaked, "distinct": c.kept}
     leaks = [(c.gradable[i], c.tests[pair.j], pair) for i, pair in sorted(c.leaked.items())]
     copies = [(c.gradable[pair.i], c.gradable[pair.j], pair) for pair in c.pairs]
     leaks_by_benchmark = tally((row.source, test.source or test.id.rpartition("-")[0]) for row, test, _ in leaks)
@@ -47,7 +45,7 @@ def make_report(c: Curation) -> Raw:
     return {
         "steps": [
             {"step": name, "rows": len(rows), "by_source": tally(row.source for row in rows)}
-            for name, rows in c.steps().items()
+            for name, rows in steps.items()
         ],
         "dropped": tally(record["reason"] for record in c.dropped),
         "malformed": c.malformed,
@@ -134,8 +132,8 @@ def as_markdown(report: Raw) -> str:
         f"{exact:,} exact and {near:,} near-duplicate pairs; in {len(differ):,} the answers are spelled differently:",
         table(["row", "row", "how", "answer", "answer"], pair_rows),
         "## What stays",
-        table(["answers", "rows"], counts(report["answer_types"])),
-        table(["characters of the problem", "rows"], counts(report["problem_characters"])),
+        table(["answers", "rows"], [[name, f"{n:,}"] for name, n in report["answer_types"].items()]),
+        table(["characters of the problem", "rows"], [[k, f"{n:,}"] for k, n in report["problem_characters"].items()]),
         table(["row", "problem", "answer"], [[e["id"], e["problem"], e["answer"]] for e in report["kept_examples"]]),
     ]
     return "\n\n".join(sections) + "\n"
@@ -143,10 +141,6 @@ def as_markdown(report: Raw) -> str:
 
 def kind_and_similarity(entry: Raw) -> str:
     return f"{entry['how']} {entry['similarity']:.3f}"
-
-
-def counts(rows_by_name: dict[str, int]) -> list[list[str]]:
-    return [[name, f"{rows:,}"] for name, rows in rows_by_name.items()]
 
 
 def crosstab(entries: list[Raw], down: str, across: str) -> str:

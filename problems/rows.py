@@ -92,40 +92,35 @@ def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
         from pyarrow.parquet import ParquetFile
     except ImportError:
         raise UserError(f"{path}: needs pyarrow: pip install -r requirements-data.txt") from None
-    file, number = ParquetFile(path), 0
+    file = ParquetFile(path)
     columns = [name for name in file.schema_arrow.names if name != "messages"]  # NuminaMath's second copy of each row
-    for batch in file.iter_batches(1024, columns=columns):
-        for row in batch.to_pylist():
-            number += 1
-            yield number, row
+    batches = file.iter_batches(1024, columns=columns)
+    yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
 
 
 def damage(text: str) -> str:
     """What is wrong with a text: control characters where a backslash was, half a surrogate pair; "" for nothing."""
-    if m := _CONTROL.search(text):
-        return f"a control character, where a backslash may have been: {text[m.start() : m.start() + 12]!a}"
+    control = _CONTROL.search(text)
+    if control:
+        return f"a control character, where a backslash may have been: {text[control.start() :][:12]!a}"
     return "a lone surrogate: no valid text" if re.search("[\ud800-\udfff]", text) else ""
 
 
-def as_row(raw: Any, source: str, default_id: str) -> Row:
+def as_row(raw: Raw, source: str, default_id: str) -> Row:
     """A row of text fields. A number as an answer counts as its text; several answers are joined with commas.
 
     Raises ValueError, with what is wrong, for fields of a wrong type and text that was damaged on its way.
     """
-    if not isinstance(raw, dict):
-        raise ValueError("not an object")
     texts = {name: "" if raw.get(name) is None else raw[name] for name in ("problem", "solution", "source")}
     for name, text in texts.items():
         if not isinstance(text, str):
             raise ValueError(f"{name!r} is not text")
     answer_texts = answers(raw.get("answer"))
     row_id = default_id if raw.get("id") is None else str(raw["id"])
-    checked = [("problem", texts["problem"]), ("source", texts["source"]), ("id", row_id)]
-    checked += [("answer", text) for text in answer_texts]
-    for name, text in checked:
-        problem = damage(text)
-        if problem:
-            raise ValueError(f"{name!r} has {problem}")
+    named_texts = [("problem", texts["problem"]), ("source", texts["source"]), ("id", row_id)]
+    for name, text in named_texts + [("answer", text) for text in answer_texts]:
+        if damage(text):
+            raise ValueError(f"{name!r} has {damage(text)}")
     answer = ", ".join(dict.fromkeys(text.strip() for text in answer_texts if text.strip()))
     row = Row(row_id, source or texts["source"], texts["problem"].strip(), answer, texts["solution"])
     for name, limit in MAX_CHARS.items():
@@ -136,26 +131,21 @@ def as_row(raw: Any, source: str, default_id: str) -> Row:
 
 def answers(value: Any) -> list[str]:
     """The texts of an answer field: text, a number (142.0 is 142), a list of them, or nothing. Raises ValueError."""
-    texts = []
-    for answer in value if isinstance(value, list) else [value]:
-        if answer is None:
-            continue
-        if isinstance(answer, bool) or not isinstance(answer, (str, int, float)):
+    values = [a for a in (value if isinstance(value, list) else [value]) if a is not None]
+    for answer in values:
+        is_number = isinstance(answer, (int, float)) and not isinstance(answer, bool) and abs(answer) < math.inf
+        if not is_number and not isinstance(answer, str):
             raise ValueError("'answer' is neither text nor number")
-        if isinstance(answer, float) and not math.isfinite(answer):
-            raise ValueError("'answer' is neither text nor number")
-        whole = isinstance(answer, float) and answer.is_integer()
-        texts.append(str(int(answer) if whole else answer))
-    return texts
+    return [str(int(a) if isinstance(a, float) and a.is_integer() else a) for a in values]
 
 
 def read_rows(
-    paths: list[Path], max_malformed: float, source: str = "", name: str = "line", read: Reader = lambda raw: raw
+    paths: list[Path], max_malformed: float, source: str = "", read: Reader = lambda raw: raw
 ) -> tuple[list[Row], list[Raw]]:
     """The rows of files, and what was malformed {file, line, problem}, which is skipped.
 
-    A row without an id is named by its place: `name`-1, `name`-2, ... Raises UserError where a file cannot be read, or
-    more than the share `max_malformed` of a file's rows of this source are malformed.
+    A row without an id is named by source (or "line") and place: amc-1, amc-2, ... Raises UserError where a file cannot
+    be read, or more than the share `max_malformed` of a file's rows of this source are malformed.
     """
     rows, malformed, ids, place = [], [], set(), 0
     for path in paths:
@@ -163,9 +153,14 @@ def read_rows(
         for number, raw in objects(path):
             place += 1
             try:
-                row = _read_row(raw, read, source, f"{name}-{place}")
-                if row is None:
+                if isinstance(raw, ValueError):
+                    raise raw
+                if not isinstance(raw, dict):
+                    raise ValueError("not an object")
+                fields = read(raw)
+                if fields is None:
                     continue
+                row = as_row(fields, source, f"{source or 'line'}-{place}")
                 if row.id in ids:
                     raise ValueError(f"the id {row.id!r} came before")
                 ids.add(row.id)
@@ -179,13 +174,3 @@ def read_rows(
             raise UserError(f"{path}: {len(file_malformed)} of {count} rows are malformed, {first}")
         malformed += file_malformed
     return rows, malformed
-
-
-def _read_row(raw: Any, read: Reader, source: str, default_id: str) -> Row | None:
-    """The row of what `objects` gave, or None where it is not of this source. Raises KeyError and ValueError."""
-    if isinstance(raw, ValueError):
-        raise raw
-    if not isinstance(raw, dict):
-        raise ValueError("not an object")
-    fields = read(raw)
-    return None if fields is None else as_row(fields, source, default_id)

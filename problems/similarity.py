@@ -28,14 +28,11 @@ TILE = 4096  # vectors a side of one matrix product
 
 _FIGURE = re.compile(r"\[asy\].*?(\[/asy\]|$)", re.DOTALL | re.IGNORECASE)
 _POWER_OF_TEN = re.compile(r"\b10\s*\^\s*(?:\{\s*)?(\d{1,2})(?!\d)(?:\s*\})?")
-_SMALL = (
+_NAMES = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen twenty"
+    "eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million"
 )
-_TENS = "thirty forty fifty sixty seventy eighty ninety hundred"
-_WORDS = {word: str(i) for i, word in enumerate(_SMALL.split())}
-_WORDS |= {word: str(30 + 10 * i) for i, word in enumerate(_TENS.split())}
-_WORDS |= {"thousand": "1000", "million": "1000000"}
+_WORDS = dict(zip(_NAMES.split(), [*range(21), *range(30, 101, 10), 1000, 1_000_000], strict=True))
 
 
 def without_figures(text: str) -> str:
@@ -48,15 +45,9 @@ def numbers(text: str) -> tuple[str, ...]:
     text = THOUSANDS_SEPARATOR.sub("", text.lower())
     text = _POWER_OF_TEN.sub(lambda match: "1" + "0" * int(match[1]), text)
     text = re.sub(r"\bone (hundred|thousand|million)\b", r"\1", text)
-    text = re.sub(r"\b([a-z]{3,5}ty)-([a-z]{3,5})\b", _compound, text)
-    words = [_WORDS[word] for word in re.findall(r"[a-z]+", text) if word in _WORDS]
-    words = [number for number in words if number not in ("0", "1", "2")]
+    text = re.sub(r"\b([a-z]{3,5}ty)-([a-z]{3,5})\b", lambda m: str(_WORDS.get(m[1], 0) + _WORDS.get(m[2], 0)), text)
+    words = [str(_WORDS[word]) for word in re.findall(r"[a-z]+", text) if _WORDS.get(word, 0) > 2]
     return tuple(sorted([*re.findall(r"\d+(?:\.\d+)?", text), *words]))
-
-
-def _compound(match: re.Match) -> str:
-    """24 for twenty-four."""
-    return str(int(_WORDS.get(match[1], 0)) + int(_WORDS.get(match[2], 0)))
 
 
 class Embedder:

@@ -22,23 +22,20 @@ def read_aime(raw: Raw) -> Raw | None:
         raw = {"problem": raw["Question"], "answer": raw["Answer"], "year": raw["Year"]}
     if not str(raw["year"]).isdecimal():
         raise ValueError(f"'year' is no year: {raw['year']!r}")
-    return _plain(raw) if int(raw["year"]) <= 2023 else None
+    return read_plain(raw) if int(raw["year"]) <= 2023 else None
 
 
 def read_amc(raw: Raw) -> Raw | None:
     """AI-MO/NuminaMath-CoT (source, problem, solution): its amc_aime rows, but those that name the AIME. The answer
     stands in the solution; the year nowhere, so copies of AMC 2022 and 2023 are found as leaks."""
-    return _plain(raw) if raw["source"] == "amc_aime" and "AIME" not in str(raw["problem"]) else None
+    return read_plain(raw) if raw["source"] == "amc_aime" and "AIME" not in str(raw["problem"]) else None
 
 
 def read_plain(raw: Raw) -> Raw:
     """Omni-MATH (problem, answer, solution), STILL (question, answer; problem, solution in its evaluation files),
     MATH and the published DeepScaleR set (problem, answer, solution)."""
-    return _plain(raw if "problem" in raw else {**raw, "problem": raw["question"]})
-
-
-def _plain(raw: Raw) -> Raw:
-    return {"problem": raw["problem"], "answer": raw.get("answer"), "solution": raw.get("solution")}
+    problem = raw["problem"] if "problem" in raw else raw["question"]
+    return {"problem": problem, "answer": raw.get("answer"), "solution": raw.get("solution")}
 
 
 def benchmark_problem(raw: Any) -> tuple[str, list[str]]:
@@ -130,13 +127,11 @@ def _download(source: Source, folder: Path) -> Raw:
     """Fetches the files of a source; its entry in `sources.json`: {repo, revision, sha256: {file: checksum}}."""
     from huggingface_hub import HfApi, snapshot_download
 
-    own_folder, repo = folder / source.name, source.repo
+    repo, target = source.repo, folder / source.name
     try:
         revision = source.revision or HfApi().dataset_info(repo).sha
         print(f"{source.name}: {repo} at {revision}")
-        snapshot_download(
-            repo, repo_type="dataset", revision=revision, allow_patterns=[source.files], local_dir=own_folder
-        )
+        snapshot_download(repo, repo_type="dataset", revision=revision, allow_patterns=source.files, local_dir=target)
     except Exception as e:  # the hub's errors share no base class, and each of them means: no data
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         remedy = f"run it again to go on, or put its files into DIR/{source.name}/ and pass --raw_dir=DIR"

@@ -12,7 +12,6 @@ import random
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -74,14 +73,8 @@ def make_tokenizer(path: Path) -> Tokenizer:
     tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in SPECIAL[4:]])
     path.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(path / "tokenizer.json"))
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": SPECIAL[0],
-        "eos_token": SPECIAL[1],
-        "pad_token": SPECIAL[1],
-        "chat_template": TEMPLATE,
-        "clean_up_tokenization_spaces": False,
-    }
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": SPECIAL[0], "eos_token": SPECIAL[1]}
+    config |= {"pad_token": SPECIAL[1], "chat_template": TEMPLATE, "clean_up_tokenization_spaces": False}
     (path / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return tokenizer
 
@@ -122,18 +115,8 @@ def new_model(tokenizer: Tokenizer, seed: int) -> Qwen2:
     return model
 
 
-class Batch(NamedTuple):
-    """Packed traces: T tokens of S sequences."""
-
-    input_ids: Tensor  # (T,)
-    targets: Tensor  # (T,)
-    position_ids: Tensor  # (T,)
-    mask: Tensor  # (T,), 1 where the target is a token of the response
-    cu_seqlens: Tensor  # (S + 1,), where sequences begin and end
-
-
-def supervised_batch(tokenizer: Tokenizer, held_out: set, rng: random.Random, size: int) -> Batch:
-    """`size` traces of problems that are not held out."""
+def supervised_loss(model: Qwen2, tokenizer: Tokenizer, held_out: set, rng: random.Random, size: int) -> Tensor:
+    """The mean loss a response token of `size` packed traces, none of a problem that is held out."""
     inputs, targets, positions, mask, cu_seqlens = [], [], [], [], [0]
     while len(cu_seqlens) <= size:
         numbers = draw_numbers(rng)
@@ -146,8 +129,10 @@ def supervised_batch(tokenizer: Tokenizer, held_out: set, rng: random.Random, si
         positions += range(len(ids) - 1)
         mask += [0.0] * (len(prompt) - 1) + [1.0] * (len(ids) - len(prompt))
         cu_seqlens.append(len(inputs))
-    tensors = [torch.tensor(values) for values in (inputs, targets, positions, mask)]
-    return Batch(*tensors, torch.tensor(cu_seqlens, dtype=torch.int32))
+    hidden = model(torch.tensor(inputs), torch.tensor(positions), torch.tensor(cu_seqlens, dtype=torch.int32))  # (T, D)
+    logprobs, _ = token_logprobs(hidden, model.lm_head.weight, torch.tensor(targets), 1.0, 16384)  # (T,)
+    response_mask = torch.tensor(mask)
+    return -(logprobs * response_mask).sum() / response_mask.sum()
 
 
 def train_base(tokenizer: Tokenizer, held_out: set, updates: int, seed: int, size: int = 64) -> Qwen2:
@@ -159,10 +144,7 @@ def train_base(tokenizer: Tokenizer, held_out: set, updates: int, seed: int, siz
     for update in progress:
         warm_up = min(1.0, (update + 1) / 50)
         optimizer.param_groups[0]["lr"] = peak * warm_up * (0.55 + 0.45 * math.cos(math.pi * update / updates))
-        batch = supervised_batch(tokenizer, held_out, rng, size)
-        hidden = model(batch.input_ids, batch.position_ids, batch.cu_seqlens)
-        logprobs, _ = token_logprobs(hidden, model.lm_head.weight, batch.targets, 1.0, 16384)
-        loss = -(logprobs * batch.mask).sum() / batch.mask.sum()
+        loss = supervised_loss(model, tokenizer, held_out, rng, size)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -77,12 +77,12 @@ def test_every_format_gives_the_same_rows(tmp_path):
 def test_a_damaged_row_is_named_by_file_and_line_and_skipped(tmp_path, line, problem):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"problem": "first", "answer": "1"}\n' + line + b'\n{"problem": "last", "answer": 2.0}\n')
-    rows, bad = read_rows([path], 0.5, "still", "still", SOURCES["still"].read)
+    rows, bad = read_rows([path], 0.5, "still", SOURCES["still"].read)
     assert [(r.id, r.problem, r.answer) for r in rows] == [("still-1", "first", "1"), ("still-3", "last", "2")]
     assert [(b["file"], b["line"]) for b in bad] == [("a.jsonl", 2)] and problem in bad[0]["problem"]
     path.write_bytes(path.read_bytes() + b"\n \n")  # empty lines at the end are no rows
     with pytest.raises(UserError, match=r"a\.jsonl: 1 of 3 rows are malformed, the first in line 2"):
-        read_rows([path], 0.3, "still", "still", SOURCES["still"].read)
+        read_rows([path], 0.3, "still", SOURCES["still"].read)
 
 
 @pytest.mark.parametrize("name, content, message", [
@@ -103,7 +103,7 @@ def test_rows_of_other_sources_do_not_hide_what_is_malformed(tmp_path):
     rows = [{"source": "olympiads", "problem": "p"}] * 96 + [{"source": "amc_aime", "problem": 5}] * 4
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     with pytest.raises(UserError, match="4 of 4 rows are malformed"):
-        read_rows([tmp_path / "a.jsonl"], 0.1, "amc", "amc", SOURCES["amc"].read)
+        read_rows([tmp_path / "a.jsonl"], 0.1, "amc", SOURCES["amc"].read)
 
 
 def test_an_answer_is_not_read_from_a_damaged_solution():
@@ -113,7 +113,7 @@ def test_an_answer_is_not_read_from_a_damaged_solution():
 
 def test_the_published_formats_are_read(tmp_path):
     def rows(name, path):
-        rows, bad = read_rows([path], 0.0, name, name, SOURCES[name].read)
+        rows, bad = read_rows([path], 0.0, name, SOURCES[name].read)
         assert not bad
         return [(r.id, r.source, r.problem, r.answer) for r in rows]
 
