@@ -240,18 +240,6 @@ def learn(
     return {**figures, **metrics.loss_columns(sums, losses, norms)}, norms
 
 
-def count_skips(norms: list[float | None], before: int, step: int) -> int:
-    """How many updates in a row were skipped up to the end of this step. Ends the run at the third."""
-    if None in norms:
-        print0(f"step {step}: loss or gradient not finite: {norms.count(None)} of {len(norms)} updates skipped")
-    for norm in norms:
-        before = 0 if norm is not None else before + 1
-        if before == 3:
-            message = "three updates in a row were not finite; the run stops, its last checkpoint is intact"
-            raise SystemExit(f"step {step}: {message}")
-    return before
-
-
 # ------------------------------------------------------------------------------------------ set up, validate and finish
 
 
@@ -415,7 +403,7 @@ def main(argv: list[str], hook: smoke.NoHook | smoke.SmokeTest = smoke.NO_HOOK) 
             packed, mismatch = add_fixed_logprobs(run, packed)
         with timer("train"):
             figures, norms = learn(run, minibatches, packed, mismatch, step)
-        skips = count_skips(norms, skips, step)
+        skips = metrics.count_skips(norms, skips, step)
 
         # 4. The sampler gets the new weights, and is asked whether it has them.
         sync_bytes, sync_k3 = sync(run, step, timer)

@@ -23,7 +23,7 @@ from problems.prompts import ChatTokenizer, Prompt
 from reward import extract_answer
 from rollout import Rollout, response_text
 from training.checkpoint import RunState, step_name
-from training.packing import all_sum, packed_length
+from training.packing import all_sum, packed_length, print0
 
 # ----------------------------------------------------------------------------------------------------- time and memory
 
@@ -193,6 +193,18 @@ def loss_columns(sums: LossSums, losses: list[float], norms: list[float | None])
     columns["loss"] = sum(losses) / len(losses) if losses else None
     columns["grad_norm"] = sum(finite_norms) / len(finite_norms) if finite_norms else None
     return {**columns, "tokens_trained": int(total.tokens)}
+
+
+def count_skips(norms: list[float | None], before: int, step: int) -> int:
+    """How many updates in a row were skipped up to the end of this step. Ends the run at the third."""
+    if None in norms:
+        print0(f"step {step}: loss or gradient not finite: {norms.count(None)} of {len(norms)} updates skipped")
+    for norm in norms:
+        before = 0 if norm is not None else before + 1
+        if before == 3:
+            message = "three updates in a row were not finite; the run stops, its last checkpoint is intact"
+            raise SystemExit(f"step {step}: {message}")
+    return before
 
 
 # ------------------------------------------------------------------------------------------------- rows and the summary
