@@ -35,7 +35,7 @@ from reward import Problem
 from rollout import Sampler, VLLMSampler, make_sampler, response_text, sample_seed
 from training.packing import init_distributed, print0
 
-FIVE = ("aime24", "amc23", "math500", "minerva", "olympiad")  # the paper's benchmarks
+Benchmarks = dict[str, list[Prompt]]  # prompts by the benchmark's name
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Request:
     samples: list[int]  # their numbers
 
 
-def requests_for(benchmarks: dict[str, list[Prompt]], k: int) -> list[Request]:
+def requests_for(benchmarks: Benchmarks, k: int) -> list[Request]:
     """Samples 0 to k-1 of every problem."""
     requests = []
     for name, prompts in benchmarks.items():
@@ -108,12 +108,7 @@ def sample(
 
 
 def evaluate(
-    sampler: Sampler,
-    tokenizer: ChatTokenizer,
-    pool: RewardPool,
-    benchmarks: dict[str, list[Prompt]],
-    cfg: Config,
-    max_tokens: int,
+    sampler: Sampler, tokenizer: ChatTokenizer, pool: RewardPool, benchmarks: Benchmarks, cfg: Config, max_tokens: int
 ) -> dict[str, dict[str, Any]]:
     """Validation within training: `cfg.eval_k` samples a problem, at most `max_tokens` tokens each.
 
@@ -145,7 +140,7 @@ class Evaluation:
 
     cfg: Config  # eval_k, eval_temperature and eval_top_p are those of the command line
     model: Path
-    benchmarks: dict[str, list[Prompt]]
+    benchmarks: Benchmarks
     max_tokens: int  # of a response
     longest: int  # tokens of a prompt and its response
 
@@ -157,7 +152,7 @@ def load_benchmarks(names: tuple[str, ...]) -> dict[str, list[Problem]]:
     """{name: problems} of names, files and "all". Raises UserError."""
     expanded: list[str] = []
     for name in names:
-        expanded += FIVE if name == "all" else [name]
+        expanded += eval_report.TITLES if name == "all" else [name]
     benchmarks: dict[str, list[Problem]] = {}
     for given in expanded:
         is_file = given.endswith((".jsonl", ".json"))
@@ -275,7 +270,7 @@ def report(file: Path, asked: dict[Key, Problem], options: Options, out: Path, a
     """Scores a file of completions, writes and prints what came out. What the folder has of other benchmarks stays."""
     results, graded = eval_report.read_others(out, {name for name, _ in asked}) if asked else ({}, [])
     with RewardPool(options.workers) as pool:
-        rows, timeouts = grade(read_responses(file, asked, options.k), pool, "grading")
+        rows, timeouts = grade(tqdm(read_responses(file, asked, options.k), "grading", unit=" responses"), pool)
         rows_by_key = {(row.benchmark, row.id): row for row in rows}
         rows = [rows_by_key[key] for key in asked or rows_by_key]  # ranks may have written in any order
         for name in dict.fromkeys(row.benchmark for row in rows):
@@ -283,7 +278,7 @@ def report(file: Path, asked: dict[Key, Problem], options: Options, out: Path, a
             voted = vote([row for row in rows if row.benchmark == name], pool)
             lost = timeouts[name] + pool.timeouts - timeouts_before
             results[name] = summarize(voted) | {"grader_timeouts": lost}
-            graded += [eval_report.graded_row(row) for row in voted]
+            graded += voted
     eval_report.write(out, graded, results, about)
 
 

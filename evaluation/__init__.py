@@ -1,3 +1,3 @@
-"""What eval.py does with sampled responses. Read `grade` (from responses to a benchmark's figures), `stats` (intervals,
-pass@k, the paired test, as formulas), then `report` (tables, picture, comparisons of two evaluations).
+"""What eval.py does with sampled responses. Read `grade` (from responses to a benchmark's figures), `completions` (the
+files they stand in), `stats` (intervals, pass@k, the paired test, as formulas), then `report` (tables, comparisons).
 """

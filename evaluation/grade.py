@@ -1,4 +1,4 @@
-"""From responses to figures: which responses are right, majority votes, and a benchmark's summary."""
+"""From responses to figures: which responses are right, majority votes, and the summary of a benchmark."""
 
 import itertools
 import math
@@ -6,8 +6,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
-
-from tqdm import tqdm
 
 from evaluation.stats import majority, pass_at, population_interval, sampling_interval
 from grader.pool import RewardPool
@@ -43,6 +41,10 @@ class Graded:
     gold: str | list[str] = ""  # the right answer; of a list any one is right
     majority: float | None = None  # chance that the most frequent answer is right; None: no vote was held
 
+    @property
+    def accuracy(self) -> float:
+        return sum(self.scores) / len(self.scores)
+
 
 def as_response(text: str, finish_reason: str) -> str:
     """Another engine's text in the form that `reward_fn` reads: from the opening `<think>` on.
@@ -71,31 +73,26 @@ def batches(responses: Iterable[Response]) -> Iterator[list[Response]]:
         yield batch
 
 
-def grade(responses: Iterable[Response], pool: RewardPool, progress: str = "") -> tuple[list[Graded], Counter[str]]:
-    """Each problem's samples with their scores, and how many responses of each benchmark the grader lost (time-outs).
+def grade(responses: Iterable[Response], pool: RewardPool) -> tuple[list[Graded], Counter[str]]:
+    """Each problem's samples with their scores, and how many responses of each benchmark ran into the grader's limits.
 
-    A response is right where its reward is at least 1.0: the intervals, pass@k and votes are for yes/no outcomes, so
-    that a `reward_fn` with partial credit is reduced to whether it gave full credit. One batch of texts is in memory
-    at a time. progress: the name of a bar on the terminal; no bar without.
+    A response is right where its reward is at least 1.0: intervals, pass@k and votes are for yes/no outcomes, so a
+    `reward_fn` with partial credit is reduced to whether it gave full credit. One batch of texts is in memory at a
+    time.
     """
     rows: dict[Key, Graded] = {}
     timeouts: Counter[str] = Counter()
-    with tqdm(desc=progress, unit=" responses", disable=not progress) as bar:
-        for batch in batches(responses):
-            timeouts_before = pool.timeouts
-            rewards = pool.rewards([r.problem for r in batch], [r.text for r in batch])
-            timeouts[batch[0].key[0]] += pool.timeouts - timeouts_before
-            for r, reward in zip(batch, rewards, strict=True):
-                row = rows.setdefault(r.key, Graded(*r.key, [], [], [], [], r.problem.answer))
-                row.scores.append(float(reward >= 1.0))
-                row.tokens.append(r.tokens)
-                row.cut.append(r.finish_reason == "length")
-                row.answers.append(extract_answer(r.text))
-            bar.update(len(batch))
+    for batch in batches(responses):
+        timeouts_before = pool.timeouts
+        rewards = pool.rewards([r.problem for r in batch], [r.text for r in batch])
+        timeouts[batch[0].key[0]] += pool.timeouts - timeouts_before
+        for r, reward in zip(batch, rewards, strict=True):
+            row = rows.setdefault(r.key, Graded(*r.key, [], [], [], [], r.problem.answer))
+            row.scores.append(float(reward >= 1.0))
+            row.tokens.append(r.tokens)
+            row.cut.append(r.finish_reason == "length")
+            row.answers.append(extract_answer(r.text))
     return list(rows.values()), timeouts
-
-
-# ------------------------------------------------------------------------------------------------------ majority votes
 
 
 def wrong_votes(row: Graded) -> Counter[str]:
@@ -133,9 +130,6 @@ def vote(rows: list[Graded], pool: RewardPool) -> list[Graded]:
     return voted
 
 
-# ------------------------------------------------------------------------------------------------------------- summary
-
-
 def mean(values: list[Any]) -> float | None:
     """Of the values that are known; None where none is."""
     known = [value for value in values if value is not None]
@@ -148,7 +142,7 @@ def summarize(rows: list[Graded]) -> dict[str, Any]:
     `pass_at_1` comes with two 95% intervals: `ci_*` for the population that the problems were drawn from, `sampling_*`
     for these very problems (see `stats`). Shares are 0..1, lengths in tokens; None is what cannot be told.
     """
-    rates = [sum(row.scores) / len(row.scores) for row in rows]
+    rates = [row.accuracy for row in rows]
     right, counts = [int(sum(row.scores)) for row in rows], [len(row.scores) for row in rows]
     k, n, accuracy = min(counts), len(rows), sum(rates) / len(rows)
     population, sampling = population_interval(rates), sampling_interval(right, counts) or (None, None)

@@ -12,15 +12,14 @@ from configs import UserError, markdown_table, write_whole
 from evaluation.grade import Graded, Key
 from evaluation.stats import macro, paired
 
+# DeepScaleR's blog post: pass@1 in percent, mean of 16 samples, in the order of TITLES.
 TITLES = {
     "aime24": "AIME 2024",
-    "amc23": "AMC 2023",
     "math500": "MATH-500",
+    "amc23": "AMC 2023",
     "minerva": "Minerva",
     "olympiad": "OlympiadBench",
 }
-# DeepScaleR's blog post: pass@1 in percent, mean of 16 samples; in the order of COLUMNS
-COLUMNS = ("aime24", "math500", "amc23", "minerva", "olympiad")
 PAPER = {
     "DeepScaleR-1.5B-Preview": (43.1, 87.8, 73.6, 30.2, 50.0),
     "DeepSeek-R1-Distill-Qwen-1.5B": (28.8, 82.8, 62.9, 26.5, 43.3),
@@ -79,20 +78,20 @@ def length_table(results: dict[str, dict[str, Any]]) -> str:
 def paper_table(results: dict[str, dict[str, Any]], shown: list[str]) -> str:
     rows = [["this run", *(percent(results[name]["pass_at_1"]) for name in shown)]]
     for model, figures in PAPER.items():
-        rows.append([f"paper: {model}", *(str(figures[COLUMNS.index(name)] or "-") for name in shown)])
+        accuracy = dict(zip(TITLES, figures, strict=True))
+        rows.append([f"paper: {model}", *(str(accuracy[name] or "-") for name in shown)])
     return markdown_table(["pass@1", *(TITLES[name] for name in shown)], rows)
 
 
 def as_markdown(results: dict[str, dict[str, Any]], about: dict[str, Any]) -> str:
-    sections = ["# Accuracy", ", ".join(f"{key}={value}" for key, value in about.items() if key != "weights")]
+    described = ", ".join(f"{key}={value}" for key, value in about.items() if key != "weights")
+    sections = ["# Accuracy", described, accuracy_table(results)]
     sections += [
-        accuracy_table(results),
         "The first interval is for the population that the problems were drawn from, the second for these very "
-        "problems, sampled again.",
-        "# Lengths, in tokens",
-        length_table(results),
+        "problems, sampled again."
     ]
-    shown = [name for name in COLUMNS if name in results]
+    sections += ["# Lengths, in tokens", length_table(results)]
+    shown = [name for name in TITLES if name in results]
     if shown:
         conditions = "means of 16 samples at temperature 0.6, top_p 0.95, 32,768 tokens, without error bars"
         sections += ["# Beside the paper's figures", paper_table(results, shown), f"The paper's are {conditions}."]
@@ -100,14 +99,6 @@ def as_markdown(results: dict[str, dict[str, Any]], about: dict[str, Any]) -> st
 
 
 # ---------------------------------------------------------------------------------------------------- a results folder
-
-
-def accuracy_of(row: dict[str, Any]) -> float:
-    return sum(row["scores"]) / len(row["scores"])
-
-
-def graded_row(row: Graded) -> dict[str, Any]:
-    return {name: getattr(row, name) for name in ("benchmark", "id", "gold", "scores", "tokens", "cut", "answers")}
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -118,33 +109,33 @@ def read_object(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not a JSON object: {e}; remove it") from None
 
 
-def read_graded(folder: Path) -> dict[Key, dict[str, Any]]:
+def read_graded(folder: Path) -> dict[Key, Graded]:
     """The rows of a finished evaluation. Raises UserError."""
     path = folder / "graded.jsonl"
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        if not all(r["scores"] and all(type(s) in (int, float) for s in r["scores"]) and "gold" in r for r in rows):
-            raise ValueError("needs scores and gold")
-        return {(str(row["benchmark"]), str(row["id"])): row for row in rows}
+        rows = [Graded(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+        if not all(row.scores and all(type(score) in (int, float) for score in row.scores) for row in rows):
+            raise ValueError("needs scores")
+        return {(row.benchmark, row.id): row for row in rows}
     except OSError as e:
         raise UserError(f"{path}: cannot be read: {e.strerror}; is {folder} a finished evaluation?") from None
-    except (ValueError, KeyError, TypeError) as e:
+    except (ValueError, TypeError) as e:
         raise UserError(f"{path}: not an evaluation's: {type(e).__name__} {e}") from None
 
 
-def read_others(out: Path, names: Collection[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What a folder has of other benchmarks than these: results and graded rows. Raises UserError."""
+def read_others(out: Path, names: Collection[str]) -> tuple[dict[str, Any], list[Graded]]:
+    """What a folder has of other benchmarks than these: results and rows. Raises UserError."""
     if not (out / "graded.jsonl").is_file() or not (out / "results.json").is_file():
         return {}, []
     results = read_object(out / "results.json")
-    rows = [row for row in read_graded(out).values() if row["benchmark"] not in names]
-    return {row["benchmark"]: results[row["benchmark"]] for row in rows if row["benchmark"] in results}, rows
+    rows = [row for row in read_graded(out).values() if row.benchmark not in names]
+    return {row.benchmark: results[row.benchmark] for row in rows if row.benchmark in results}, rows
 
 
-def with_average(results: dict[str, dict[str, Any]], rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def with_average(results: dict[str, dict[str, Any]], rows: list[Graded]) -> dict[str, dict[str, Any]]:
     """With the benchmarks' average, each weighing the same, as the paper's; its interval is the population's."""
     parts = list(results.values())
-    accuracy, low, high = macro([[accuracy_of(r) for r in rows if r["benchmark"] == name] for name in results])
+    accuracy, low, high = macro([[row.accuracy for row in rows if row.benchmark == name] for name in results])
     average: dict[str, Any] = {}
     for key in parts[0]:
         values = [figures[key] for figures in parts]
@@ -157,20 +148,21 @@ def with_average(results: dict[str, dict[str, Any]], rows: list[dict[str, Any]])
     return {**results, "average": average}
 
 
-def write(out: Path, rows: list[dict[str, Any]], results: dict[str, dict[str, Any]], about: dict[str, Any]) -> None:
+def write(out: Path, rows: list[Graded], results: dict[str, dict[str, Any]], about: dict[str, Any]) -> None:
     """`graded.jsonl`, `results.json`, `results.md`, `accuracy.png`; the tables on the terminal too."""
     if len(results) > 1:
         results = with_average(results, rows)
     text = as_markdown(results, about)
     out.mkdir(parents=True, exist_ok=True)
     picture(out / "accuracy.png", rows)
-    write_whole(out / "graded.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    lines = [json.dumps({name: x for name, x in vars(row).items() if name != "majority"}) + "\n" for row in rows]
+    write_whole(out / "graded.jsonl", "".join(lines))
     write_whole(out / "results.md", text)
     write_whole(out / "results.json", json.dumps(results, indent=1) + "\n")
     print(f"\n{text}\n{out}/results.json", flush=True)
 
 
-def picture(path: Path, rows: list[dict[str, Any]]) -> None:
+def picture(path: Path, rows: list[Graded]) -> None:
     """For each benchmark the accuracy if responses longer than so many tokens were cut off."""
     import matplotlib
 
@@ -178,26 +170,22 @@ def picture(path: Path, rows: list[dict[str, Any]]) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6.4, 4.2))
-    for name in dict.fromkeys(row["benchmark"] for row in rows):
+    for name in dict.fromkeys(row.benchmark for row in rows):
         samples = []
         for row in rows:
-            if row["benchmark"] == name:
-                samples += zip(row["tokens"], row["scores"], strict=True)
-        if any(tokens is None for tokens, _ in samples):
-            continue
-        samples.sort()
-        accuracy = 100 * np.cumsum([score for _, score in samples]) / len(samples)
-        axes.step(
-            [t for t, _ in samples], accuracy, where="post", label=" " + TITLES.get(name, name).replace("$", r"\$")
-        )
+            if row.benchmark == name:
+                samples += zip(row.tokens, row.scores, strict=True)
+        if all(tokens is not None for tokens, _ in samples):
+            samples.sort()
+            accuracy = 100 * np.cumsum([score for _, score in samples]) / len(samples)
+            label = " " + TITLES.get(name, name).replace("$", r"\$")  # matplotlib leaves out what begins with _
+            axes.step([tokens for tokens, _ in samples], accuracy, where="post", label=label)
     axes.set(xlabel="tokens a response may have", ylabel="accuracy, %", title="Accuracy against tokens")
     if axes.get_legend_handles_labels()[0]:
         axes.legend()
     figure.tight_layout()
-    aside = path.with_name("accuracy.tmp.png")
-    figure.savefig(aside, dpi=120)
+    figure.savefig(path, dpi=120)
     plt.close(figure)
-    aside.rename(path)
 
 
 # --------------------------------------------------------------------------------------------------------- comparisons
@@ -223,13 +211,13 @@ def compare(a: Path, b: Path) -> None:
     """Prints, and writes to `<b>/compare.json`, the paired difference of b and a on the problems that both have; the
     average weighs the benchmarks equally, as an evaluation's does."""
     rows_a, rows_b = read_graded(a), read_graded(b)
-    keys = [key for key in rows_a if key in rows_b and rows_a[key]["gold"] == rows_b[key]["gold"]]
+    keys = [key for key in rows_a if key in rows_b and rows_a[key].gold == rows_b[key].gold]
     if not keys:
         raise UserError(f"{a} and {b} have no problem in common")
     groups = {}
     for name in dict.fromkeys(benchmark for benchmark, _ in keys):
         own = [key for key in keys if key[0] == name]
-        groups[name] = [([accuracy_of(rows_a[key]) for key in own], [accuracy_of(rows_b[key]) for key in own])]
+        groups[name] = [([rows_a[key].accuracy for key in own], [rows_b[key].accuracy for key in own])]
     if len(groups) > 1:
         groups["average"] = [group[0] for group in groups.values()]
     results = {}
@@ -242,10 +230,10 @@ def compare(a: Path, b: Path) -> None:
         notes.append(f"{left_out} problems stand in one of them only, or with another answer, and are left out.")
     head = f"a = {a}, b = {b}: pass@1 in percent, b minus a on the same problems"
     sections = [head, comparison_table(results), "\n".join(notes)]
-    changes = {key: accuracy_of(rows_b[key]) - accuracy_of(rows_a[key]) for key in keys}
+    changes = {key: rows_b[key].accuracy - rows_a[key].accuracy for key in keys}
     changed = sorted((key for key in keys if changes[key]), key=lambda key: (-abs(changes[key]), key))[:10]
     if changed:
-        rows = [[" ".join(key), *(percent(accuracy_of(rows[key])) for rows in (rows_a, rows_b))] for key in changed]
+        rows = [[" ".join(key), *(percent(rows[key].accuracy) for rows in (rows_a, rows_b))] for key in changed]
         sections += ["The problems that changed most:", markdown_table(["problem", "a", "b"], rows)]
     write_whole(b / "compare.json", json.dumps({"a": str(a), "b": str(b), **results}, indent=1) + "\n")
     print("\n\n".join(sections), flush=True)

@@ -4,26 +4,31 @@ import itertools
 import json
 import math
 import re
+import shutil
 import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 import eval as evaluation
-from configs import UserError
+from configs import UserError, load_config
 from conftest import SHARED
 from evaluation import stats as eval_stats
 from evaluation.grade import Graded, as_response, vote
 from evaluation.stats import macro, majority, paired, pass_at, population_interval, sampling_interval, t_quantile
+from grader import pool as grader_pool
 from grader.pool import RewardPool
+from problems.prompts import ChatTokenizer, encode_problems, load_problems
 from problems.sources import benchmark_problem
 from reward import extract_answer
+from rollout import TorchSampler
+from runs import ROOT, run_here, run_ranks, start_ranks
 
-ROOT = Path(__file__).parents[1]
 RAW = SHARED / "data" / "raw" / "deepscaler"
 
 
@@ -47,8 +52,11 @@ def test_each_interval_covers_its_own_target(name):
         right = rng.binomial(k, chances)
         population = population_interval((right / k).tolist())
         sampling = sampling_interval(right.tolist(), [k] * n)
-        covered += [population[0] <= a / (a + b) <= population[1], sampling[0] <= chances.mean() <= sampling[1],
-                    sampling[0] <= a / (a + b) <= sampling[1]]  # fmt: skip
+        covered += [
+            population[0] <= a / (a + b) <= population[1],
+            sampling[0] <= chances.mean() <= sampling[1],
+            sampling[0] <= a / (a + b) <= sampling[1],
+        ]
     population_share, sampling_share, wrong_target = covered / 2000
     assert 0.93 <= population_share <= 0.97 and 0.93 <= sampling_share <= 0.97
     assert wrong_target < 0.7
@@ -57,9 +65,8 @@ def test_each_interval_covers_its_own_target(name):
 def test_intervals_without_spread_and_without_repetition():
     assert population_interval([1.0] * 30) == (pytest.approx(0.025 ** (1 / 30)), 1.0)
     assert population_interval([0.0] * 30) == (0.0, pytest.approx(1 - 0.025 ** (1 / 30)))
-    assert population_interval([1.0] * 9 + [0.0]) == pytest.approx(
-        (0.5550, 0.9975), abs=1e-4
-    )  # Clopper-Pearson, 9 of 10
+    nine_of_ten = (0.5550, 0.9975)  # Clopper and Pearson's
+    assert population_interval([1.0] * 9 + [0.0]) == pytest.approx(nine_of_ten, abs=1e-4)
     assert population_interval([0.5, 0.5]) == pytest.approx((0.0126, 0.9874), abs=1e-4)
     assert sampling_interval([1, 0], [1, 1]) is None
     none_of_eight = 1 - 0.025 ** (1 / 8)
@@ -149,39 +156,52 @@ def graded(scores, answers):
 
 
 def test_a_vote_joins_wrong_answers_that_are_equal():
-    rows = [graded([1, 1, 0, 0, 0, 0], ["5", "5", "1/2", "0.5", "\\frac12", "9"]),  # three halves outvote two fives
-            graded([1, 1, 0, 0, 0], ["5", "5.0", "x+1", "1+x", "7"]),  # two and two: a tie
-            graded([1, 0, 0], ["5", None, None]), graded([0, 0], ["1", "1"]), graded([0], [None])]  # fmt: skip
+    rows = [
+        graded([1, 1, 0, 0, 0, 0], ["5", "5", "1/2", "0.5", "\\frac12", "9"]),  # three halves outvote two fives
+        graded([1, 1, 0, 0, 0], ["5", "5.0", "x+1", "1+x", "7"]),  # two and two: a tie
+        graded([1, 0, 0], ["5", None, None]),
+        graded([0, 0], ["1", "1"]),
+        graded([0], [None]),
+    ]
     with RewardPool(1) as pool:
         voted = vote(rows, pool)
     assert [r.majority for r in voted] == [0.0, 0.5, 1.0, 0.0, 0.0]
+    assert [r.majority for r in rows] == [None] * 5  # the rows stay what they were
+
+
+# The published files, and how many problems each holds.
+FILES = {"test_aime": 30, "test_amc": 83, "test_math": 500, "test_minerva": 272, "test_olympiad_bench": 675}
+NAMES = dict(zip(FILES, ("aime24", "amc23", "math500", "minerva", "olympiad"), strict=True))
 
 
 def completions_file(path, change):
-    names = {"test_aime": "aime24", "test_amc": "amc23", "test_math": "math500", "test_minerva": "minerva",
-             "test_olympiad_bench": "olympiad"}  # fmt: skip
     with open(path, "w") as f:
-        for file, name in names.items():
+        for file, name in NAMES.items():
             for i, raw in enumerate(json.loads((RAW / f"{file}.json").read_text())):
                 gold = benchmark_problem(raw)[1]
                 texts = [change(g) for g in gold]
-                f.write(json.dumps({"benchmark": name, "id": f"{name}-{i}", "answer": gold, "completions": [
-                    {"text": t, "tokens": len(t), "finish_reason": "stop"} for t in texts]}) + "\n")  # fmt: skip
+                completions = [{"text": t, "tokens": len(t), "finish_reason": "stop"} for t in texts]
+                row = {"benchmark": name, "id": f"{name}-{i}", "answer": gold, "completions": completions}
+                f.write(json.dumps(row) + "\n")
 
 
-@pytest.mark.parametrize("change, accuracy", [
-    (lambda g: f"<think>\n</think>\\boxed{{{g}}}", 1.0), (lambda g: f"It is \\boxed{{{g}}}", 1.0),
-    (lambda g: "<think></think>\\boxed{\\text{wrong}}", 0.0), (lambda g: f"<think>\\boxed{{{g}}}", 0.0),
-])  # fmt: skip
+CHANGES = [
+    (lambda g: f"<think>\n</think>\\boxed{{{g}}}", 1.0),
+    (lambda g: f"It is \\boxed{{{g}}}", 1.0),
+    (lambda g: "<think></think>\\boxed{\\text{wrong}}", 0.0),
+    (lambda g: f"<think>\\boxed{{{g}}}", 0.0),
+]
+
+
+@pytest.mark.parametrize("change, accuracy", CHANGES)
 def test_golds_as_completions_are_all_right_and_corrupted_ones_all_wrong(tmp_path, capsys, change, accuracy):
     if not RAW.is_dir():
         pytest.skip("the benchmarks' files are not here")
     completions_file(tmp_path / "c.jsonl", change)
     evaluation.main([f"--completions={tmp_path}/c.jsonl", f"--out_dir={tmp_path}/out"])
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert {k: (r["pass_at_1"], r["num_problems"]) for k, r in results.items()} == {
-        "aime24": (accuracy, 30), "amc23": (accuracy, 83), "math500": (accuracy, 500), "minerva": (accuracy, 272),
-        "olympiad": (accuracy, 675), "average": (accuracy, 1560)}  # fmt: skip
+    expected = {NAMES[file]: (accuracy, size) for file, size in FILES.items()} | {"average": (accuracy, 1560)}
+    assert {name: (r["pass_at_1"], r["num_problems"]) for name, r in results.items()} == expected
     assert "paper: DeepScaleR-1.5B-Preview" in capsys.readouterr().out
 
 
@@ -207,6 +227,15 @@ def test_a_bad_file_of_completions_is_named_in_one_line(tmp_path, line, message)
     assert "\n" not in str(refused.value) and not (tmp_path / "out").exists()
 
 
+@pytest.fixture(scope="module")
+def sums(world, tmp_path_factory):
+    """24 problems for the world's base model, which answers now and then."""
+    path = tmp_path_factory.mktemp("sums") / "sums.jsonl"
+    rows = [{"id": f"s{a}{b}", "problem": f"{a}+{b}=?", "answer": str(a + b)} for a in range(1, 5) for b in range(1, 7)]
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return path
+
+
 @pytest.mark.parametrize("argv, message", [
     (["--k=0"], "under its minimum"), (["--temperature=-1"], "need >= 0"), (["--dtype=int8"], "none of"),
     (["--compare", "a"], "two results folders"), (["--compare", "a", "b"], "cannot be read"),
@@ -227,80 +256,6 @@ def test_bad_flags_are_refused_in_one_line(tiny_model_dir, sums, argv, message):
     assert "\n" not in str(refused.value)
 
 
-# ---------------------------------------------------------------------------------------------------------- model runs
-
-
-@pytest.fixture(scope="module")
-def sums(world, tmp_path_factory):
-    """24 problems for the world's base model, which answers now and then."""
-    path = tmp_path_factory.mktemp("sums") / "sums.jsonl"
-    rows = [{"id": f"s{a}{b}", "problem": f"{a}+{b}=?", "answer": str(a + b)} for a in range(1, 5) for b in range(1, 7)]
-    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    return path
-
-
-def command(world, sums, out, *flags, ranks=1):
-    launch = ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--standalone"] if ranks > 1 else []
-    return [sys.executable, *launch, "eval.py", "configs/tiny.py", f"--model={world}/base", f"--benchmarks={sums}",
-            "--temperature=1", "--top_p=1", "--max_tokens=30", f"--out_dir={out}", *flags]  # fmt: skip
-
-
-def evaluated(world, sums, out, *flags, ranks=1):
-    done = subprocess.run(command(world, sums, out, *flags, ranks=ranks), cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return (out / "results.json").read_bytes(), (out / "graded.jsonl").read_bytes(), done.stdout
-
-
-@pytest.mark.slow
-def test_a_killed_evaluation_goes_on_and_ends_with_the_same_figures(world, sums, tmp_path):
-    """One sequence at a time (a row a problem); killed twice, its last line torn; then two ranks; then more samples for
-    a run that had fewer."""
-    whole = evaluated(world, sums, tmp_path / "whole", "--k=4")
-    killed = tmp_path / "killed" / "completions.jsonl"
-    for lines in (2, 6):
-        process = subprocess.Popen(command(world, sums, tmp_path / "killed", "--k=4", "--max_num_seqs=1"), cwd=ROOT,
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
-        while process.poll() is None and not (killed.exists() and killed.read_bytes().count(b"\n") >= lines):
-            time.sleep(0.02)
-        process.kill()
-        process.wait()
-        assert not (tmp_path / "killed" / "results.json").exists()
-        with open(killed, "ab") as f:
-            f.write(b'{"benchmark": "sums", "id')
-    assert evaluated(world, sums, tmp_path / "killed", "--k=4")[:2] == whole[:2]
-    assert evaluated(world, sums, tmp_path / "ranks", "--k=4", ranks=2)[:2] == whole[:2]
-    evaluated(world, sums, tmp_path / "grown", "--k=1")
-    assert evaluated(world, sums, tmp_path / "grown", "--k=4")[:2] == whole[:2]
-    lines = (tmp_path / "grown" / "completions.jsonl").read_text().splitlines()
-    counts = [len(json.loads(x)["completions"]) for x in lines]
-    assert sorted(counts) == [1] * 24 + [3] * 24  # the first sample was not asked for again
-    done = subprocess.run(command(world, sums, tmp_path / "grown", "--seed=1"), cwd=ROOT, capture_output=True,
-                          text=True)  # fmt: skip
-    assert done.returncode == 2 and "seed=0, not 1: choose another --out_dir" in done.stderr
-    regraded = tmp_path / "regraded"
-    evaluation.main([f"--completions={tmp_path}/whole/completions.jsonl", f"--out_dir={regraded}"])
-    assert (regraded / "results.json").read_bytes() == whole[0]
-
-
-@pytest.mark.slow
-def test_formats_are_compared_on_the_same_seeds(world, sums, tmp_path):
-    done = subprocess.run(command(world, sums, tmp_path / "f", "--k=2", "--dtype=float32,bfloat16,float16"), cwd=ROOT,
-                          capture_output=True, text=True)  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("b minus a on the same problems") == 2
-    for name in ("bfloat16", "float16"):
-        compared = json.loads((tmp_path / "f" / name / "compare.json").read_text())
-        assert compared["sums"]["num_problems"] == 24 and 0 <= compared["sums"]["p"] <= 1
-
-
-@pytest.mark.slow
-def test_both_samplers_have_the_same_greedy_accuracy(world, sums, tmp_path):
-    pytest.importorskip("vllm", reason="vLLM is not installed")
-    flags = ("--k=1", "--temperature=0")
-    results = [json.loads(evaluated(world, sums, tmp_path / s, *flags, f"--sampler={s}")[0]) for s in ("torch", "vllm")]
-    assert results[0] == results[1] and 0 < results[0]["sums"]["pass_at_1"] < 1
-
-
 def test_numbers_as_golds_and_samples_without_numbers_are_read(tmp_path):
     rows = [
         {"benchmark": "b", "id": 7, "answer": [1, 2], "completions": [{"text": "\\boxed{2}"}]},
@@ -314,45 +269,167 @@ def test_numbers_as_golds_and_samples_without_numbers_are_read(tmp_path):
     assert results["$a_{$|"]["pass_at_1"] == 1 and (tmp_path / "out" / "accuracy.png").stat().st_size > 1000
 
 
+def test_another_reward_is_what_evaluation_scores_with(world, group_of_one, tmp_path, monkeypatch):
+    """With a `reward_fn` of its own; right is a reward of at least 1.0, from files and within training alike."""
+    script = tmp_path / "other_reward.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "import reward\n"
+        "reward.reward_fn = lambda problem, text: len(text) / len(problem.answer)\n"
+        "reward.main(sys.argv[1:])\n"
+    )
+    monkeypatch.setattr(grader_pool, "SCRIPT", script)
+    texts = ["<think>" + "x" * n for n in (0, 12, 13, 14, 30)]
+    row = {"benchmark": "b", "id": "1", "answer": "a" * 20, "completions": [{"text": t} for t in texts]}
+    (tmp_path / "c.jsonl").write_text(json.dumps(row) + "\n")
+    evaluation.main([f"--completions={tmp_path}/c.jsonl", f"--out_dir={tmp_path}/out"])
+    assert json.loads((tmp_path / "out" / "graded.jsonl").read_text())["scores"] == [0.0, 0.0, 1.0, 1.0, 1.0]
+
+    cfg = load_config(["configs/tiny.py", "--eval_k=4"])
+    tokenizer, sampler = ChatTokenizer(world / "base"), TorchSampler(world / "base", torch.float32)
+    prompts = encode_problems(load_problems(world / "test.jsonl"), tokenizer, "")
+    groups = evaluation.sample(sampler, tokenizer, evaluation.requests_for({"test": prompts}, 4), cfg, 24)
+    lengths = [len(response.text) for group in groups for response in group]
+    limit = int(statistics.median(lengths))
+    prompts = [replace(prompt, problem=replace(prompt.problem, answer="a" * limit)) for prompt in prompts]
+    with RewardPool(1) as pool:
+        results = evaluation.evaluate(sampler, tokenizer, pool, {"test": prompts}, cfg, 24)
+    share = statistics.mean(length >= limit for length in lengths)
+    assert results["test"]["accuracy"] == results["all"]["accuracy"] == share and 0 < share < 1
+
+
+# ---------------------------------------------------------------------------------------------------------- model runs
+
+
+def arguments(world, benchmarks, out, *flags):
+    model = ["configs/tiny.py", f"--model={world}/base", f"--benchmarks={benchmarks}", f"--out_dir={out}"]
+    return [*model, "--temperature=1", "--top_p=1", "--max_tokens=30", *flags]
+
+
+def evaluated(*args):
+    """An evaluation in this process, and what it printed."""
+    status, output = run_here(evaluation.main, arguments(*args))
+    assert status == 0, output[-3000:]
+    return output
+
+
+def results_of(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def same_figures(a, b):
+    return all((a / name).read_bytes() == (b / name).read_bytes() for name in ("results.json", "graded.jsonl"))
+
+
+@pytest.fixture(scope="module")
+def whole(world, sums, tmp_path_factory):
+    """The folder of an evaluation that nothing interrupted, k=4."""
+    out = tmp_path_factory.mktemp("whole")
+    evaluated(world, sums, out, "--k=4")
+    return out
+
+
 @pytest.mark.slow
+def test_a_killed_evaluation_goes_on_and_ends_with_the_same_figures(world, sums, whole, tmp_path):
+    """One sequence at a time (a row a problem), killed twice, its last line torn."""
+    file = tmp_path / "completions.jsonl"
+    for lines in (2, 6):
+        argv = arguments(world, sums, tmp_path, "--k=4", "--max_num_seqs=1")
+        process, output = start_ranks(1, argv, evaluation.main)[0]
+        while process.is_alive() and not (file.exists() and file.read_bytes().count(b"\n") >= lines):
+            time.sleep(0.02)
+        process.kill()
+        process.join()
+        output.close()
+        assert not (tmp_path / "results.json").exists()
+        with open(file, "ab") as f:
+            f.write(b'{"benchmark": "sums", "id')
+    evaluated(world, sums, tmp_path, "--k=4")
+    assert same_figures(tmp_path, whole)
+
+
+@pytest.mark.slow
+def test_two_ranks_under_torchrun_have_the_same_figures(world, sums, whole, tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "eval.py"]
+    command = [*launch, *arguments(world, sums, tmp_path, "--k=4")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert same_figures(tmp_path, whole)
+
+
+def test_a_larger_k_adds_samples_and_another_seed_is_refused(world, sums, whole, tmp_path):
+    evaluated(world, sums, tmp_path, "--k=1")
+    evaluated(world, sums, tmp_path, "--k=4")
+    assert same_figures(tmp_path, whole)
+    lines = (tmp_path / "completions.jsonl").read_text().splitlines()
+    counts = [len(json.loads(line)["completions"]) for line in lines]
+    assert sorted(counts) == [1] * 24 + [3] * 24  # the first sample was not asked for again
+    status, output = run_here(evaluation.main, arguments(world, sums, tmp_path, "--seed=1"))
+    assert status == 2 and "seed=0, not 1: choose another --out_dir" in output
+
+
+def test_our_own_completions_can_be_graded_again(whole, tmp_path):
+    evaluation.main([f"--completions={whole}/completions.jsonl", f"--out_dir={tmp_path}"])
+    assert (tmp_path / "results.json").read_bytes() == (whole / "results.json").read_bytes()
+
+
+def test_formats_are_compared_on_the_same_seeds(world, sums, tmp_path):
+    output = evaluated(world, sums, tmp_path, "--k=2", "--dtype=float32,bfloat16,float16")
+    assert output.count("b minus a on the same problems") == 2
+    for name in ("bfloat16", "float16"):
+        compared = json.loads((tmp_path / name / "compare.json").read_text())
+        assert compared["sums"]["num_problems"] == 24 and 0 <= compared["sums"]["p"] <= 1
+
+
+@pytest.mark.slow
+def test_vllm_has_the_same_greedy_accuracy_and_goes_on_where_a_rank_has_nothing_left(world, sums, tmp_path):
+    """One rank; then two ranks with two engines each: float32 lacks one problem of a finished run, bfloat16 all."""
+    pytest.importorskip("vllm", reason="vLLM is not installed")
+    flags = ("--k=1", "--temperature=0", "--process_group_timeout=100")
+    evaluated(world, sums, tmp_path / "torch", *flags)
+    run_ranks(1, arguments(world, sums, tmp_path / "vllm", *flags, "--sampler=vllm"), main=evaluation.main)
+    results = results_of(tmp_path / "vllm")
+    assert results == results_of(tmp_path / "torch") and 0 < results["sums"]["pass_at_1"] < 1
+
+    shutil.copytree(tmp_path / "vllm", tmp_path / "two" / "float32")
+    file = tmp_path / "two" / "float32" / "completions.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(lines[:-1]) + lines[-1][:20])
+    argv = arguments(world, sums, tmp_path / "two", *flags, "--sampler=vllm", "--dtype=float32,bfloat16")
+    output = run_ranks(2, argv, main=evaluation.main)
+    assert same_figures(tmp_path / "two" / "float32", tmp_path / "vllm")
+    assert results_of(tmp_path / "two" / "bfloat16")["sums"]["num_problems"] == 24
+    assert output.count("2 x cpu") == 2 and "b minus a on the same problems" in output
+
+
 def test_a_folder_does_not_mix_problems_and_keeps_other_benchmarks(world, sums, tmp_path):
     """Other problems under the same ids are refused; fewer are reported alone; another benchmark adds to it."""
     out = tmp_path / "out"
-    whole = json.loads(evaluated(world, sums, out, "--k=1")[0])["sums"]
+    evaluated(world, sums, out, "--k=1")
+    figures = results_of(out)["sums"]
     rows = [json.loads(line) for line in sums.read_text().splitlines()]
     (tmp_path / "few").mkdir()
     few = tmp_path / "few" / "sums.jsonl"
     few.write_text("".join(json.dumps(r) + "\n" for r in rows[:5]))
-    assert json.loads(evaluated(world, few, out, "--k=1")[0])["sums"]["num_problems"] == 5
+    evaluated(world, few, out, "--k=1")
+    assert results_of(out)["sums"]["num_problems"] == 5
     other = tmp_path / "other.jsonl"
     other.write_text(json.dumps(rows[0]) + "\n")
-    both = json.loads(evaluated(world, f"{other},{sums}", out, "--k=1")[0])
-    assert both["sums"] == whole and set(both) == {"other", "sums", "average"}
-    again = json.loads(evaluated(world, other, out, "--k=1")[0])
-    assert again["sums"] == whole and again["other"]["num_problems"] == 1
+    evaluated(world, f"{other},{sums}", out, "--k=1")
+    assert results_of(out)["sums"] == figures and set(results_of(out)) == {"other", "sums", "average"}
+    evaluated(world, other, out, "--k=1")
+    assert results_of(out)["sums"] == figures and results_of(out)["other"]["num_problems"] == 1
     few.write_text("".join(json.dumps({**r, "answer": "77"}) + "\n" for r in rows))
-    done = subprocess.run(command(world, few, out, "--k=1"), cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and "is another problem there" in done.stderr and "Traceback" not in done.stderr
-
-
-@pytest.mark.slow
-def test_two_ranks_of_vllm_go_on_where_one_has_nothing_left(world, sums, tmp_path):
-    pytest.importorskip("vllm", reason="vLLM is not installed")
-    flags = ("--k=1", "--sampler=vllm", "--process_group_timeout=100")
-    whole = evaluated(world, sums, tmp_path / "out", *flags, ranks=2)[:2]
-    file = tmp_path / "out" / "completions.jsonl"
-    lines = file.read_bytes().splitlines(keepends=True)
-    file.write_bytes(b"".join(lines[:-1]) + lines[-1][:20])
-    assert evaluated(world, sums, tmp_path / "out", *flags, ranks=2)[:2] == whole
+    status, output = run_here(evaluation.main, arguments(world, few, out, "--k=1"))
+    assert status == 2 and "is another problem there" in output and "Traceback" not in output
 
 
 def test_a_comparison_names_what_changed(tmp_path, capsys):
     for name, scores in (("a", ([1, 1], [0, 0], [1, 0])), ("b", ([1, 1], [1, 1], [0, 0]))):
         (tmp_path / name).mkdir()
-        rows = [
-            {"benchmark": "x", "id": str(i), "gold": "1", "scores": s, "tokens": [1, 1]} for i, s in enumerate(scores)
-        ]
-        rows.append({"benchmark": "x", "id": "4", "gold": name, "scores": [1], "tokens": [1]})  # another problem
+        samples = {"tokens": [1, 1], "cut": [False] * 2, "answers": ["1", "2"]}
+        rows = [{"benchmark": "x", "id": str(i), "gold": "1", "scores": s, **samples} for i, s in enumerate(scores)]
+        rows.append({"benchmark": "x", "id": "4", "gold": name, "scores": [1, 1], **samples})  # another problem
         (tmp_path / name / "graded.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     evaluation.main(["--compare", str(tmp_path / "a"), str(tmp_path / "b")])
     said = capsys.readouterr().out
