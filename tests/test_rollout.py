@@ -23,7 +23,7 @@ def model(tiny_model_dir):
 @pytest.fixture(scope="module")
 def stop_often(tiny_model_dir):
     """Several ids end a sequence, so that a random model's lengths are ragged."""
-    sampler = TorchSampler(tiny_model_dir, torch.float32, slots=3)
+    sampler = TorchSampler(tiny_model_dir, torch.float32, max_num_seqs=3)
     sampler.eos_ids = torch.tensor([1, 20, 21, 22])
     return sampler
 
@@ -35,12 +35,12 @@ def naive(model, eos_ids, prompt, seed, max_tokens, temperature, top_p, vocab_si
     while len(ids) - len(prompt) < max_tokens:
         x = torch.tensor(ids)
         hidden = model(x, torch.arange(len(ids)), torch.tensor([0, len(ids)], dtype=torch.int32))
-        logits = (hidden[-1] @ model.lm_head.weight.T).double()
+        logits = (hidden[-1] @ model.lm_head.weight[:vocab_size].T).double()
         if temperature == 0:
-            token = int(logits[:vocab_size].argmax())
+            token = int(logits.argmax())
             logprobs.append(float(logits.log_softmax(-1)[token]))
         else:
-            probs = (logits / temperature).softmax(-1)[:vocab_size]
+            probs = (logits / temperature).softmax(-1)
             if top_p < 1:
                 kept, mass = set(), 0.0
                 for i in sorted(range(vocab_size), key=lambda i: -probs[i]):
@@ -83,7 +83,7 @@ def test_tokens_equal_a_naive_loop_with_slots_refilled(model, stop_often, temper
 def test_a_sample_does_not_depend_on_its_batch(tiny_model_dir, stop_often):
     seeds = [[sample_seed("batch", p, s) for s in range(3)] for p in range(len(PROMPTS))]
     together = stop_often.generate(PROMPTS, seeds, 20, 1.0, 1.0)
-    wide = TorchSampler(tiny_model_dir, torch.float32, slots=64)
+    wide = TorchSampler(tiny_model_dir, torch.float32, max_num_seqs=64)
     wide.eos_ids = stop_often.eos_ids
     at_once = wide.generate(PROMPTS, seeds, 20, 1.0, 1.0)
     for p, prompt in enumerate(PROMPTS):
@@ -129,11 +129,14 @@ def test_the_largest_uniform_never_leaves_the_vocabulary():
     assert sample_tokens(peaked, torch.zeros(1, dtype=torch.float64), 1.0, 0.5, 151_665)[0].item() == 7
 
 
-def test_padding_rows_of_the_checkpoint_are_never_sampled():
+@pytest.mark.parametrize("temperature, top_p", [(1.0, 1.0), (0.6, 1.0), (1.0, 0.9), (0.0, 1.0)])
+def test_rows_that_pad_the_vocabulary_are_never_sampled_and_have_no_probability(temperature, top_p):
     logits = torch.zeros(1000, 10)
     logits[:, 6:] = 50.0
-    tokens, logprobs = sample_tokens(logits, torch.linspace(0, 0.999, 1000, dtype=torch.float64), 1.0, 1.0, 6)
-    assert tokens.max() == 5 and tokens.min() == 0 and (logprobs < -40).all()
+    uniform = torch.linspace(0, 0.999, 1000, dtype=torch.float64)
+    tokens, logprobs = sample_tokens(logits, uniform, temperature, top_p, 6)
+    assert tokens.max() == (5 if temperature else 0) and tokens.min() == 0
+    assert torch.allclose(logprobs, torch.tensor(-math.log(6)))
 
 
 def test_sampling_frequencies_match_the_distribution():
@@ -156,10 +159,11 @@ def test_uniforms_equal_splitmix64_in_exact_integers():
     rng = random.Random(0)
     seeds = [0, 1, 2**63 - 1] + [rng.getrandbits(63) for _ in range(200)]
     positions = [0, 1, 24_575] + [rng.randrange(32_768) for _ in range(200)]
-    got = uniforms(torch.tensor(seeds), torch.tensor(positions)).tolist()
-    want = [(splitmix((splitmix(s) + (p + 1) * 0x9E3779B97F4A7C15) % 2**64) >> 11) * 2.0**-53
-            for s, p in zip(seeds, positions, strict=True)]  # fmt: skip
-    assert got == want
+    expected = []
+    for seed, position in zip(seeds, positions, strict=True):
+        bits = splitmix((splitmix(seed) + (position + 1) * 0x9E3779B97F4A7C15) % 2**64)
+        expected.append((bits >> 11) * 2.0**-53)
+    assert uniforms(torch.tensor(seeds), torch.tensor(positions)).tolist() == expected
     assert splitmix(0x9E3779B97F4A7C15) == 0xE220A8397B1DCDAF  # SplitMix64's published first output for seed 0
 
 

@@ -3,27 +3,19 @@
 import builtins
 import io
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 
-import train_grpo
 from configs import load_config, run
-from rollout import TorchSampler
+from rollout import Rollout, TorchSampler
 from training import watch
 from training.metrics import Timer
-from training.packing import Batch, pack
+from training.packing import Batch, batch_logprobs, fixed_logprobs, load_model, pack
 
 PROMPT = [0, 2, 7, 16, 7, 17, 18, 3, 4, 5, 6]  # "1+1=?" in the tiny chat template
-
-
-@pytest.fixture
-def one_rank():
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield torch.device("cpu")
-    dist.destroy_process_group()
 
 
 def config(model_dir, **changes):
@@ -36,13 +28,16 @@ def sampled(model_dir, temperature=1.0, top_p=1.0, dtype=torch.float32, model=No
     sampler = TorchSampler(model_dir, dtype, "cpu", 64)
     if model is not None:
         sampler.load_weights((n, p.full_tensor().detach()) for n, p in model.named_parameters())
-    groups = sampler.generate([[*PROMPT, 7 + i] for i in range(8)], [[8 * i + s for s in range(8)] for i in range(8)],
-                              40, temperature, top_p)  # fmt: skip
+    prompts, seeds = [], []
+    for i in range(8):
+        prompts.append([*PROMPT, 7 + i])
+        seeds.append([8 * i + s for s in range(8)])
+    groups = sampler.generate(prompts, seeds, 40, temperature, top_p)
     return pack([r for g in groups for r in g], False, torch.device("cpu"))
 
 
-def seen(model, b, cfg):
-    return watch.mismatch(train_grpo.fixed_logprobs(model, [b], cfg)[0], b)
+def mismatch(model, b, cfg):
+    return watch.mismatch(fixed_logprobs(model, [b], cfg)[0], b)
 
 
 def batch(d, mask):
@@ -52,123 +47,153 @@ def batch(d, mask):
     return Batch(zeros.long(), zeros.long(), torch.arange(n), torch.tensor([0, n]), torch.tensor(mask), zeros, zeros)
 
 
-def test_figures_equal_their_float64_formulas(one_rank):
+def test_figures_equal_their_float64_formulas(group_of_one):
     rng = np.random.default_rng(0)
     d = rng.normal(0.02, 0.3, 1000).astype(np.float32)
     mask = (rng.random(1000) < 0.7).astype(np.float32)
     b = batch(d, mask)
-    half = watch.merge(watch.mismatch(torch.tensor(d), b), watch.nothing(one_rank))
     other = rng.normal(0, 0.1, 50).astype(np.float32)
-    figures = watch.over_ranks(watch.merge(half, watch.mismatch(torch.tensor(other), batch(other, np.ones(50, "f")))))
+    sums = watch.zero_sums(group_of_one) + watch.mismatch(torch.tensor(d), b)
+    sums = sums + watch.mismatch(torch.tensor(other), batch(other, np.ones(50, "f")))
+    figures = watch.over_ranks(sums)
     x = np.concatenate([d[mask > 0], other]).astype(np.float64)
     k3, w = np.exp(x) - 1 - x, np.exp(x)
-    assert figures["k3"] == pytest.approx(k3.mean(), rel=1e-12)
-    assert figures["k1"] == pytest.approx(-x.mean(), rel=1e-12)
-    assert figures["k3_error"] == pytest.approx(k3.std() / math.sqrt(len(x)), rel=1e-9)
-    assert figures["k1_error"] == pytest.approx(x.std() / math.sqrt(len(x)), rel=1e-9)
-    assert figures["ess"] == pytest.approx(w.sum() ** 2 / (len(x) * (w**2).sum()), rel=1e-12)
-    assert figures["max"] == np.abs(x).max()
+    assert figures.k3 == pytest.approx(k3.mean(), rel=1e-12)
+    assert figures.k1 == pytest.approx(-x.mean(), rel=1e-12)
+    assert figures.k3_error == pytest.approx(k3.std() / math.sqrt(len(x)), rel=1e-9)
+    assert figures.k1_error == pytest.approx(x.std() / math.sqrt(len(x)), rel=1e-9)
+    assert figures.ess == pytest.approx(w.sum() ** 2 / (len(x) * (w**2).sum()), rel=1e-12)
+    assert figures.largest == np.abs(x).max()
 
 
-def test_masked_tokens_do_not_count_whatever_they_hold(one_rank):
+def test_masked_tokens_do_not_count_whatever_they_hold(group_of_one):
     d = torch.tensor([0.1, math.inf, math.nan, -0.2])
     figures = watch.over_ranks(watch.mismatch(d, batch(d, [1.0, 0.0, 0.0, 1.0])))
-    assert figures["max"] == pytest.approx(0.2) and figures["k1"] == pytest.approx(0.05)
+    assert figures.largest == pytest.approx(0.2) and figures.k1 == pytest.approx(0.05)
 
 
 def test_k3_hides_what_a_truncated_sampler_drops_and_k1_shows_it():
-    figures = {"k3": 0.0, "k3_error": 0.0, "k1": -math.log(0.99), "k1_error": 0.0}
-    assert watch.divergence(figures) == pytest.approx(0.01005, abs=1e-5)
+    figures = watch.Mismatch(k3=0.0, k3_error=0.0, k1=-math.log(0.99), k1_error=0.0, largest=0.0, ess=1.0)
+    assert figures.divergence() == pytest.approx(0.01005, abs=1e-5)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_what_is_not_finite_stops_the_run(tiny_model_dir, one_rank, bad):
+def test_what_is_not_finite_stops_the_run(tiny_model_dir, group_of_one, bad):
     cfg = config(tiny_model_dir)
-    model = train_grpo.load_model(cfg, tiny_model_dir, one_rank, torch.float32)
-    sums = watch.nothing(one_rank)
-    sums[0], sums[6] = bad, 10
+    model = load_model(cfg, tiny_model_dir, group_of_one, torch.float32)
+    sums = replace(watch.zero_sums(group_of_one), k3=torch.tensor(bad), tokens=torch.tensor(10.0))
     with pytest.raises(SystemExit, match="step 3: sampler and trainer disagree.*not finite"):
         watch.check(sums, "step 3", model, [], cfg)
 
 
-def test_one_policy_passes(tiny_model_dir, one_rank):
+def test_one_policy_passes(tiny_model_dir, group_of_one):
     cfg = config(tiny_model_dir)
-    model = train_grpo.load_model(cfg, tiny_model_dir, one_rank, torch.float32)
+    model = load_model(cfg, tiny_model_dir, group_of_one, torch.float32)
     b = sampled(tiny_model_dir)
-    figures = watch.check(seen(model, b, cfg), "step 1", model, [b], cfg)
-    assert figures["k3"] < 1e-10 and figures["ess"] > 0.9999
+    figures = watch.check(mismatch(model, b, cfg), "step 1", model, [b], cfg)
+    assert figures.k3 < 1e-10 and figures.ess > 0.9999
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("broken, expected", [
-    (dict(temperature=0.6), "a wrong temperature: the sampler's log-probabilities fit 0.6, the trainer's is 1.0"),
-    (dict(temperature=1.5), "a wrong temperature: the sampler's log-probabilities fit 1.5"),
-    (dict(top_p=0.9), "a truncated distribution: the log-probabilities fit top_p=0.9"),
-])  # fmt: skip
-def test_each_suspicion_is_named(world, one_rank, dtype, broken, expected):
+@pytest.mark.parametrize(
+    "broken, expected",
+    [
+        (dict(temperature=0.6), "a wrong temperature: the sampler's log-probabilities fit 0.6, the trainer's is 1.0"),
+        (dict(temperature=1.5), "a wrong temperature: the sampler's log-probabilities fit 1.5"),
+        (dict(top_p=0.9), "a truncated distribution: the log-probabilities fit top_p=0.9"),
+    ],
+)
+def test_each_suspicion_is_named(world, group_of_one, dtype, broken, expected):
     cfg = config(world / "base", dtype=dtype)
-    model = train_grpo.load_model(cfg, world / "base", one_rank, torch.float32)
+    model = load_model(cfg, world / "base", group_of_one, torch.float32)
     b = sampled(world / "base", dtype=getattr(torch, dtype), **broken)
     with pytest.raises(SystemExit) as stop:
-        watch.check(seen(model, b, cfg), "step 1", model, [b], cfg)
+        watch.check(mismatch(model, b, cfg), "step 1", model, [b], cfg)
     assert expected in str(stop.value)
 
 
-def test_old_weights_are_called_stale(world, one_rank):
+def test_rows_that_pad_the_vocabulary_have_no_probability_in_sampler_and_trainer(padded_dir, group_of_one):
+    cfg = config(padded_dir)
+    model = load_model(cfg, padded_dir, group_of_one, torch.float32)
+    b = sampled(padded_dir)
+    is_response = b.response_mask > 0
+    logprobs, entropy = batch_logprobs(model, b, cfg)
+    assert (logprobs - b.rollout_logprobs)[is_response].abs().max() < 1e-4
+    assert watch.check(mismatch(model, b, cfg), "step 1", model, [b], cfg).k3 < 1e-9
+    assert entropy.max() < math.log(model.vocab_size)
+    short = pack([Rollout(0, 0, PROMPT, [7, 8], [0.0, 0.0], "length")], False, group_of_one)
+    total = torch.zeros(short.targets.numel())
+    for token in range(model.vocab_size):
+        total += batch_logprobs(model, replace(short, targets=torch.full_like(short.targets, token)), cfg)[0].exp()
+    assert torch.allclose(total, torch.ones_like(total), atol=1e-5)
+    model.vocab_size = None  # as if the rows were tokens: about half of the probability is theirs
+    logprobs, _ = batch_logprobs(model, b, cfg)
+    assert (b.rollout_logprobs - logprobs)[is_response].min() > 0.5
+    with pytest.raises(SystemExit, match="sampler and trainer disagree"):
+        watch.check(mismatch(model, b, cfg), "step 1", model, [b], cfg)
+
+
+def test_a_suspicion_is_named_where_rows_pad_the_vocabulary(padded_dir, group_of_one):
+    cfg = config(padded_dir)
+    model = load_model(cfg, padded_dir, group_of_one, torch.float32)
+    b = sampled(padded_dir, top_p=0.9)
+    with pytest.raises(SystemExit, match="a truncated distribution: the log-probabilities fit top_p=0.9"):
+        watch.check(mismatch(model, b, cfg), "step 1", model, [b], cfg)
+
+
+def test_old_weights_are_called_stale(world, group_of_one):
     cfg = config(world / "base")
-    model = train_grpo.load_model(cfg, world / "base", one_rank, torch.float32)
+    model = load_model(cfg, world / "base", group_of_one, torch.float32)
     b = sampled(world / "base", model=model)
     with torch.no_grad():
         for p in model.parameters():
             local = p._local_tensor
             local.add_(0.02 * torch.randn(local.shape, generator=torch.Generator().manual_seed(0)))
     with pytest.raises(SystemExit, match="looks like stale weights"):
-        watch.check(seen(model, b, cfg), "step 2", model, [b], cfg)
+        watch.check(mismatch(model, b, cfg), "step 2", model, [b], cfg)
 
 
-def test_a_fault_in_a_few_sequences_is_not_called_rounding(world, one_rank):
+def test_a_fault_in_a_few_sequences_is_not_called_rounding(world, group_of_one):
     """A few sequences of many, in a pack that is not the first."""
     cfg = config(world / "base")
-    model = train_grpo.load_model(cfg, world / "base", one_rank, torch.float32)
+    model = load_model(cfg, world / "base", group_of_one, torch.float32)
     first, second = sampled(world / "base"), sampled(world / "base")
     second.rollout_logprobs[:100] -= 1.5 * second.response_mask[:100]
-    sums = watch.merge(seen(model, first, cfg), seen(model, second, cfg))
+    sums = mismatch(model, first, cfg) + mismatch(model, second, cfg)
     with pytest.raises(SystemExit, match="looks like stale weights"):
         watch.check(sums, "step 2", model, [first, second], cfg)
 
 
-def test_weights_a_little_stale_in_bfloat16_are_not_called_rounding_alone(world, one_rank):
+def test_weights_a_little_stale_in_bfloat16_are_not_called_rounding_alone(world, group_of_one):
     cfg = config(world / "base", dtype="bfloat16", mismatch_limit=1e-7)
-    model = train_grpo.load_model(cfg, world / "base", one_rank, torch.float32)
+    model = load_model(cfg, world / "base", group_of_one, torch.float32)
     b = sampled(world / "base", dtype=torch.bfloat16, model=model)
     with torch.no_grad():
         for p in model.parameters():
-            p._local_tensor.mul_(
-                1 + 0.006 * torch.randn(p._local_tensor.shape, generator=torch.Generator().manual_seed(0))
-            )
-    with pytest.raises(
-        SystemExit, match="looks like (low precision, or weights that are a little stale|stale weights)"
-    ):
-        watch.check(seen(model, b, cfg), "step 2", model, [b], cfg)
+            local = p._local_tensor
+            local.mul_(1 + 0.006 * torch.randn(local.shape, generator=torch.Generator().manual_seed(0)))
+    expected = "looks like (low precision, or weights that are a little stale|stale weights)"
+    with pytest.raises(SystemExit, match=expected):
+        watch.check(mismatch(model, b, cfg), "step 2", model, [b], cfg)
 
 
-def test_rounding_is_called_rounding(world, one_rank):
+def test_rounding_is_called_rounding(world, group_of_one):
     """bfloat16 against bfloat16, at a limit that even this is beyond."""
     cfg = config(world / "base", dtype="bfloat16", mismatch_limit=1e-7)
-    model = train_grpo.load_model(cfg, world / "base", one_rank, torch.float32)
+    model = load_model(cfg, world / "base", group_of_one, torch.float32)
     b = sampled(world / "base", dtype=torch.bfloat16)
     with pytest.raises(SystemExit, match="looks like low precision and nothing else"):
-        watch.check(seen(model, b, cfg), "step 1", model, [b], cfg)
+        watch.check(mismatch(model, b, cfg), "step 1", model, [b], cfg)
 
 
-def test_the_probe_needs_more_than_one_odd_token(one_rank):
+def test_the_probe_needs_more_than_one_odd_token(group_of_one):
     d = torch.zeros(128)
     d[5] = 1.5  # its k3 is 1.98: a mean of 0.015 over 128 tokens
     figures = watch.over_ranks(watch.mismatch(d, batch(d, [1.0] * 128)))
-    assert watch.divergence(figures) > 0.003 > watch.divergence(figures, sure=3.0)
+    assert figures.divergence() > 0.003 > figures.divergence(sure=3.0)
     everywhere = torch.linspace(-1, 1, 128)
     figures = watch.over_ranks(watch.mismatch(everywhere, batch(everywhere, [1.0] * 128)))
-    assert watch.divergence(figures, sure=3.0) > 0.003
+    assert figures.divergence(sure=3.0) > 0.003
 
 
 def test_kept_mass_equals_the_masses_of_sample_tokens(tiny_model_dir):
@@ -202,8 +227,8 @@ def test_a_lost_rank_is_one_line_and_other_errors_keep_their_traceback(monkeypat
     with pytest.raises(SystemExit) as stop:
         run(failing(GLOO + "Read error [127.0.0.1]:46210: Connection reset by peer\nmore"))
     assert stop.value.code == 1
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and said.startswith("error: lost contact with another rank")
+    output = capsys.readouterr().err
+    assert output.count("\n") == 1 and output.startswith("error: lost contact with another rank")
     for other in ("shapes differ", GLOO.replace("pair", "device") + "Unable to find address for: nope0"):
         with pytest.raises(RuntimeError):
             run(failing(other))
@@ -236,15 +261,15 @@ def test_a_system_that_hides_peak_memory_stops_nothing(monkeypatch):
     assert math.isnan(timer.memory["train"]) and timer.seconds["train"] >= 0
 
 
-def test_the_timer_takes_each_phases_own_peak(one_rank):
-    timer = Timer(one_rank)
+def test_the_timer_takes_each_phases_own_peak(group_of_one):
+    timer = Timer(group_of_one)
     with timer("small"):
         pass
     with timer("large"):
         torch.ones(64 << 20).sum()  # 256 MiB
     with timer("after"):
         pass
-    peaks = timer.over_ranks(("small", "large", "after", "never"))
+    peaks = timer.peak_memory(("small", "large", "after", "never"))
     if math.isnan(peaks["small"]):
         pytest.skip("this system does not tell a process its peak memory")
     assert peaks["large"] > peaks["small"] + 0.2 and peaks["large"] > peaks["after"] + 0.2 and peaks["never"] == 0
