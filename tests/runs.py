@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 UNSTEADY = ("time_", "memory_", "tokens_per_second", "mfu", "gpu_hours")  # columns that measure the machine
 FORKS = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
-FORKS.set_forkserver_preload(["train_grpo"])
+FORKS.set_forkserver_preload(["train_grpo", "torch._dynamo"])  # which the first optimizer imports, for a second
 
 
 def flags(world, folder, **changes):

@@ -1,12 +1,10 @@
 """What only a GPU can show. Every test here skips, saying so, where there is none."""
 
-import json
-
 import pytest
 import torch
 
 from model import Qwen2, attention, attention_backend, attention_layout, token_logprobs
-from test_train import flags, train
+from runs import flags, rows_of, train
 
 pytestmark = [
     pytest.mark.gpu,
@@ -47,5 +45,5 @@ def test_bf16_logprobs_on_the_gpu_match_float32_on_the_cpu(tiny_model_dir):
 def test_a_bf16_run_on_the_gpu_resumes(world, tmp_path):
     for changes in ({"max_steps": 3}, {"resume": "true"}):
         train(flags(world, tmp_path, device="auto", dtype="bfloat16", **changes))
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    rows = rows_of(tmp_path / "run")
     assert [r["step"] for r in rows] == [1, 2, 3, 4, 5, 6] and all(r["mismatch_k3"] < 0.02 for r in rows)

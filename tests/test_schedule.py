@@ -10,8 +10,8 @@ import pytest
 import schedule
 from configs import UserError
 from conftest import SHARED
+from runs import ROOT
 from schedule import collapsed, main, replay, trend, turning_point
-from test_train import ROOT
 
 CURVES = SHARED / "golden" / "controller"
 EXPECTED = json.loads((CURVES / "expected.json").read_text())["curves"] if CURVES.is_dir() else {}

@@ -4,12 +4,11 @@ import json
 import math
 import random
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
 
+import bench
 import data_prep
 import plot
 from configs import UserError, load_config
@@ -18,38 +17,35 @@ from problems import tiny
 from problems.prompts import ChatTokenizer, load_problems
 from reward import reward
 from rollout import Rollout
-from test_train import ENV, ROOT, flags
+from runs import flags, run_here
 from training import metrics
 
 
 def test_accuracy_and_its_standard_error_are_those_of_the_problem_means():
     rows = [
-        Graded("b", str(i), scores, tokens, cut, [None, None])
-        for i, (scores, tokens, cut) in enumerate(
-            (
-                ([1.0, 0.0], [5, 9], [False, True]),
-                ([1.0, 1.0], [4, 6], [False, False]),
-                ([0.0, 0.0], [8, 8], [True, True]),
-            )
-        )
+        Graded("b", "0", [1.0, 0.0], [5, 9], [False, True], [None, None]),
+        Graded("b", "1", [1.0, 1.0], [4, 6], [False, False], [None, None]),
+        Graded("b", "2", [0.0, 0.0], [8, 8], [True, True], [None, None]),
     ]
-    got = summarize(rows)
+    figures = summarize(rows)
     means = torch.tensor([0.5, 1.0, 0.0], dtype=torch.float64)
-    assert got["pass_at_1"] == pytest.approx(means.mean().item())
-    assert got["stderr"] == pytest.approx(means.std().item() / math.sqrt(3))
-    assert (got["tokens_mean"], got["clip_ratio"], got["num_problems"]) == (40 / 6, 0.5, 3)
+    assert figures["pass_at_1"] == pytest.approx(means.mean().item())
+    assert figures["stderr"] == pytest.approx(means.std().item() / math.sqrt(3))
+    assert (figures["tokens_mean"], figures["clip_ratio"], figures["num_problems"]) == (40 / 6, 0.5, 3)
 
 
 def test_rollout_metrics_count_groups_and_lengths():
-    def group(rewards, n):
-        return [
-            Rollout(0, i, [1], [1] * (n + i), [], "length" if n + i > 4 else "stop", x) for i, x in enumerate(rewards)
-        ]
+    def group(rewards, shortest):
+        rollouts = []
+        for i, value in enumerate(rewards):
+            n = shortest + i
+            rollouts.append(Rollout(0, i, [1], [1] * n, [], "length" if n > 4 else "stop", value))
+        return rollouts
 
-    got = metrics.rollout_metrics([group([1.0, 1.0], 1), group([0.0, 1.0], 2), group([0.0, 0.0], 4)])
-    assert (got["reward_mean"], got["solve_all"], got["solve_none"]) == (0.5, 1 / 3, 1 / 3)
-    assert (got["response_len_mean"], got["tokens_generated"], got["response_clip_ratio"]) == (17 / 6, 17, 1 / 6)
-    assert (got["response_len_correct"], got["response_len_incorrect"]) == (2.0, 11 / 3)
+    row = metrics.rollout_metrics([group([1.0, 1.0], 1), group([0.0, 1.0], 2), group([0.0, 0.0], 4)])
+    assert (row["reward_mean"], row["solve_all"], row["solve_none"]) == (0.5, 1 / 3, 1 / 3)
+    assert (row["response_len_mean"], row["tokens_generated"], row["response_clip_ratio"]) == (17 / 6, 17, 1 / 6)
+    assert (row["response_len_correct"], row["response_len_incorrect"]) == (2.0, 11 / 3)
     assert metrics.rollout_metrics([group([1.0, 1.0], 1)])["response_len_incorrect"] is None
 
 
@@ -73,23 +69,23 @@ def test_traces_are_graded_by_their_last_sum_and_slip_as_often_as_told():
 
 def test_the_tiny_world_is_whole_disjoint_and_repeatable(tmp_path, monkeypatch):
     for name in ("a", "b"):
-        tiny.make_tiny_world(tmp_path / name, updates=3, seed=1)
+        tiny.make_tiny_world(tmp_path / name, updates=2, seed=1)
     for file in ("train.jsonl", "test.jsonl", "base/model.safetensors", "base/tokenizer.json"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     train, test = ([p.problem for p in load_problems(tmp_path / f"a/{n}.jsonl")] for n in ("train", "test"))
     assert len(set(test)) == len(test) and not set(train) & set(test)
     problem = load_problems(tmp_path / "a/test.jsonl")[0]
     assert int(problem.answer) == sum(map(int, re.findall(r"\d", problem.problem)))
-    assert max(len(ChatTokenizer(tmp_path / "a/base").prompt(p)[0]) for p in train) <= 40
+    chat = ChatTokenizer(tmp_path / "a/base")
+    assert max(len(chat.prompt(p)[0]) for p in train) <= 40
 
 
 def test_a_tiny_world_in_place_is_kept_and_a_bad_command_is_refused(tmp_path, capsys):
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "model.safetensors").write_text("mine")
     data_prep.main(["tiny", f"--out_dir={tmp_path}"])
-    assert (
-        tmp_path / "base" / "model.safetensors"
-    ).read_text() == "mine" and "is there already" in capsys.readouterr().out
+    assert (tmp_path / "base" / "model.safetensors").read_text() == "mine"
+    assert "is there already" in capsys.readouterr().out
     for argv in ([], ["tiny", "--no=1"], ["tiny", "--out_dir"], ["tiny", "x"]):
         with pytest.raises(UserError, match="usage"):
             data_prep.main(argv)
@@ -99,19 +95,11 @@ def test_a_tiny_world_in_place_is_kept_and_a_bad_command_is_refused(tmp_path, ca
 
 
 def test_figures_are_drawn_from_metrics(tmp_path):
-    rows = [
-        {
-            "step": s,
-            "stage": s // 4,
-            "max_response_len": 8 * (1 + s // 4),
-            "reward_mean": 0.1 * s,
-            "response_len_mean": 9,
-            "response_clip_ratio": None if s == 3 else 0.2,
-            "tokens_generated": 1000,
-        }
-        | ({"eval_test": 0.5} if s % 2 else {})
-        for s in range(1, 8)
-    ]
+    rows = []
+    for step in range(1, 8):
+        row = {"step": step, "stage": step // 4, "max_response_len": 8 * (1 + step // 4), "reward_mean": 0.1 * step}
+        row |= {"response_len_mean": 9, "response_clip_ratio": None if step == 3 else 0.2, "tokens_generated": 1000}
+        rows.append(row | ({"eval_test": 0.5} if step % 2 else {}))
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows) + '{"torn')
     plot.main([str(tmp_path)])
     figures = {p.name: p.read_bytes() for p in (tmp_path / "figures").iterdir()}
@@ -133,17 +121,14 @@ def test_plotting_nothing_is_refused(tmp_path):
         plot.main([str(tmp_path)])
 
 
-@pytest.mark.slow
 def test_the_bench_prints_every_phase(world, tmp_path):
-    argv = [sys.executable, "bench.py", *flags(world, tmp_path)]
-    done = subprocess.run(argv, cwd=ROOT, env=ENV, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    report = done.stdout[done.stdout.index("3 steps of 8 prompts x 4 samples") :]
+    status, output = run_here(bench.main, flags(world, tmp_path))
+    assert status == 0, output[-2000:]
+    report = output[output.index("3 steps of 8 prompts x 4 samples") :]
     shares = {m[0]: float(m[1]) for m in re.findall(r"^(\w+) +[\d.]+ +([\d.]+)%", report, re.MULTILINE)}
     assert list(shares) == ["rollout", "tail", "reward", "logprobs", "train", "sync", "probe", "rest", "step"]
-    assert (
-        sum(shares.values()) == pytest.approx(200, abs=0.5) and "GFLOP/s a rank" in report and "GiB resident" in report
-    )
+    assert sum(shares.values()) == pytest.approx(200, abs=0.5)
+    assert "GFLOP/s a rank" in report and "GiB resident" in report
     assert not list(tmp_path.iterdir())
 
 
