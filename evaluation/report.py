@@ -134,17 +134,17 @@ def read_others(out: Path, names: Collection[str]) -> tuple[dict[str, Any], list
 
 def with_average(results: dict[str, dict[str, Any]], rows: list[Graded]) -> dict[str, dict[str, Any]]:
     """With the benchmarks' average, each weighing the same, as the paper's; its interval is the population's."""
-    parts = list(results.values())
+    benchmarks = list(results.values())
     accuracy, low, high = macro([[row.accuracy for row in rows if row.benchmark == name] for name in results])
     average: dict[str, Any] = {}
-    for key in parts[0]:
-        values = [figures[key] for figures in parts]
+    for key in benchmarks[0]:
+        values = [figures[key] for figures in benchmarks]
         average[key] = sum(values) / len(values) if all(isinstance(v, (int, float)) for v in values) else None
     average |= {"pass_at_1": accuracy, "ci_low": low, "ci_high": high}
     average |= dict.fromkeys(("sampling_low", "sampling_high", "stderr"))
-    average["k"] = min(figures["k"] for figures in parts)
+    average["k"] = min(figures["k"] for figures in benchmarks)
     for key in ("num_problems", "grader_timeouts"):
-        average[key] = sum(figures[key] for figures in parts)
+        average[key] = sum(figures[key] for figures in benchmarks)
     return {**results, "average": average}
 
 
