@@ -44,16 +44,9 @@ def test_wandering_noise_is_no_trend():
 
 def rows(reward, clipped, length=None, stage=1):
     length = np.full(len(reward), 1000.0) if length is None else length
-    return [
-        {
-            "step": i,
-            "stage": stage,
-            "reward_mean": float(a),
-            "response_len_mean": float(b),
-            "response_clip_ratio": float(c),
-        }
-        for i, (a, b, c) in enumerate(zip(reward, length, clipped, strict=True), 1)
-    ]
+    names = ("reward_mean", "response_len_mean", "response_clip_ratio")
+    curves = np.stack([reward, length, clipped], axis=1).tolist()
+    return [{"step": i, "stage": stage, **dict(zip(names, values, strict=True))} for i, values in enumerate(curves, 1)]
 
 
 def test_a_flat_reward_with_rising_clips_is_a_turning_point_and_neither_alone_is():
@@ -65,8 +58,9 @@ def test_a_flat_reward_with_rising_clips_is_a_turning_point_and_neither_alone_is
     assert not turning_point(rows(flat, calm), window=80, patience=5)
     assert not turning_point(rows(flat, clips)[:83], window=80, patience=5)  # too early to tell
     assert not turning_point(rows(flat, clips / 100), window=80, patience=5)  # hardly anything is cut off
-    nothing = [{**r, "reward_mean": None} if i == 7 else r for i, r in enumerate(rows(flat, clips))]
-    assert turning_point(nothing, window=80, patience=5)
+    with_a_gap = rows(flat, clips)
+    with_a_gap[7]["reward_mean"] = None
+    assert turning_point(with_a_gap, window=80, patience=5)
 
 
 def test_a_collapse_is_not_answered_with_a_longer_context():
@@ -84,16 +78,16 @@ def test_a_collapse_is_not_answered_with_a_longer_context():
 )
 def test_labelled_curves(name):
     expected, curve = EXPECTED[name], [json.loads(line) for line in (CURVES / name).read_text().splitlines()]
-    found = replay(curve)
+    result = replay(curve)
     if expected["kind"] == "should_fire":
-        assert expected["fire_in"][0] <= found["fire_step"] <= expected["fire_in"][1]
-        assert found["collapse_step"] is None
+        assert expected["fire_in"][0] <= result["fire_step"] <= expected["fire_in"][1]
+        assert result["collapse_step"] is None
     else:
-        assert found["fire_step"] is None  # after a collapse too
+        assert result["fire_step"] is None  # after a collapse too
         if "alarm_in" in expected:
-            assert expected["alarm_in"][0] <= found["collapse_step"] <= expected["alarm_in"][1]
+            assert expected["alarm_in"][0] <= result["collapse_step"] <= expected["alarm_in"][1]
         else:
-            assert found["collapse_step"] is None
+            assert result["collapse_step"] is None
 
 
 def test_a_stage_begins_its_own_history():
@@ -101,10 +95,8 @@ def test_a_stage_begins_its_own_history():
     one, other = rows(np.full(8, 0.5), clips), rows(np.full(8, 0.5), clips, stage=2)
     assert replay(one, 8, 1)["fire_steps"] == [8]
     assert replay(one[:4] + other[4:], 8, 1) == {"fire_step": None, "collapse_step": None, "fire_steps": [None, None]}
-    assert replay(one[:4] + other, 8, 1)["fire_steps"] == [None, 8] and replay(one + other, 8, 1)["fire_steps"] == [
-        8,
-        8,
-    ]
+    assert replay(one[:4] + other, 8, 1)["fire_steps"] == [None, 8]
+    assert replay(one + other, 8, 1)["fire_steps"] == [8, 8]
 
 
 def test_many_clipped_responses_and_no_progress_are_a_turning_point_too():
