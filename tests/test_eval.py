@@ -244,7 +244,6 @@ def sums(world, tmp_path_factory):
     (["--dtype=float32,float32"], "twice"), (["--temperature=inf"], "need >= 0"),
     (["configs/tiny.py", "--eval_data="], "none named"),
     (["configs/tiny.py", "--benchmarks=nothing"], "no data/nothing.jsonl"),
-    (["configs/tiny.py", "--benchmarks=parametric"], "no data/parametric.jsonl: `python data_prep.py parametric`"),
     (["configs/tiny.py", "--benchmarks={sums},{sums}"], "named twice"), (["--nonsense=1"], "no such setting"),
     (["--completions="], "write --completions=VALUE"), (["--problem_seed=1"], "no such setting"),
 ])  # fmt: skip
@@ -254,6 +253,13 @@ def test_bad_flags_are_refused_in_one_line(tiny_model_dir, sums, argv, message):
     with pytest.raises(UserError, match=message) as refused:
         evaluation.main(argv)
     assert "\n" not in str(refused.value)
+
+
+def test_a_missing_benchmark_names_the_command_that_makes_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, command in (("parametric", "parametric` makes it"), ("aime24", "bench` makes the paper's five")):
+        with pytest.raises(UserError, match=f"no data/{name}.jsonl: `python data_prep.py {command}"):
+            evaluation.load_benchmarks((name,))
 
 
 def test_numbers_as_golds_and_samples_without_numbers_are_read(tmp_path):
