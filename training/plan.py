@@ -2,57 +2,53 @@
 
     python bench.py configs/16k.py --plan --gpu=a100-80 --gpus=32 [--mean_len=4500] [--key=value ...]
 
-For every stage: memory by part and moment, what to change where it does not fit, seconds a step by phase for good and
-for poor software, GPU-hours and dollars, and what all of it assumes. Memory counts what model.py and FSDP2 hold; time
-is a roofline of each phase, generation a simulation of one engine.
-
-Dimensions: T packed tokens, D hidden, F MLP.
+For every stage: memory by part and moment and what to change where it does not fit (see memory.py), seconds a step by
+phase for good and for poor software, GPU-hours and dollars, and what all of it assumes. Training time is FLOPs over a
+share of the GPU's peak; generation is a simulation of one engine, step by step.
 """
 
 import math
 import random
 from bisect import bisect_left
-from collections import namedtuple
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import combinations, product
 from pathlib import Path
 from statistics import NormalDist, fmean
 
 import torch
 
-from configs import Config, UserError, load_config, parse_flag
-from model import DTYPES, PEAK_FLOPS, ModelConfig, Qwen2
+from configs import UserError, load_config, parse_flags
+from model import DTYPES, ModelConfig, Qwen2
+from training import memory
+from training.memory import GPUS, Job, num_params
 
-# memory: GiB that torch sees; bandwidth: bytes/s; peak: bf16 FLOP/s (data sheets); dollars an hour: assumed
-Gpu = namedtuple("Gpu", "memory bandwidth peak dollars")
-GPUS = {
-    "a100-40": Gpu(39.4, 1.555e12, PEAK_FLOPS["A100"], 1.3),
-    "a100-80": Gpu(79.2, 2.039e12, PEAK_FLOPS["A100"], 1.8),
-    "h100": Gpu(79.1, 3.35e12, PEAK_FLOPS["H100"], 3.0),
-    "h200": Gpu(139.7, 4.8e12, PEAK_FLOPS["H200"], 3.8),
-}
-# overhead: seconds of an engine step beyond the roofline; share: of the peak in training; reward, sync: seconds a step
-Stack = namedtuple("Stack", "overhead share reward sync")
-STACKS = {"good": Stack(0.0025, 0.50, 2, 5), "poor": Stack(0.014, 0.33, 15, 20)}
+
+@dataclass(frozen=True)
+class Stack:
+    """How fast the software around the model is."""
+
+    overhead: float  # seconds of an engine step beyond reading and computing
+    share: float  # of the GPU's peak, in training
+    reward: float  # seconds a step
+    sync: float  # seconds a step
+
+
+GOOD = Stack(overhead=0.0025, share=0.50, reward=2, sync=5)
+POOR = Stack(overhead=0.014, share=0.33, reward=15, sync=20)
+STACKS = {"good": GOOD, "poor": POOR}
 R1_DISTILL = dict(model_type="qwen2", vocab_size=151936, hidden_size=1536, intermediate_size=8960, num_hidden_layers=28,
                   num_attention_heads=12, num_key_value_heads=2, tie_word_embeddings=False)  # fmt: skip
-MOMENTS = ("head's bwd", "layer's bwd", "root's bwd", "optimizer", "generation")  # vLLM sleeps through the first four
-GIB = 2**30
-CONTEXT = 1.5  # GiB of CUDA's context and NCCL's buffers
-ASLEEP = 1.5  # GiB that a sleeping vLLM keeps
-ENGINE = 2.5  # GiB of vLLM's share that are neither weights nor cache
-SPARE = 0.05  # share of the memory that fragmentation may take
 PROMPT = 150  # tokens
 SIGMA = 0.7  # of the logarithm of response lengths
-MEANS = {8192: 4500, 16384: 4500, 24576: 5500}  # tokens of a response: the middle of DeepScaleR's curves
-MEAN_SHARE = 0.45  # of other contexts
-BANDWIDTH_SHARE, DECODE_SHARE = 0.9, 0.6  # of the peaks, while decoding
-TORCH_STEP = 0.025  # seconds of an engine step of the torch sampler beyond the roofline
+MEANS = {8192: 4500, 16384: 4500, 24576: 5500}  # tokens of a response by context: the middle of DeepScaleR's curves
+MEAN_SHARE = 0.45  # of any other context
+BANDWIDTH_SHARE = 0.9  # of the GPU's bandwidth, while decoding
+DECODE_SHARE = 0.6  # of the GPU's FLOP/s, while decoding
+TORCH_STEP = 0.025  # seconds of an engine step of the torch sampler beyond reading and computing
 DISK = 1e9  # bytes/s of a checkpoint
-GOOD, POOR = STACKS["good"], STACKS["poor"]
 ASSUMED = f"""assumed, none of it measured (good | poor software):
-- {CONTEXT} GiB for CUDA and NCCL; {ASLEEP} left of sleeping vLLM; {ENGINE} of its share for graphs and buffers
-- flash or varlen attention, fused RMSNorm, 3 layers gathered; {SPARE:.0%} of the memory spare, for the allocator
+{memory.ASSUMED}
 - lengths log-normal, sigma {SIGMA}, cut at the limit; mean: of DeepScaleR's curve, else {MEAN_SHARE:.0%} of the limit
 - prompts of {PROMPT} tokens, cached; a sample starts at once, or when all of it fits; ranks wait for the longest one
 - engine step: weights at {BANDWIDTH_SHARE:.0%} of bandwidth or products at {DECODE_SHARE:.0%} of peak, + KV, + \
@@ -64,217 +60,185 @@ written at {DISK / 1e9:g} GB/s
 - evaluation: 30 problems where the file is not here, responses 1.5 times as long; base and final ones not counted"""
 
 
-@dataclass(frozen=True)
-class Job:
-    cfg: Config  # of one stage
-    model: Qwen2  # on the meta device: shapes, no weights
-    gpus: int
-    gpu: Gpu
-    mean: float  # expected tokens of a response
-    eval_len: int  # tokens that an evaluated response may have
-    weights: tuple[int, ...]  # parameters of the model, of a layer, of the head (where tied, the embedding)
-
-    def cache(self) -> tuple[int, int, float, int]:
-        """Bytes of a token in the KV cache, tokens of the longest sequence, tokens that a rank's cache holds (vLLM's
-        share less weights and buffers, or the torch sampler's dense slots), samples of the fullest rank (groups)."""
-        cfg, c, size = self.cfg, self.model.config, DTYPES[self.cfg.dtype].itemsize
-        token = 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * size
-        longest, groups = cfg.max_prompt_len + cfg.max_response_len[0], math.ceil(cfg.prompts_per_step / self.gpus)
-        held = ((cfg.vllm_gpu_memory_utilization * self.gpu.memory - ENGINE) * GIB - size * self.weights[0]) / token
-        if cfg.sampler == "torch":
-            held = longest * min(cfg.max_num_seqs, groups * cfg.group_size[0])
-        return token, longest, max(0.0, held), groups * cfg.group_size[0]
-
-
-def memory(job: Job) -> dict[str, tuple[float, ...]]:
-    """Bytes of each part at each of MOMENTS."""
-    cfg, c, size, tokens = job.cfg, job.model.config, DTYPES[job.cfg.dtype].itemsize, job.cfg.token_budget
-    (total, layer, head), shards, (token, _, held, samples) = job.weights, cfg.shard_size or job.gpus, job.cache()
-    root, rows = total - c.num_hidden_layers * layer, min(cfg.logprob_chunk, tokens)
-    # Autograd keeps of a layer: inputs and outputs of both norms; q, k, v, attention's output; gate, its SiLU, up,
-    # their product. In float32: a head's logsumexp, cos and sin of the angles, the scales of the norms.
-    heads, stream = c.num_attention_heads + c.num_key_value_heads, size * tokens * c.hidden_size  # stream: (T, D)
-    others = size * (2 * heads * c.head_dim + 4 * c.intermediate_size) + 4 * (c.num_attention_heads + c.head_dim + 2)
-    whole = 4 * stream + tokens * others
-    kept = 2 * stream + c.num_hidden_layers * (stream if cfg.activation_checkpointing else whole)
-    # the layer in work: what it computes again, two (T, F) gradients more than it has freed, the residual's gradient
-    work = (whole - stream) * cfg.activation_checkpointing + 2 * size * tokens * c.intermediate_size + stream
-    # Of a chunk's logits both passes of _TokenLogprobs hold log-softmax and probabilities, in float32; then the
-    # gradient in the compute type, beside the chunk's part of the head's gradient.
-    chunk = 4 * rows * c.vocab_size
-    parts = {
-        f"float32 weights / {shards}": (4 * total / shards,) * 5,
-        f"Adam moments / {shards}": (8 * total / shards,) * 5,
-        f"float32 gradients / {shards}": (4 * total / shards,) * 4 + (0,),
-        "foreach temporaries of AdamW": (0, 0, 0, 4 * total / shards, 0),
-        f"reference, {cfg.dtype} / {shards}": (size * total / shards * bool(cfg.kl_coef),) * 5,
-        "gathered: root, 3 layers": (size * (root + 3 * layer),) * 2 + (size * root, 0, 0),  # prefetched, and a buffer
-        "gradients before reduce-scatter": (4 * head, size * head + (size + 8) * layer, (size + 4) * root, 0, 0),
-        f"activations of {tokens:,} tokens": (kept + stream, kept + work, stream, 0, 0),
-        f"logits of {rows:,} tokens": (max(2 * chunk, size / 4 * chunk + size * head), 0, 0, 0, 0),
-        "CUDA, NCCL": (CONTEXT * GIB,) * 5,
-    }
-    if cfg.sampler == "vllm":
-        return parts | {"vLLM": (ASLEEP * GIB,) * 4 + (cfg.vllm_gpu_memory_utilization * job.gpu.memory * GIB,)}
-    logits = 36 * c.vocab_size * min(cfg.max_num_seqs, samples)  # bytes: float32 twice, float64 for the rest
-    return parts | {"sampler: weights; cache, logits": (size * total,) * 4 + (size * total + token * held + logits,)}
-
-
-def misfits(job: Job) -> tuple[list[str], float]:
-    """What does not fit into the GPU, and the trainer's peak in GiB."""
-    usable, (_, longest, held, _) = job.gpu.memory * (1 - SPARE), job.cache()
-    *trainer, awake = (sum(parts) / GIB for parts in zip(*memory(job).values(), strict=True))
-    peaks = (("the trainer", max(trainer)), ("generation", awake))
-    found = [f"{who} takes {peak:.1f} GiB of {usable:.1f}" for who, peak in peaks if peak > usable]
-    return found + [f"vLLM's cache ({held:,.0f} tokens) holds no sequence"] * (held < longest), max(trainer)
-
-
-def remedies(job: Job, least: int) -> list[str]:
-    """The fewest flags that make it fit, each at its mildest, in all ways. `least`: what a token budget must hold."""
-    cfg, halves = job.cfg, [2**n for n in range(14, -1, -1)]
-    choices: dict[str, list] = {
-        "activation_checkpointing": [True], "logprob_chunk": [n for n in halves if 128 <= n < cfg.logprob_chunk],
-        "token_budget": [*range((cfg.token_budget - 1) // 2048 * 2048, least, -2048), least],
-        "vllm_gpu_memory_utilization": [x / 100 for x in range(90, 0, -5)] * (cfg.sampler == "vllm"),
-        "max_num_seqs": [n for n in halves if n < cfg.max_num_seqs] * (cfg.sampler == "torch"),
-        "shard_size": [0], "gpus": [job.gpus * n for n in (2, 4, 8, 16, 32, 64)]}  # fmt: skip
-
-    def fits(change: tuple[tuple, ...]) -> bool:
-        settings = {"gpus": job.gpus, **dict(change)}
-        return not misfits(replace(job, gpus=settings.pop("gpus"), cfg=replace(cfg, **settings)))[0]
-
-    for size in (1, 2, 3):
-        ways = (product(*([(k, v) for v in choices[k]] for k in names)) for names in combinations(choices, size))
-        found = [change for way in ways if (change := next(filter(fits, way), None))]
-        if found:
-            break
-    return [" ".join(f"--{k}={str(v).lower()}" for k, v in change) for change in found]
+# --------------------------------------------------------------------------------------------------------------- time
 
 
 def response_lengths(mean: float, limit: int, count: int) -> list[int]:
-    """Quantiles, the longest first, of the log-normal distribution that, cut at `limit`, has this mean (tokens)."""
-    factors = [math.exp(SIGMA * NormalDist().inv_cdf((i + 0.5) / count)) for i in reversed(range(count))]
+    """Tokens of `count` responses, the longest first: quantiles of the log-normal distribution that has this mean after
+    it is cut at `limit`."""
+    quantiles = [(i + 0.5) / count for i in reversed(range(count))]
+    factors = [math.exp(SIGMA * NormalDist().inv_cdf(q)) for q in quantiles]  # of the median
     medians = range(1, math.ceil(limit / factors[-1]) + 1)
-    at = bisect_left(medians, mean, key=lambda median: fmean(min(limit, median * f) for f in factors))
-    return [min(limit, max(1, round(medians[min(at, len(medians) - 1)] * f))) for f in factors]
+    index = bisect_left(medians, mean, key=lambda median: fmean(min(limit, median * f) for f in factors))
+    median = medians[min(index, len(medians) - 1)]
+    return [min(limit, max(1, round(median * f))) for f in factors]
 
 
-def engine_seconds(lengths: list[int], prompt: int, slots: int, capacity: float, product: float, token: float,
-                   read: float, overhead: float) -> float:  # fmt: skip
-    """Seconds of one engine for responses of these lengths, a token of every live one a step of max(product, token *
-    live) + read * tokens cached for the live ones + overhead. In order, one starts as soon as a slot is free and all of
-    it fits beside the others into `capacity` tokens. Between two ends the sum has a closed form."""
-    waiting, live, now, seconds = lengths[::-1], [], 0, 0.0  # live: (end, start), in steps
+def engine_seconds(
+    lengths: list[int], prompt: int, slots: int, capacity: float, seconds_of_step: Callable[[int, float], float]
+) -> float:
+    """Seconds in which an engine generates responses of these lengths, in order, a token of every live one a step.
+
+    A response starts as soon as one of the `slots` is free and it fits, whole and with its prompt, into a cache of
+    `capacity` tokens beside the live ones (one always fits). seconds_of_step(live, cached) is the time of a step with
+    so many live responses and cached tokens; it must be linear in `cached`.
+    """
+    waiting, live = deque(lengths), []  # live: (start, end) of each, in steps
+    now, seconds = 0, 0.0
     while waiting or live:
         while waiting and len(live) < slots:
-            if live and sum(prompt + end - start for end, start in live) + prompt + waiting[-1] > capacity:
+            reserved = sum(prompt + end - start for start, end in live)
+            if live and reserved + prompt + waiting[0] > capacity:
                 break
-            live.append((now + waiting.pop(), now))
-        steps, n, cached = min(live)[0] - now, len(live), sum(prompt + now - start for _, start in live)
-        seconds += steps * (max(product, token * n) + overhead + read * (cached + n * (steps + 1) / 2))
+            live.append((now, now + waiting.popleft()))
+        # Until the next one ends, every step adds a token of each: the average step stands for all of them.
+        steps = min(end for _, end in live) - now
+        cached = sum(prompt + now - start for start, _ in live) + len(live) * (steps + 1) / 2
+        seconds += steps * seconds_of_step(len(live), cached)
         now += steps
-        live = [(end, start) for end, start in live if end > now]
+        live = [(start, end) for start, end in live if end > now]
     return seconds
 
 
 def generate(job: Job, mean: float, limit: int, prompts: int, group: int, overhead: float) -> float:
     """Seconds of the rank with the longest response for its share of `prompts`, `group` responses each."""
-    cfg, (_, layer, head), (token, _, held, _), gpu = job.cfg, job.weights, job.cache(), job.gpu
-    everyone, mine = response_lengths(mean, limit, prompts * group), math.ceil(prompts / job.gpus) * group
-    lengths = [everyone[i * len(everyone) // mine] for i in range(mine)]
+    model = job.model
+    of_all_ranks = response_lengths(mean, limit, prompts * group)
+    count = math.ceil(prompts / job.gpus) * group
+    lengths = [of_all_ranks[i * len(of_all_ranks) // count] for i in range(count)]
     random.Random(0).shuffle(lengths)
-    read = DTYPES[cfg.dtype].itemsize * (job.model.config.num_hidden_layers * layer + head)  # bytes; no embedding
-    bandwidth, product = BANDWIDTH_SHARE * gpu.bandwidth, job.model.flops([1]) / (DECODE_SHARE * gpu.peak)
-    return engine_seconds(lengths, min(PROMPT, cfg.max_prompt_len), cfg.max_num_seqs, held, read / bandwidth, product,
-                          token / bandwidth, overhead if cfg.sampler == "vllm" else TORCH_STEP)  # fmt: skip
+
+    bandwidth = BANDWIDTH_SHARE * job.gpu.bandwidth
+    layers = model.config.num_hidden_layers * num_params(model.model.layers[0])
+    read_weights = job.size * (layers + num_params(model.lm_head)) / bandwidth  # seconds; of the embedding, a few rows
+    read_token = job.kv_bytes / bandwidth
+    products = model.flops([1]) / (DECODE_SHARE * job.gpu.peak)  # seconds a token
+    overhead = overhead if job.cfg.sampler == "vllm" else TORCH_STEP
+
+    def seconds_of_step(live: int, cached: float) -> float:
+        return max(read_weights, products * live) + overhead + read_token * cached
+
+    return engine_seconds(lengths, job.prompt, job.cfg.max_num_seqs, job.cache_tokens, seconds_of_step)
+
+
+def evaluation_seconds(job: Job, stack: Stack) -> float:
+    """Seconds of one validation."""
+    problems = 0
+    for path in map(Path, job.cfg.eval_data):
+        problems += len(path.read_bytes().splitlines()) if path.is_file() else 30
+    mean = min(1.5 * job.mean, 0.8 * job.eval_len)
+    return generate(job, mean, job.eval_len, max(1, problems), job.cfg.eval_k, stack.overhead)
 
 
 def step_seconds(job: Job, stack: Stack) -> dict[str, float]:
-    """Seconds of a step by phase."""
-    cfg, limit, group, step = job.cfg, job.cfg.max_response_len[0], job.cfg.group_size[0], stack.overhead
-    responses = response_lengths(job.mean, limit, cfg.prompts_per_step * group)
-    tokens = [min(PROMPT, cfg.max_prompt_len) + n - 1 for n in responses]
-    forward, head = job.model.flops(tokens), 2 * job.weights[2] * sum(tokens)
-    again = forward if cfg.activation_checkpointing else head  # logits are computed twice in any case
-    rate, passes = job.gpus * stack.share * job.gpu.peak, 1 - 1 / cfg.minibatches + bool(cfg.kl_coef)
-    saved, most = (12 + DTYPES[cfg.export_dtype].itemsize) * job.weights[0], job.eval_len  # bytes, tokens
-    problems = sum(len(Path(f).read_bytes().splitlines()) if Path(f).is_file() else 30 for f in cfg.eval_data) or 1
-    evaluation = generate(job, min(1.5 * job.mean, 0.8 * most), most, problems, cfg.eval_k, step)
-    return {"generate, tail": generate(job, job.mean, limit, cfg.prompts_per_step, group, step), "reward": stack.reward,
-            "logprobs": passes * forward / rate, "train": (3 * forward + again) / rate, "sync": stack.sync,
-            "checkpoint": saved / DISK / cfg.save_every if cfg.save_every else 0.0,
-            "evaluation": evaluation / cfg.eval_every if cfg.eval_every else 0.0}  # fmt: skip
+    """phase -> seconds of a step."""
+    cfg, limit, group = job.cfg, job.cfg.max_response_len[0], job.cfg.group_size[0]
+    lengths = [job.prompt + n - 1 for n in response_lengths(job.mean, limit, cfg.prompts_per_step * group)]
+    forward = job.model.flops(lengths)
+    head = 2 * num_params(job.model.lm_head) * sum(lengths)
+    recomputed = forward if cfg.activation_checkpointing else head  # logits are computed twice in any case
+    passes = (
+        1 - 1 / cfg.minibatches + bool(cfg.kl_coef)
+    )  # old log-probabilities, but for the first minibatch; reference
+    rate = job.gpus * stack.share * job.gpu.peak
+    saved = (4 + 8 + DTYPES[cfg.export_dtype].itemsize) * num_params(job.model)  # bytes: weights, Adam, export
+    return {
+        "generate, tail": generate(job, job.mean, limit, cfg.prompts_per_step, group, stack.overhead),
+        "reward": stack.reward,
+        "logprobs": passes * forward / rate,
+        "train": (3 * forward + recomputed) / rate,
+        "sync": stack.sync,
+        "checkpoint": saved / DISK / cfg.save_every if cfg.save_every else 0.0,
+        "evaluation": evaluation_seconds(job, stack) / cfg.eval_every if cfg.eval_every else 0.0,
+    }
 
 
-def report(job: Job, least: int) -> list[str]:
-    """Memory by part and moment, what to change where it does not fit, the cache."""
-    cfg, parts, problems, (_, longest, held, samples) = job.cfg, memory(job), misfits(job)[0], job.cache()
-    rows = (*parts.items(), ("together", tuple(map(sum, zip(*parts.values(), strict=True)))))
-    lines = [f"{'GiB on a GPU':<34}" + "".join(f"{m:>12}" for m in MOMENTS)]
-    lines += [f"{name:<34}" + "".join(f"{x / GIB:>12.2f}" if x else " " * 12 for x in row) for name, row in rows]
-    lines.append(f"{job.gpu.memory} GiB, {SPARE:.0%} spare: {'DOES NOT FIT' if problems else 'fits'}")
-    if problems:
-        lines += [*problems, "it would fit with " + (" or ".join(remedies(job, least)) or "a larger GPU only")]
-    on, expected = not cfg.activation_checkpointing, job.mean + min(PROMPT, cfg.max_prompt_len)
-    peak = misfits(replace(job, cfg=replace(cfg, activation_checkpointing=on)))[1]
-    return [*lines, f"with activation_checkpointing={str(on).lower()} the trainer takes {peak:.1f} GiB",
-            f"KV cache: {held:,.0f} tokens, {held / longest:,.1f} sequences of {longest:,} (longest) or "
-            f"{held / expected:,.1f} of {expected:,.0f} (expected); a rank gets {samples}, "
-            f"max_num_seqs {cfg.max_num_seqs}"]  # fmt: skip
+# ------------------------------------------------------------------------------------------------------------- report
 
 
-def stages(argv: list[str]) -> tuple[list[Job], str]:
-    """A job for every stage, and the name of the GPU. Raises UserError."""
-    flags = [a[2:].partition("=") for a in argv]
-    mine = {name: value for name, _, value in flags if name in ("gpu", "gpus", "mean_len")}
-    cfg = load_config([a for a, (name, _, _) in zip(argv, flags, strict=True) if name not in mine])
-    kind, contexts, jobs, left = mine.get("gpu", "a100-80"), cfg.max_response_len, [], cfg.total_steps
-    if kind not in GPUS:
-        raise UserError(f"--gpu: {kind!r} is not one of {', '.join(GPUS)}")
-    gpus, means = cfg.stage_gpus or (8,) * len(contexts), [MEANS.get(n, max(1, MEAN_SHARE * n)) for n in contexts]
-    gpus = [parse_flag("--gpus", int, mine["gpus"])] * len(contexts) if "gpus" in mine else gpus
-    means = parse_flag("--mean_len", tuple[int, ...], mine["mean_len"]) if "mean_len" in mine else means
-    if len(means) != len(contexts) or not all(1 <= m <= n for m, n in zip(means, contexts, strict=True)):
-        raise UserError(f"--mean_len: {mine['mean_len']!r}: one number a stage, between 1 and its limit, of {contexts}")
+def print_stage(job: Job, price: float) -> dict[str, float]:
+    """Print memory, time and cost of a stage; returns its GPU-hours by stack."""
+    cfg = job.cfg
+    steps = f"{'up to ' if cfg.stage_policy == 'auto' else ''}{cfg.stage_steps[0]} steps"
+    samples = f"{cfg.prompts_per_step} prompts x {cfg.group_size[0]} samples of {job.mean:,.0f} tokens"
+    print(f"\ncontext {cfg.max_response_len[0]}: {steps} of {samples}, {job.gpus} x {job.gpu.name}")
+    print("\n".join(memory.report(job)))
+    print(f"\n{'seconds a step':<16}" + "".join(f"{name:>10}" for name in STACKS))
+    seconds = {name: step_seconds(job, stack) for name, stack in STACKS.items()}
+    for phase in seconds["good"]:
+        print(f"{phase:<16}" + "".join(f"{phases[phase]:>10.1f}" for phases in seconds.values()))
+    gpu_hours = {}
+    for name, phases in seconds.items():
+        step = sum(phases.values())
+        cost = cfg.stage_steps[0] * step * job.gpus / 3600
+        gpu_hours[name] = cost
+        print(f"{name}: {step:.0f} s a step, {cost / job.gpus:,.1f} hours, {cost:,.0f} GPU-hours, ${cost * price:,.0f}")
+    return gpu_hours
+
+
+# ------------------------------------------------------------------------------------------------------- command line
+
+
+@dataclass(frozen=True)
+class Flags:
+    """The plan's own flags, beside the config's settings."""
+
+    gpu: str = "a100-80"
+    gpus: int = 8  # on every stage; if not given, stage_gpus comes first
+    mean_len: tuple[int, ...] = ()  # expected tokens of a response, one entry a stage; if not given, see MEANS
+
+
+def stages(argv: list[str]) -> list[Job]:
+    """A job for every stage. Raises UserError."""
+    values, others = parse_flags(argv, Flags)
+    flags, cfg = Flags(**values), load_config(others)
+    if flags.gpu not in GPUS:
+        raise UserError(f"--gpu: {flags.gpu!r} is not one of {', '.join(GPUS)}")
+    contexts, gpus, means = cfg.max_response_len, cfg.stage_gpus, flags.mean_len
+    if "gpus" in values or not gpus:
+        gpus = (flags.gpus,) * len(contexts)
+    if "mean_len" not in values:
+        means = [MEANS.get(context, max(1, MEAN_SHARE * context)) for context in contexts]
+    if len(means) != len(contexts) or not all(1 <= mean <= n for mean, n in zip(means, contexts, strict=True)):
+        given = ",".join(map(str, means))
+        raise UserError(f"--mean_len: {given!r}: one number a stage, between 1 and its limit, of {contexts}")
     shape = ModelConfig.from_folder(cfg.model) if Path(cfg.model).is_dir() else ModelConfig.from_dict(R1_DISTILL)
     with torch.device("meta"):
         model = Qwen2(shape)
-    weights = tuple(sum(p.numel() for p in m.parameters()) for m in (model, model.model.layers[0], model.lm_head))
-    gpu = GPUS[kind]._replace(peak=GPUS[kind].peak / (16 if cfg.dtype == "float32" else 1))
-    for n, context, group, steps, mean in zip(gpus, contexts, cfg.group_size, cfg.stage_steps, means, strict=True):
-        if n < 1 or n % (cfg.shard_size or n):
-            raise UserError(f"--gpus: {n} is not 1 or more, and a multiple of shard_size={cfg.shard_size}")
-        if left > 0:
-            one = replace(cfg, max_response_len=context, group_size=group, stage_steps=min(steps, left), stage_gpus=(),
-                          eval_max_len=0)  # fmt: skip
-            jobs.append(Job(one, model, n, gpu, mean, cfg.eval_max_len or context, weights))
-        left -= steps
-    return jobs, kind
+    gpu = GPUS[flags.gpu]
+    if cfg.dtype == "float32":
+        gpu = replace(gpu, peak=gpu.peak / 16)
+    prompt, longest = min(PROMPT, cfg.max_prompt_len), cfg.max_prompt_len + contexts[-1]
+    jobs, steps_left = [], cfg.total_steps
+    for i, context in enumerate(contexts):
+        if gpus[i] < 1 or gpus[i] % (cfg.shard_size or gpus[i]):
+            raise UserError(f"--gpus: {gpus[i]} is not 1 or more, and a multiple of shard_size={cfg.shard_size}")
+        steps = min(cfg.stage_steps[i], steps_left)
+        steps_left -= steps
+        if steps:
+            entries = dict(max_response_len=context, group_size=cfg.group_size[i], stage_steps=steps, stage_gpus=())
+            stage_cfg = replace(cfg, **entries, eval_max_len=0)
+            jobs.append(Job(stage_cfg, model, gpus[i], gpu, prompt, means[i], cfg.eval_max_len or context, longest))
+    return jobs
 
 
 def main(argv: list[str]) -> None:
     """Print memory, time and cost of every stage. Raises UserError."""
-    jobs, kind = stages(argv)
-    cfg, least, hours = jobs[0].cfg, max(job.cache()[1] for job in jobs), dict.fromkeys(STACKS, 0.0)
+    jobs = stages(argv)
+    cfg = jobs[0].cfg
     known = "" if Path(cfg.model).is_dir() else " is not here: sizes of DeepSeek-R1-Distill-Qwen-1.5B"
     only = " (runs on the CPU only; bfloat16 runs on a GPU)" if cfg.dtype == "float32" else ""
-    print(f"model: {cfg.model}{known}, {jobs[0].weights[0] / 1e9:.4g} B weights, {cfg.dtype}{only}")
-    price = cfg.gpu_dollars_per_hour or GPUS[kind].dollars
+    print(f"model: {cfg.model}{known}, {num_params(jobs[0].model) / 1e9:.4g} B weights, {cfg.dtype}{only}")
+    price = cfg.gpu_dollars_per_hour or jobs[0].gpu.dollars
+    total = dict.fromkeys(STACKS, 0.0)  # GPU-hours
     for job in jobs:
-        c, n, columns = job.cfg, job.gpus, {name: step_seconds(job, stack) for name, stack in STACKS.items()}
-        steps = f"{'up to ' if c.stage_policy == 'auto' else ''}{c.stage_steps[0]}"
-        print(f"\ncontext {c.max_response_len[0]}: {steps} steps of {c.prompts_per_step} prompts x "
-              f"{c.group_size[0]} samples of {job.mean:,.0f} tokens, {n} x {kind}")  # fmt: skip
-        print(*report(job, least), "", f"{'seconds a step':<16}" + "".join(f"{name:>10}" for name in STACKS), sep="\n")
-        for phase in columns["good"]:
-            print(f"{phase:<16}" + "".join(f"{column[phase]:>10.1f}" for column in columns.values()))
-        for name, column in columns.items():
-            step, cost = sum(column.values()), c.stage_steps[0] * sum(column.values()) * n / 3600
-            print(f"{name}: {step:.0f} s a step, {cost / n:,.1f} hours, {cost:,.0f} GPU-hours, ${cost * price:,.0f}")
-            hours[name] += cost
-    every = ", ".join(f"{name} {h:,.0f} GPU-hours, ${h * price:,.0f}" for name, h in hours.items())
-    limit = " at most, if the controller ends no stage earlier" if cfg.stage_policy == "auto" else ""
+        for name, hours in print_stage(job, price).items():
+            total[name] += hours
     if cfg.refill_attempts:
         print(f"\nrefills are not counted: generation may take up to {cfg.refill_attempts} more rounds a step")
-    print(f"\nall stages{limit}: {every}; at ${price:.2f} a GPU-hour{'' if cfg.gpu_dollars_per_hour else ' (assumed)'}",
-          "DeepScaleR reported 3,800 A100-hours: 8K on 8 GPUs, 16K and 24K on 32", ASSUMED, sep="\n")  # fmt: skip
+    limit = " at most, if the controller ends no stage earlier" if cfg.stage_policy == "auto" else ""
+    costs = ", ".join(f"{name} {hours:,.0f} GPU-hours, ${hours * price:,.0f}" for name, hours in total.items())
+    assumed = "" if cfg.gpu_dollars_per_hour else " (assumed)"
+    print(f"\nall stages{limit}: {costs}; at ${price:.2f} a GPU-hour{assumed}")
+    print("DeepScaleR reported 3,800 A100-hours: 8K on 8 GPUs, 16K and 24K on 32")
+    print(ASSUMED)
