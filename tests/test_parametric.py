@@ -21,20 +21,23 @@ F = Fraction
 def inside(points, x, y):
     """Strictly inside: on the same side of all three edges."""
     (ax, ay), (bx, by), (cx, cy) = points
-    turns = [(bx - ax) * (y - ay) - (by - ay) * (x - ax), (cx - bx) * (y - by) - (cy - by) * (x - bx),
-             (ax - cx) * (y - cy) - (ay - cy) * (x - cx)]  # fmt: skip
+    turns = [
+        (bx - ax) * (y - ay) - (by - ay) * (x - ax),
+        (cx - bx) * (y - by) - (cy - by) * (x - bx),
+        (ax - cx) * (y - cy) - (ay - cy) * (x - cx),
+    ]
     return all(t > 0 for t in turns) or all(t < 0 for t in turns)
 
 
 def roots(*coefficients):
     """Durand and Kerner's iteration."""
     n = len(coefficients) - 1
-    found = [(0.4 + 0.9j) ** k for k in range(n)]
+    x = [(0.4 + 0.9j) ** k for k in range(n)]
     for _ in range(500):
         for i in range(n):
-            value = sum(c * found[i] ** (n - k) for k, c in enumerate(coefficients))
-            found[i] -= value / math.prod(found[i] - found[j] for j in range(n) if j != i)
-    return found
+            value = sum(c * x[i] ** (n - k) for k, c in enumerate(coefficients))
+            x[i] -= value / math.prod(x[i] - x[j] for j in range(n) if j != i)
+    return x
 
 
 def recurrence(p, q, n, m):
@@ -82,8 +85,9 @@ def sums(parts, total, most):
 
 
 def necklaces(n, colors):
-    return len({min(w[i:] + w[:i] for i in range(n)) for w in product(range(colors), repeat=n)}) if colors**n < 70_000 \
-        else None  # fmt: skip
+    if colors**n >= 70_000:
+        return None
+    return len({min(w[i:] + w[:i] for i in range(n)) for w in product(range(colors), repeat=n)})
 
 
 def solve(matrix, right):
@@ -94,8 +98,9 @@ def solve(matrix, right):
         pivot = next(r for r in range(i, n) if rows[r][i])
         rows[i], rows[pivot] = rows[pivot], rows[i]
         rows[i] = [x / rows[i][i] for x in rows[i]]
-        rows = [row if r == i else [x - row[i] * y for x, y in zip(row, rows[i], strict=True)]
-                for r, row in enumerate(rows)]  # fmt: skip
+        for r in range(n):
+            if r != i:
+                rows[r] = [x - rows[r][i] * y for x, y in zip(rows[r], rows[i], strict=True)]
     return [row[-1] for row in rows]
 
 
@@ -214,8 +219,8 @@ def test_answers_equal_brute_force(template):
 
 def test_there_are_enough_templates_of_every_field_and_level():
     assert len(TEMPLATES) >= 24 and set(BRUTE) == {t.name for t in TEMPLATES} and len(BRUTE) == len(TEMPLATES)
-    assert set(Counter((t.field, t.level) for t in TEMPLATES)) == set(product(
-        ("number theory", "algebra", "counting", "geometry", "probability"), (1, 2, 3)))  # fmt: skip
+    fields = ("number theory", "algebra", "counting", "geometry", "probability")
+    assert {(t.field, t.level) for t in TEMPLATES} == set(product(fields, (1, 2, 3)))
 
 
 def test_a_seed_is_reproduced_and_extended_and_problems_differ():
@@ -237,8 +242,9 @@ def test_answers_are_ones_that_the_grader_reads():
 
 
 def test_how_numbers_are_written():
-    assert [latex(v) for v in (5, -F(3, 4), (F(1), 3), (F(2), 1), (F(3, 2), 5), (-F(1, 2), 7))] == [
-        "5", "-\\frac{3}{4}", "\\sqrt{3}", "2", "\\frac{3\\sqrt{5}}{2}", "-\\frac{\\sqrt{7}}{2}"]  # fmt: skip
+    assert latex(5) == "5" and latex(-F(3, 4)) == "-\\frac{3}{4}"
+    assert latex((F(1), 3)) == "\\sqrt{3}" and latex((F(2), 1)) == "2"
+    assert latex((F(3, 2), 5)) == "\\frac{3\\sqrt{5}}{2}" and latex((-F(1, 2), 7)) == "-\\frac{\\sqrt{7}}{2}"
     assert poly(1, 0, -2, 5) == "x^3-2x+5" and poly(1, -1, 1) == "x^2-x+1"
 
 

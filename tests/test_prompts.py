@@ -44,16 +44,19 @@ def test_problems_come_from_the_files_that_the_curation_reads_too(tmp_path):
         load_problems(write(tmp_path / "p.txt", "{}"))
 
 
-@pytest.mark.parametrize("text,message", [
-    ('{"problem": "a", "answer": "1"}\n{"problem": "b"}', r":2: a row needs an 'answer'"),
-    ('{"problem": "a", "answer": "  "}', r":1: a row needs an 'answer'"),
-    ('{"problem": "a", "answer": null}', r":1: a row needs an 'answer'"),
-    ('{"problem": "a", "answer": ["1", null]}', r":1: a row needs an 'answer'"),
-    ('{"answer": "1"}', r":1: a row needs a text 'problem'"),
-    ('{"problem": "a", "answer": "1"}\n{"problem', r":2: not JSON"),
-    ("[1]", r":1: a row needs a text 'problem'"),
-    ("\n", "no rows"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text,message",
+    [
+        ('{"problem": "a", "answer": "1"}\n{"problem": "b"}', r":2: a row needs an 'answer'"),
+        ('{"problem": "a", "answer": "  "}', r":1: a row needs an 'answer'"),
+        ('{"problem": "a", "answer": null}', r":1: a row needs an 'answer'"),
+        ('{"problem": "a", "answer": ["1", null]}', r":1: a row needs an 'answer'"),
+        ('{"answer": "1"}', r":1: a row needs a text 'problem'"),
+        ('{"problem": "a", "answer": "1"}\n{"problem', r":2: not JSON"),
+        ("[1]", r":1: a row needs a text 'problem'"),
+        ("\n", "no rows"),
+    ],
+)
 def test_a_bad_row_is_named_in_one_line(tmp_path, text, message):
     with pytest.raises(UserError, match=message) as e:
         load_problems(write(tmp_path / "p.jsonl", text))
@@ -114,20 +117,23 @@ def test_prompts_of_deepseeks_template_are_those_of_transformers(tmp_path, opens
     write(tmp_path / "tokenizer_config.json", json.dumps(config))
     theirs = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"), bos_token=bos, eos_token=eos)
     text = "Find $x$ if $2^x = 8$." + Config(run_name="x").prompt_suffix
-    expected = theirs.apply_chat_template([{"role": "user", "content": text}], chat_template=template,
-                                          add_generation_prompt=True, return_dict=False)  # fmt: skip
+    options = dict(chat_template=template, add_generation_prompt=True, return_dict=False)
+    expected = theirs.apply_chat_template([{"role": "user", "content": text}], **options)
     ids, opened = ChatTokenizer(tmp_path).prompt(text)
     assert ids == expected and ids.count(bos_id) == 1
     assert opened == assistant + opens.replace("\\n", "\n")
     assert text.endswith(" Let's think step by step and output the final answer within \\boxed{}.")
 
 
-@pytest.mark.parametrize("template", [
-    "{{ messages.__class__.__mro__ }}",
-    "{{ ''.__class__.__base__.__subclasses__() }}",
-    "{% for m in messages %}{{ m.clear() }}{% endfor %}",
-    "{{ raise_exception('no') }}",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ messages.__class__.__mro__ }}",
+        "{{ ''.__class__.__base__.__subclasses__() }}",
+        "{% for m in messages %}{{ m.clear() }}{% endfor %}",
+        "{{ raise_exception('no') }}",
+    ],
+)
 def test_hostile_templates_are_stopped_by_the_sandbox(tiny_model_dir, tmp_path, template):
     tokenizer = with_template(tiny_model_dir, tmp_path, template)
     with pytest.raises(UserError, match="the chat template fails"):

