@@ -74,11 +74,11 @@ class Settings:
         choices = {
             "near": ["gated", "deepscaler"],
             "gradable": ["ours", "deepscaler"],
-            "source": [source.name for source in TRAINING],
+            "source": ["", *(source.name for source in TRAINING)],  # "" stands for all
         }
         for name, allowed in choices.items():
-            if getattr(self, name) not in allowed and not (name == "source" and not self.source):
-                raise UserError(f"--{name}: {getattr(self, name)!r} is none of {', '.join(allowed)}")
+            if getattr(self, name) not in allowed:
+                raise UserError(f"--{name}: {getattr(self, name)!r} is none of {', '.join(filter(None, allowed))}")
         for name in ("workers", "answer_budget", "count"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name}: {getattr(self, name)} is under its minimum 1")

@@ -131,12 +131,12 @@ def as_row(raw: Raw, source: str, default_id: str) -> Row:
 
 def answers(value: Any) -> list[str]:
     """The texts of an answer field: text, a number (142.0 is 142), a list of them, or nothing. Raises ValueError."""
-    values = [a for a in (value if isinstance(value, list) else [value]) if a is not None]
+    values = value if isinstance(value, list) else [value]
     for answer in values:
         is_number = isinstance(answer, (int, float)) and not isinstance(answer, bool) and abs(answer) < math.inf
-        if not is_number and not isinstance(answer, str):
+        if answer is not None and not is_number and not isinstance(answer, str):
             raise ValueError("'answer' is neither text nor number")
-    return [str(int(a) if isinstance(a, float) and a.is_integer() else a) for a in values]
+    return [str(int(a) if isinstance(a, float) and a.is_integer() else a) for a in values if a is not None]
 
 
 def read_rows(
