@@ -240,6 +240,7 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(c.num_attention_heads * c.head_dim, c.hidden_size, bias=False)
 
     def forward(self, x: Tensor, position_ids: Tensor, layout: Any, backend: str) -> Tensor:
+        # rollout.TorchSampler._forward repeats this computation: change both
         q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
         # Angles come from the integer positions here: FSDP2 casts every float it passes to a layer to bf16.
         cos, sin = rotary_angles(position_ids, self.head_dim, self.rope_theta)
@@ -388,7 +389,7 @@ class Qwen2(nn.Module):
                 shutil.copyfile(self.source / file, path / file)
 
     def flops(self, lengths: Iterable[int]) -> float:
-        """FLOPs of one forward pass over sequences of these lengths, head included, causal attention counted once."""
+        """FLOPs of one forward pass over sequences of these lengths, head included; of attention the causal half."""
         c, lengths = self.config, list(lengths)
         kv = 2 * c.num_key_value_heads * c.head_dim
         width = c.num_attention_heads * c.head_dim

@@ -9,6 +9,7 @@ mathematics. Nothing here imports torch: a worker starts in a tenth of a second.
 
 import re
 import sys
+from collections import deque
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -24,11 +25,14 @@ class Problem:
 
     id: str
     problem: str  # the question
-    answer: str | list[str]  # the gold; of a list any one is right
+    answer: str | list[str]  # the gold answer; any entry of a list is accepted
 
 
 def reward_fn(problem: Problem, response_text: str) -> float:
     """The reward of one response. To train on something else (unit tests, a length penalty), change this function.
+
+    Training and validation call it alike. Metrics and evaluation call a response right if its reward is at least 1.0,
+    and show what `extract_answer` finds.
 
     `response_text` begins with what the chat template opened (`<think>\\n`) and is hostile: nothing in it may be run
     outside a sandbox. The same arguments must give the same number on every machine, or runs cannot be repeated. Where
@@ -57,12 +61,10 @@ def extract_answer(response: str) -> str | None:
 
 def last_boxed(text: str) -> str | None:
     """The content of the last \\boxed{...}, or None; if that one is unclosed or empty, no earlier one counts."""
-    opening = None
-    for opening in re.finditer(r"\\boxed\s*\{", text):  # noqa: B007 (the last match is wanted)
-        pass
-    if opening is None:
+    openings = deque(re.finditer(r"\\boxed\s*\{", text), maxlen=1)  # the last one
+    if not openings:
         return None
-    begin, depth = opening.end(), 1
+    begin, depth = openings[0].end(), 1
     for mark in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, begin):  # \{ and \} do not count, as in TeX
         depth += {"{": 1, "}": -1}.get(mark.group(), 0)
         if depth == 0:
@@ -71,10 +73,10 @@ def last_boxed(text: str) -> str | None:
 
 
 def grade(answer: str, gold: str) -> bool:
-    """Whether two final answers are mathematically equal; any text at all is answered, what is unclear with False.
+    """Whether two final answers are mathematically equal. Any text may be given; False if it cannot be told.
 
     Exact equality; units and labels (`x =`) may be absent, lists come in any order, tuples and intervals do not.
-    Symmetric but for a gold that is rounded (`compare.agrees_with_rounded`). Raises MemoryError alone.
+    Symmetric, except for a gold that is rounded (`compare.agrees_with_rounded`). Raises nothing but MemoryError.
     """
     return max(len(answer), len(gold)) <= MAX_CHARS and _grade(answer, gold)
 
@@ -83,7 +85,7 @@ def grade(answer: str, gold: str) -> bool:
 def _grade(answer: str, gold: str) -> bool:
     try:
         return compare.equal(answer, gold)
-    except MemoryError:  # of this process, and no property of the answer
+    except MemoryError:  # says something about this process, not about the answer
         raise
     except Exception:  # untrusted text: outside the grammar, over a bound, or undefined
         return False

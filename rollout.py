@@ -45,7 +45,7 @@ from problems.prompts import ChatTokenizer, Prompt
 class Rollout:
     """One sampled response. Plain Python: no tensors."""
 
-    prompt_id: int  # index of the prompt in its data file (in generate's argument, as the sampler returns it)
+    prompt_id: int  # index of the prompt: among the run's prompts; as a sampler returns it, in generate's argument
     sample_id: int  # 0 .. group_size - 1
     prompt_ids: list[int]
     response_ids: list[int]  # with the stop token, where there is one
@@ -56,12 +56,12 @@ class Rollout:
 
 
 def sample_seed(*parts: int | str) -> int:
-    """One 63-bit seed, a hash of (run seed, stage, step, attempt, prompt, sample) or any such tuple."""
+    """One 63-bit seed: a hash of (run seed, stage, step, attempt, prompt, sample), or of whatever names a sample."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little") >> 1
 
 
 def response_text(prompt: Prompt, rollout: Rollout, tokenizer: ChatTokenizer) -> str:
-    """What the grader reads."""
+    """What the grader reads: what the chat template opened (`<think>`), and the response."""
     return prompt.opened + tokenizer.decode(rollout.response_ids)
 
 
@@ -103,9 +103,9 @@ def sample_tokens(
     """Inverse-CDF sampling. logits (N, V) float32, uniform (N,) float64 -> tokens (N,), logprobs (N,) float32.
 
     Ids at or beyond `vocab_size` (rows that pad a checkpoint's vocabulary) have no probability, here as in vLLM and the
-    trainer. Log-probabilities are those of softmax(logits / temperature), of the kept tokens alone where top_p < 1, as
-    vLLM's processed_logprobs. Temperature 0 is greedy, with log-probabilities at temperature 1. Sums run in float64:
-    float32 over 152K entries ends past V.
+    trainer. Log-probabilities are those of softmax(logits / temperature), of the kept tokens alone if top_p < 1, as
+    vLLM's processed_logprobs. Temperature 0 is greedy, with log-probabilities at temperature 1. Sums run in float64: a
+    float32 sum over 152K entries may end below the number drawn, and the index past V.
     """
     logits = logits[:, :vocab_size]
     if temperature == 0:
@@ -115,18 +115,18 @@ def sample_tokens(
     probs = logprobs.double().exp()
     if top_p < 1:
         ordered, order = torch.sort(probs, dim=-1, descending=True, stable=True)
-        beyond = ordered.cumsum(-1) - ordered >= top_p * probs.sum(-1, keepdim=True)  # the mass before it suffices
+        beyond = ordered.cumsum(-1) - ordered >= top_p * probs.sum(-1, keepdim=True)  # likelier ones hold top_p already
         probs = probs.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), 0.0)
         logprobs = logprobs - probs.sum(-1, keepdim=True).log().float()
     cdf = probs.cumsum(-1)  # (N, vocab_size)
     total = cdf[:, -1:].contiguous()
     tokens = torch.searchsorted(cdf, uniform[:, None] * total, right=True)
-    tokens = tokens.minimum(torch.searchsorted(cdf, total)).squeeze(-1)  # the last token with any probability
+    tokens = tokens.minimum(torch.searchsorted(cdf, total)).squeeze(-1)  # not past the last one with any probability
     return tokens, logprobs.gather(-1, tokens[:, None]).squeeze(-1)
 
 
 def check_lengths(prompts: list[list[int]], max_tokens: int, name: str, limit: int) -> None:
-    """Raises UserError where a prompt and its response exceed the `limit` called `name`, or one of them has no room."""
+    """Raises UserError if a prompt is empty, or with `max_tokens` exceeds the `limit`, a setting called `name`."""
     longest = max(len(p) for p in prompts)
     if min(len(p) for p in prompts) == 0 or max_tokens < 1:
         raise UserError("generate: a prompt without tokens, or max_tokens under 1")
@@ -139,8 +139,11 @@ Sample = tuple[list[int], list[float], str]  # response_ids, logprobs, finish_re
 
 def in_groups(prompts: list[list[int]], seeds: list[list[int]], samples: Iterable[Sample]) -> list[list[Rollout]]:
     """The rollouts of each prompt, from all samples in order."""
-    samples = iter(samples)
-    return [[Rollout(p, s, prompt, *next(samples)) for s in range(len(seeds[p]))] for p, prompt in enumerate(prompts)]
+    samples, groups = iter(samples), []
+    for prompt_id, prompt in enumerate(prompts):
+        sample_ids = range(len(seeds[prompt_id]))
+        groups.append([Rollout(prompt_id, sample_id, prompt, *next(samples)) for sample_id in sample_ids])
+    return groups
 
 
 class TorchSampler:
@@ -185,16 +188,19 @@ class TorchSampler:
         return size
 
     def sleep(self) -> None:
-        """Nothing to give back: the cache lives only while `generate` runs."""
+        """No-op: the cache lives only while `generate` runs."""
 
     def wake(self) -> None:
-        """Nothing to take back."""
+        """No-op."""
 
     def close(self) -> None:
-        """Nothing to end."""
+        """No-op."""
 
     def _forward(self, ids: Tensor, position_ids: Tensor, attend) -> Tensor:
-        """Hidden states after the final norm (N, D) of tokens (N,); `attend(layer, q, k, v)` sees the cache."""
+        """Hidden states after the final norm (N, D) of tokens (N,); `attend(layer, q, k, v)` sees the cache.
+
+        The same computation as model.Qwen2.forward, with joined products: change both.
+        """
         c, w = self.config, self.weights
         cos, sin = rotary_angles(position_ids, c.head_dim, c.rope_theta)
         rotated = c.num_attention_heads + c.num_key_value_heads
@@ -289,8 +295,10 @@ class TorchSampler:
             count = counts[sample]
             logits, uniform = F.linear(hidden, head).float(), uniforms(seed_of[sample], count)
             tokens, logprob = sample_tokens(logits, uniform, temperature, top_p, self.vocab_size)
-            out_ids[sample, count], out_logprobs[sample, count] = tokens, logprob
-            counts[sample] = count = count + 1
+            out_ids[sample, count] = tokens
+            out_logprobs[sample, count] = logprob
+            count = count + 1
+            counts[sample] = count
             done = torch.isin(tokens, self.eos_ids) | (count == max_tokens)
             sample, tokens = self._retire(cache, done, sample, tokens)
             if sample.numel():
@@ -397,7 +405,7 @@ class VLLMSampler:
     def _start(self, path: str | Path, options: dict[str, Any]) -> None:
         """Start the engine and ask it for one token, since some refusals come only then. Raises UserError."""
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine lives in this process, with its process group
-        os.environ["VLLM_NO_USAGE_STATS"] = "1"  # it would report to its makers
+        os.environ["VLLM_NO_USAGE_STATS"] = "1"  # no telemetry
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         with globals_kept(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
@@ -463,8 +471,8 @@ class VLLMSampler:
     def load_weights(self, named_tensors: Iterable[tuple[str, Tensor]]) -> int:
         """Stream new weights into the engine's own storage, one tensor at a time; returns their bytes.
 
-        Every name and shape is checked against the engine's before vLLM sees the tensor (it keeps a missing weight and
-        accepts an oversized one without a word). A tied head is given too: the engine packs a copy of its own. The
+        Every name and shape is checked against the engine's before vLLM sees the tensor (it silently keeps a missing
+        weight and accepts an oversized one). A tied head is given too: the engine packs a copy of its own. The
         prefix cache is emptied: its keys and values are the old weights'. Raises ValueError.
         """
         missing, size = dict(self.shapes), 0

@@ -4,7 +4,7 @@
 
 Reads a config, a model folder and problem files; writes the run folder `out/<run_name>/` (config.json, metrics.jsonl,
 rollouts/, ckpt/, hf/, ledger.json, summary.json). A process group and FSDP2 always exist, with one process as with
-thirty-two. Every rank runs this whole file; what is the same on all of them is said to be.
+thirty-two. Every rank runs all of this file; functions whose result is the same on every rank say so.
 
 Dimensions: T packed tokens of a batch.
 """
@@ -21,6 +21,7 @@ from torch import Tensor
 from configs import Config, load_config
 from configs import run as run_command
 from eval import evaluate
+from evaluation.report import validation_lines
 from grader.pool import RewardPool
 from losses import (
     aggregate,
@@ -44,7 +45,7 @@ from training.packing import Batch, Minibatch, all_sum, from_rank0, load_model, 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run works with from its first step to its last. Where it stands is a `RunState`."""
+    """What a run works with from its first step to its last. Its progress is a `RunState`."""
 
     cfg: Config
     device: torch.device
@@ -54,7 +55,7 @@ class Run:
     sampler: Sampler  # its own copy of the weights
     pool: RewardPool
     model: Qwen2  # the policy, in float32 shards
-    reference: Qwen2 | None  # frozen, where the loss has a KL term
+    reference: Qwen2 | None  # frozen; None if kl_coef is 0
     optimizer: torch.optim.AdamW
     ledger: metrics.Ledger
 
@@ -63,41 +64,46 @@ class Run:
 
 
 def draw_prompts(state: RunState, num_prompts: int, cfg: Config) -> list[int]:
-    """The prompts of the step after `state`: consecutive parts of a shuffled epoch, the last incomplete part left out.
-    The same on every rank."""
-    steps_before = state.step - state.order_began
-    epoch, part = divmod(steps_before, num_prompts // cfg.prompts_per_step)
+    """Indices of the prompts of the step after `state`: consecutive slices of a shuffled epoch, without an incomplete
+    last one. The same on every rank."""
+    steps_per_epoch = num_prompts // cfg.prompts_per_step
+    epoch, step_of_epoch = divmod(state.step - state.order_began, steps_per_epoch)
     generator = torch.Generator().manual_seed(sample_seed(cfg.seed, "epoch", epoch))
     order = torch.randperm(num_prompts, generator=generator)
-    return order[part * cfg.prompts_per_step : (part + 1) * cfg.prompts_per_step].tolist()
+    first = step_of_epoch * cfg.prompts_per_step
+    return order[first : first + cfg.prompts_per_step].tolist()
 
 
 def refill_prompts(groups: list[list[Rollout]], step: int, attempt: int, num_prompts: int, cfg: Config) -> list[int]:
-    """Other prompts, in the place of those whose groups came out uniform, as many as should give what is missing at
-    the share of mixed groups so far; none when the step is full or its attempts are used up (DAPO, 2503.14476, eq. 11;
-    there they are the next ones of the epoch, here any that the step has not had). The same on every rank."""
-    mixed = sum(is_mixed(g) for g in groups)
+    """Indices of other prompts in place of those with uniform groups (DAPO, 2503.14476, eq. 11), as many as should give
+    the missing mixed groups at the share of mixed ones so far. An empty list if the step is full or its attempts are
+    used up. DAPO takes the epoch's next prompts, this any that the step has not had. The same on every rank."""
+    mixed = sum(is_mixed(group) for group in groups)
     missing = cfg.prompts_per_step - mixed
     if attempt > cfg.refill_attempts or missing <= 0:
         return []
-    wanted = min(cfg.prompts_per_step, math.ceil(missing / max(0.1, mixed / len(groups))))
+    mixed_share = max(0.1, mixed / len(groups))  # not below a tenth: no more than ten times as many as are missing
+    wanted = min(cfg.prompts_per_step, math.ceil(missing / mixed_share))
     generator = torch.Generator().manual_seed(sample_seed(cfg.seed, "refill", step, attempt))
-    used = {g[0].prompt_id for g in groups}
-    return [p for p in torch.randperm(num_prompts, generator=generator).tolist() if p not in used][:wanted]
+    drawn = {group[0].prompt_id for group in groups}
+    order = torch.randperm(num_prompts, generator=generator).tolist()
+    return [index for index in order if index not in drawn][:wanted]
 
 
-def sample(run: Run, state: RunState, prompt_ids: list[int], attempt: int, timer: Timer) -> list[Rollout]:
+def sample(run: Run, state: RunState, prompt_indices: list[int], attempt: int, timer: Timer) -> list[Rollout]:
     """This rank's share of the samples: `group_size` responses to every world-size-th prompt."""
-    cfg, step, stage = run.cfg, state.step + 1, state.stage
+    cfg, stage, rank_indices = run.cfg, state.stage, prompt_indices[dist.get_rank() :: dist.get_world_size()]
     with timer("rollout"):
-        share = prompt_ids[dist.get_rank() :: dist.get_world_size()]
-        samples = range(cfg.group_size[stage])
-        seeds = [[sample_seed(cfg.seed, stage, step, attempt, p, s) for s in samples] for p in share]
-        ids = [run.prompts[p].ids for p in share]
-        groups = run.sampler.generate(ids, seeds, cfg.max_response_len[stage], cfg.temperature, cfg.top_p)
+        seeds = []
+        for index in rank_indices:
+            draw = (cfg.seed, stage, state.step + 1, attempt, index)
+            seeds.append([sample_seed(*draw, sample_id) for sample_id in range(cfg.group_size[stage])])
+        prompts = [run.prompts[index].ids for index in rank_indices]
+        groups = run.sampler.generate(prompts, seeds, cfg.max_response_len[stage], cfg.temperature, cfg.top_p)
     with timer("tail"):
         dist.all_reduce(torch.zeros(1))  # wait for the rank whose answers are the longest
-    return [replace(rollout, prompt_id=share[rollout.prompt_id]) for group in groups for rollout in group]
+    # the sampler numbers the prompts of its argument; from here on they have their places among all
+    return [replace(rollout, prompt_id=rank_indices[rollout.prompt_id]) for group in groups for rollout in group]
 
 
 def grade(run: Run, rollouts: list[Rollout], timer: Timer) -> list[Rollout]:
@@ -109,42 +115,43 @@ def grade(run: Run, rollouts: list[Rollout], timer: Timer) -> list[Rollout]:
         return gather_rollouts(graded)
 
 
-def with_advantages(rollouts: list[Rollout], prompt_ids: list[int], max_len: int, cfg: Config) -> list[list[Rollout]]:
-    """The groups, in the order of `prompt_ids`, each sample with its advantage."""
-    groups: dict[int, list[Rollout]] = {p: [] for p in prompt_ids}
+def with_advantages(rollouts: list[Rollout], order: list[int], max_len: int, cfg: Config) -> list[list[Rollout]]:
+    """The groups, by prompt in the given order of prompt indices, each sample with its advantage."""
+    groups: dict[int, list[Rollout]] = {index: [] for index in order}
     for rollout in rollouts:
         groups[rollout.prompt_id].append(rollout)
-    rewards = torch.tensor([[s.reward for s in g] for g in groups.values()], dtype=torch.float64)
+    rewards = torch.tensor([[r.reward for r in group] for group in groups.values()], dtype=torch.float64)  # (P, G)
     if cfg.overlong_buffer:
-        lengths = torch.tensor([[len(s.response_ids) for s in g] for g in groups.values()], dtype=torch.float64)
+        lengths = [[len(r.response_ids) for r in group] for group in groups.values()]
+        lengths = torch.tensor(lengths, dtype=torch.float64)  # (P, G)
         rewards = rewards + overlong_penalty(lengths, max_len, cfg.overlong_buffer)
     advantages = group_advantages(rewards, cfg.normalize_advantage_std).tolist()
-    return [
-        [replace(rollout, advantage=a) for rollout, a in zip(group, row, strict=True)]
-        for group, row in zip(groups.values(), advantages, strict=True)
-    ]
+    with_them = []
+    for group, values in zip(groups.values(), advantages, strict=True):
+        with_them.append([replace(r, advantage=value) for r, value in zip(group, values, strict=True)])
+    return with_them
 
 
 def is_mixed(group: list[Rollout]) -> bool:
-    """Neither all right nor all wrong."""
+    """Do its rewards differ: is it neither all right nor all wrong?"""
     return len({rollout.reward for rollout in group}) > 1
 
 
 def groups_to_train_on(groups: list[list[Rollout]], cfg: Config) -> list[list[Rollout]]:
-    """By prompt: all groups, or the first `prompts_per_step` mixed ones as drawn. None where no sample has an
-    advantage."""
+    """All groups, or the first `prompts_per_step` mixed ones in the order drawn; sorted by prompt. An empty list if
+    every advantage is 0."""
     if cfg.drop_uniform_groups:
-        groups = [g for g in groups if is_mixed(g)][: cfg.prompts_per_step]
-    if not any(rollout.advantage for g in groups for rollout in g):
+        groups = [group for group in groups if is_mixed(group)][: cfg.prompts_per_step]
+    if all(rollout.advantage == 0 for group in groups for rollout in group):
         return []
-    return sorted(groups, key=lambda g: g[0].prompt_id)
+    return sorted(groups, key=lambda group: group[0].prompt_id)
 
 
 # ---------------------------------------------------------------------------------------------------- loss and update
 
 
 def policy_losses(logprobs: Tensor, old_logprobs: Tensor, b: Batch, cfg: Config) -> tuple[Tensor, Tensor]:
-    """The policy loss a token, and 1 where it was clipped. (T,), (T,)"""
+    """The policy loss per token, and 1 where clipping took its gradient. (T,), (T,)"""
     clip = cfg.clip_eps_low, cfg.clip_eps_high
     if cfg.policy_loss == "cispo":
         sign = torch.ones_like(logprobs)
@@ -160,12 +167,14 @@ def policy_losses(logprobs: Tensor, old_logprobs: Tensor, b: Batch, cfg: Config)
 def backward(
     model: Qwen2, batches: list[Batch], minibatch: Minibatch, cfg: Config
 ) -> tuple[LossSums, watch.MismatchSums]:
-    """Add the gradient of one minibatch, of which this rank has `batches`. Returns sums over this rank's tokens, and
-    its sampler mismatch where it was on-policy."""
-    sums, mismatch = LossSums.zero(batches[0].targets.device), watch.zero_sums(batches[0].targets.device)
-    # FSDP averages gradients over ranks and we want their sum; the released DeepScaleR code kept the average.
+    """Forward and backward of one minibatch, of which this rank has the micro-batches `batches`. Returns sums over this
+    rank's tokens, and the sampler mismatch of batches without old log-probabilities, which are on-policy."""
+    device = batches[0].targets.device
+    sums, mismatch = LossSums.zero(device), watch.zero_sums(device)
+    # FSDP averages gradients over ranks, and we want their sum, since each rank's loss is divided by the counts of all
+    # ranks. The released DeepScaleR code kept the average.
     scale = 1 if cfg.loss_agg == "deepscaler" else dist.get_world_size()
-    counts = minibatch.num_tokens, minibatch.num_sequences, minibatch.max_len  # over all ranks
+    counts = minibatch.num_tokens, minibatch.num_sequences, minibatch.max_len  # of all ranks
     correction = cfg.rollout_correction, cfg.rollout_correction_low, cfg.rollout_correction_high
     for b in batches:
         logprobs, entropy = packing.batch_logprobs(model, b, cfg)  # (T,), (T,)
@@ -175,7 +184,7 @@ def backward(
         losses = pg - cfg.entropy_coef * entropy
         kl = torch.zeros_like(pg)
         if b.ref_logprobs is not None:
-            # on masked tokens anything may stand: inf there would come back from the backward pass as nan
+            # a masked token may hold any value, even inf, which would come back from the backward pass as nan
             ref_logprobs = torch.where(b.response_mask > 0, b.ref_logprobs, logprobs.detach())
             kl = kl_penalty(logprobs, ref_logprobs, cfg.kl_estimator)
             losses = losses + cfg.kl_coef * kl
@@ -190,7 +199,8 @@ def backward(
 
 
 def optimizer_step(model: Qwen2, optimizer: torch.optim.Optimizer, loss: float, cfg: Config) -> float | None:
-    """Clip and step. Returns the gradient norm before clipping, or None if it or the loss was not finite: no step."""
+    """Clip and step. Returns the gradient norm before clipping, or None if it or `loss` was not finite and the step was
+    skipped."""
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.max_grad_norm)
     norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
     is_finite = math.isfinite(norm) and math.isfinite(loss)
@@ -201,8 +211,8 @@ def optimizer_step(model: Qwen2, optimizer: torch.optim.Optimizer, loss: float, 
 
 
 def add_fixed_logprobs(run: Run, packed: list[list[Batch]]) -> tuple[list[list[Batch]], watch.MismatchSums]:
-    """The batches of each minibatch with old and reference log-probabilities, before any weight moves. The first
-    minibatch is on-policy: its own training forward gives the old ones. Also: the others' sampler mismatch."""
+    """Score the micro-batches of each minibatch before any weight moves: old and reference log-probabilities, and the
+    sampler's mismatch. But the first minibatch is on-policy: its own training forward gives old ones and mismatch."""
     mismatch, scored = watch.zero_sums(run.device), []
     for i, batches in enumerate(packed):
         if i > 0:
@@ -210,29 +220,28 @@ def add_fixed_logprobs(run: Run, packed: list[list[Batch]]) -> tuple[list[list[B
             batches = [replace(b, old_logprobs=logprobs) for b, logprobs in zip(batches, old, strict=True)]
             for b in batches:
                 mismatch = mismatch + watch.mismatch(b.old_logprobs, b)
-        scored.append(batches)
-    if run.reference:
-        for i, batches in enumerate(scored):
+        if run.reference:
             ref = packing.fixed_logprobs(run.reference, batches, run.cfg)
-            scored[i] = [replace(b, ref_logprobs=logprobs) for b, logprobs in zip(batches, ref, strict=True)]
+            batches = [replace(b, ref_logprobs=logprobs) for b, logprobs in zip(batches, ref, strict=True)]
+        scored.append(batches)
     return scored, mismatch
 
 
 def learn(
     run: Run, minibatches: list[Minibatch], packed: list[list[Batch]], mismatch: watch.MismatchSums, step: int
 ) -> tuple[dict[str, Any], list[float | None]]:
-    """One optimizer step a minibatch, of which this rank has the batches `packed`. Returns figures over all ranks'
-    tokens, and each update's gradient norm, None where it was skipped."""
+    """One optimizer step per minibatch, of which this rank has the micro-batches `packed[i]`. Returns figures over all
+    ranks' tokens, and for each update its gradient norm, None if it was skipped."""
     cfg, sums, losses, norms = run.cfg, LossSums.zero(run.device), [], []
     figures: dict[str, Any] = dict.fromkeys(("mismatch_k3", "mismatch_max", "mismatch_ess"))
     if not minibatches:
         print0(f"step {step}: every group is uniform (all right or all wrong): no update")
     for i, (minibatch, batches) in enumerate(zip(minibatches, packed, strict=True)):
         minibatch_sums, on_policy_mismatch = backward(run.model, batches, minibatch, cfg)
-        if i == 0:  # all of the step's tokens are scored and nothing has moved: one policy, or no update
+        if i == 0:  # all tokens are scored and no weight has moved: stop here if sampler and trainer disagree
             all_batches = [b for batches in packed for b in batches]
-            seen = watch.check(mismatch + on_policy_mismatch, f"step {step}", run.model, all_batches, cfg)
-            figures = {"mismatch_k3": seen.k3, "mismatch_max": seen.largest, "mismatch_ess": seen.ess}
+            result = watch.check(mismatch + on_policy_mismatch, f"step {step}", run.model, all_batches, cfg)
+            figures = {"mismatch_k3": result.k3, "mismatch_max": result.largest, "mismatch_ess": result.ess}
         loss = all_sum([float(minibatch_sums.loss)])[0]
         losses.append(loss / (dist.get_world_size() if cfg.loss_agg == "deepscaler" else 1))
         norms.append(optimizer_step(run.model, run.optimizer, losses[-1], cfg))
@@ -244,8 +253,8 @@ def learn(
 
 
 def set_up(cfg: Config, hook: Any, started: float) -> tuple[Run, RunState]:
-    """Data, process group, sampler and models; on a resume, the newest whole checkpoint. Raises UserError for what is
-    wrong with the input, all but a damaged checkpoint before a model loads."""
+    """Data, process group, sampler and models; on a resume, the newest whole checkpoint. Raises UserError for bad
+    input, before a model loads unless a checkpoint does not fit it."""
     path = resolve_model(cfg.model)
     tokenizer = ChatTokenizer(path)
     prompts, too_long = load_prompts(cfg, tokenizer)
@@ -267,7 +276,7 @@ def set_up(cfg: Config, hook: Any, started: float) -> tuple[Run, RunState]:
     pool = RewardPool(cfg.reward_workers, cfg.reward_timeout)
     benchmarks = {} if cfg.smoke else benchmarks  # a smoke run only checks that they can be read and fit
     run = Run(cfg, device, tokenizer, prompts, benchmarks, sampler, pool, model, reference, optimizer, ledger)
-    hook.before_training(run, backward, optimizer_step)
+    hook.before_training(run, backward, optimizer_step)  # handed over because a wing does not import this script
 
     if newest:
         checkpoint.load(newest, model, optimizer)
@@ -283,56 +292,48 @@ def set_up(cfg: Config, hook: Any, started: float) -> tuple[Run, RunState]:
     print0(f"{dist.get_world_size()} x {device.type}, attention: {model.backend}, sampler: {sampler.name}")
     if benchmarks:
         limit = f"{cfg.eval_max_len} tokens" if cfg.eval_max_len else "the stage's own length"
-        how = f"temperature {cfg.eval_temperature}, top_p {cfg.eval_top_p}, {limit}"
-        print0(f"validation: {cfg.eval_k} samples a problem, {how}: not comparable with eval.py's 32,768")
+        settings = f"temperature {cfg.eval_temperature}, top_p {cfg.eval_top_p}, {limit}"
+        print0(f"validation: {cfg.eval_k} samples a problem, {settings}: not comparable with eval.py's 32,768")
 
     timer = Timer(device)
     timer.seconds["start"] = time.perf_counter() - started
     sync(run, state.step, timer)
     if benchmarks and state.base is None:
-        state = replace(state, base=validate_first_and_last(run, "base", {}, timer))
+        print0("evaluating the base model at the first and at the last context")
+        state = replace(state, base=validate(run, cfg.end_contexts, {}, timer))
     ledger.charge(timer)
     return run, state
 
 
 def sync(run: Run, step: int, timer: Timer) -> tuple[int, float]:
-    """Give the sampler the trainer's weights, and ask it at once whether it has them: ends the run where the two
-    disagree. Returns the bytes it took and the k3 of the probe."""
+    """Copy the trainer's weights to the sampler and check with a few samples that they arrived: ends the run if not.
+    Returns the bytes copied and the probe's k3, see training/watch.py."""
     with timer("sync"):
         size = sync_weights(run.sampler, run.model, DTYPES[run.cfg.dtype])
     with timer("probe"):
         return size, watch.probe(run.sampler, run.model, run.prompts, run.cfg, step).k3
 
 
-def validate(run: Run, max_len: int, evaluated: dict[int, dict], timer: Timer) -> dict[str, dict[str, float]]:
-    """The benchmarks' figures at one context; `evaluated` has those that the current weights have already."""
-    if max_len not in evaluated:
-        with timer("eval"):
-            results = evaluate(run.sampler, run.tokenizer, run.pool, run.benchmarks, run.cfg, max_len)
-        evaluated[max_len] = results
-        for name in [*run.benchmarks, "all"] if len(run.benchmarks) > 1 else run.benchmarks:
-            r = results[name]
-            accuracy = f"{r['accuracy']:.3f} +- {r['stderr']:.3f}"
-            lengths = f"length {r['response_len_mean']:.1f}, clipped {r['response_clip_ratio']:.3f}"
-            print0(f"  {name} at {max_len}: {accuracy}, {lengths}")
-    return evaluated[max_len]
+def validate(run: Run, max_lens: dict[str, int], evaluated: dict[int, dict], timer: Timer) -> dict[str, dict]:
+    """The benchmarks' results at contexts given by name. `evaluated` caches those of the current weights, by context,
+    and is added to."""
+    with timer("eval"):
+        for max_len in max_lens.values():
+            if max_len not in evaluated:
+                results = evaluate(run.sampler, run.tokenizer, run.pool, run.benchmarks, run.cfg, max_len)
+                evaluated[max_len] = results
+                print0(*validation_lines(results, max_len), sep="\n")
+    return {name: evaluated[max_len] for name, max_len in max_lens.items()}
 
 
-def validate_first_and_last(run: Run, which: str, evaluated: dict[int, dict], timer: Timer) -> dict[str, dict]:
-    """{"first": results, "last": results} of the `which` (base or final) model at the first and the last context."""
-    print0(f"evaluating the {which} model at the first and at the last context")
-    contexts = {"first": run.cfg.max_response_len[0], "last": run.cfg.max_response_len[-1]}
-    return {when: validate(run, max_len, evaluated, timer) for when, max_len in contexts.items()}
-
-
-def finish(run: Run, state: RunState, first_step: int, evaluated: dict[int, dict], argv: list[str]) -> None:
-    """The last evaluation and summary.json; or, between two stages, the command that goes on."""
+def finish(run: Run, state: RunState, steps_at_start: int, evaluated: dict[int, dict], argv: list[str]) -> None:
+    """The last evaluation and summary.json; or, between two stages, the command that continues the run."""
     cfg, timer = run.cfg, Timer(run.device)
     if stages.wants_other_gpus(state, cfg):
         export = f"{cfg.run_dir}/hf/{step_name(state.step)} is exported"
         print0(f"{export}; the next stage wants {cfg.stage_gpus[state.stage + 1]} GPUs. Go on with")
         print0(f"  {stages.next_command(state, cfg, argv)}")
-    elif first_step == state.step and checkpoint.is_finished(cfg.run_dir, state.step):
+    elif steps_at_start == state.step and checkpoint.is_finished(cfg.run_dir, state.step):
         print0(f"{cfg.run_dir} was finished already")
     else:
         if state.decision == "collapsed" and cfg.save_every:
@@ -342,7 +343,8 @@ def finish(run: Run, state: RunState, first_step: int, evaluated: dict[int, dict
             sync(run, state.step, timer)
             evaluated = {}
         if run.benchmarks:
-            final = validate_first_and_last(run, "final", evaluated, timer)
+            print0("evaluating the final model at the first and at the last context")
+            final = validate(run, cfg.end_contexts, evaluated, timer)
             run.ledger.charge(timer)
             metrics.write_summary(cfg, state, final, run.ledger)
             timer = Timer(run.device)
@@ -367,35 +369,36 @@ def main(argv: list[str], hook: smoke.NoHook | smoke.SmokeTest = smoke.NO_HOOK) 
         return smoke.smoke_run(main, argv)  # this function again, with a hook that does more
     cfg = hook.prepare(cfg)
     run, state = set_up(cfg, hook, started)
-    log, first_step, timeouts_before, skips, evaluated = metrics.StepLog(cfg), state.step, state.timeouts, 0, {}
+    log, steps_at_start, timeouts_at_start = metrics.StepLog(cfg), state.step, state.timeouts
+    skips, evaluated = 0, {}  # updates skipped in a row; validation results of the current weights
 
     while not stages.is_over(state, cfg):
         step, step_started, timer = state.step + 1, time.perf_counter(), Timer(run.device)
 
         # 0. The first step of a stage: its weights, optimizer state, data order and KL reference.
         if stages.is_due(state, cfg):
-            if stages.wants_other_gpus(state, cfg) and step > first_step + 1:
-                break  # `finish` prints the command that goes on
+            if stages.wants_other_gpus(state, cfg) and state.step > steps_at_start:
+                break  # a run that starts here was started on this stage's GPUs
             state = stages.begin_next(cfg, state, run.model, run.reference, run.optimizer)
             sync(run, state.step, timer)
         max_len = cfg.max_response_len[state.stage]
 
-        # 1. Draw prompts, sample and grade responses, compare each with its group; refill where groups are uniform.
+        # 1. Draw prompts, sample and grade responses, compare each with its group; again for refills of uniform groups.
         groups, attempt, cached_tokens = [], 0, 0
-        prompt_ids = draw_prompts(state, len(run.prompts), cfg)
-        while prompt_ids:
-            rollouts = sample(run, state, prompt_ids, attempt, timer)
+        prompt_indices = draw_prompts(state, len(run.prompts), cfg)
+        while prompt_indices:
+            rollouts = sample(run, state, prompt_indices, attempt, timer)
             cached_tokens += run.sampler.cached_tokens
-            groups += with_advantages(grade(run, rollouts, timer), prompt_ids, max_len, cfg)
+            groups += with_advantages(grade(run, rollouts, timer), prompt_indices, max_len, cfg)
             attempt += 1
-            prompt_ids = refill_prompts(groups, step, attempt, len(run.prompts), cfg)
+            prompt_indices = refill_prompts(groups, step, attempt, len(run.prompts), cfg)
         with timer("sync"):
-            run.sampler.sleep()
+            run.sampler.sleep()  # the trainer gets its GPU memory
 
         # 2. Choose what to learn from, split it into minibatches, spread these over the ranks and pack them.
         with timer("train"):
-            trained = groups_to_train_on(groups, cfg)
-            minibatches = packing.plan_minibatches(trained, max_len, cfg, dist.get_world_size())
+            chosen = groups_to_train_on(groups, cfg)
+            minibatches = packing.plan_minibatches(chosen, max_len, cfg, dist.get_world_size())
             packed = [packing.pack_share(minibatch, cfg, run.device) for minibatch in minibatches]
 
         # 3. Old and reference log-probabilities before any weight moves, then one update a minibatch.
@@ -412,18 +415,18 @@ def main(argv: list[str], hook: smoke.NoHook | smoke.SmokeTest = smoke.NO_HOOK) 
         # 5. Report what happened, ask the schedule what it means, validate.
         timeouts, cached_tokens = map(int, all_sum([run.pool.timeouts, cached_tokens]))
         row = {"step": step, "stage": state.stage, "max_response_len": max_len, "lr": cfg.lr}
-        row |= {"groups_drawn": len(groups), "groups_trained": len(trained)} | metrics.rollout_metrics(groups) | figures
+        row |= {"groups_drawn": len(groups), "groups_trained": len(chosen)} | metrics.rollout_metrics(groups) | figures
         row |= {"sync_bytes": sync_bytes, "mismatch_sync_k3": sync_k3, "prompt_tokens_cached": cached_tokens}
-        row |= {"updates_skipped": state.skipped + norms.count(None), "reward_timeouts": timeouts_before + timeouts}
+        row |= {"updates_skipped": state.skipped + norms.count(None), "reward_timeouts": timeouts_at_start + timeouts}
         state = stages.after_step(state, row, cfg)
         stage_ends = stages.is_over(state, cfg) or stages.is_due(state, cfg)
-        if run.benchmarks and (step % cfg.eval_every == 0 or stage_ends):
-            results = validate(run, cfg.eval_max_len or max_len, evaluated, timer)
+        if run.benchmarks and (stage_ends or step % cfg.eval_every == 0):  # without eval_every there are none
+            results = validate(run, {"now": cfg.eval_max_len or max_len}, evaluated, timer)["now"]
             row |= {f"eval_{name}": results[name]["accuracy"] for name in run.benchmarks}
         if cfg.save_rollouts_every and step % cfg.save_rollouts_every == 0:
             metrics.dump_rollouts(cfg.run_dir, step, groups, run.prompts, run.tokenizer)
         row |= metrics.time_columns(timer, time.perf_counter() - step_started, row["tokens_generated"])
-        row |= metrics.flops_columns(run.model, groups, trained, row["time_train"])
+        row |= metrics.flops_columns(run.model, groups, chosen, row["time_train"])
         run.ledger.charge(timer)
         log.write(row | run.ledger.columns(cfg), stages.last_step(state, cfg))
 
@@ -435,7 +438,7 @@ def main(argv: list[str], hook: smoke.NoHook | smoke.SmokeTest = smoke.NO_HOOK) 
             run.ledger.charge(timer)
             hook.after_checkpoint(run, row)
 
-    finish(run, state, first_step, evaluated, argv)
+    finish(run, state, steps_at_start, evaluated, argv)
     hook.at_end(run)
     log.close()
     tear_down(run)

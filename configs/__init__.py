@@ -137,6 +137,11 @@ class Config:
         return Path(self.out_dir) / self.run_name
 
     @property
+    def end_contexts(self) -> dict[str, int]:
+        """Where the base and the final model are evaluated: the first and the last context, in tokens."""
+        return {"first": self.max_response_len[0], "last": self.max_response_len[-1]}
+
+    @property
     def total_steps(self) -> int:
         steps = sum(self.stage_steps)
         return min(steps, self.max_steps) if self.max_steps else steps

@@ -83,6 +83,18 @@ def paper_table(results: dict[str, dict[str, Any]], shown: list[str]) -> str:
     return markdown_table(["pass@1", *(TITLES[name] for name in shown)], rows)
 
 
+def validation_lines(results: dict[str, dict[str, Any]], max_len: int) -> list[str]:
+    """What a training run prints of a validation: a line for each benchmark, and for "all" if there are several."""
+    names = [name for name in results if name != "all"]
+    lines = []
+    for name in names if len(names) == 1 else [*names, "all"]:
+        r = results[name]
+        accuracy = f"{r['accuracy']:.3f} +- {r['stderr']:.3f}"
+        lengths = f"length {r['response_len_mean']:.1f}, clipped {r['response_clip_ratio']:.3f}"
+        lines.append(f"  {name} at {max_len}: {accuracy}, {lengths}")
+    return lines
+
+
 def as_markdown(results: dict[str, dict[str, Any]], about: dict[str, Any]) -> str:
     described = ", ".join(f"{key}={value}" for key, value in about.items() if key != "weights")
     sections = ["# Accuracy", described, accuracy_table(results)]

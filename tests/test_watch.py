@@ -190,10 +190,10 @@ def test_the_probe_needs_more_than_one_odd_token(group_of_one):
     d = torch.zeros(128)
     d[5] = 1.5  # its k3 is 1.98: a mean of 0.015 over 128 tokens
     figures = watch.over_ranks(watch.mismatch(d, batch(d, [1.0] * 128)))
-    assert figures.divergence() > 0.003 > figures.divergence(sure=3.0)
+    assert figures.divergence() > 0.003 > figures.divergence(standard_errors=3.0)
     everywhere = torch.linspace(-1, 1, 128)
     figures = watch.over_ranks(watch.mismatch(everywhere, batch(everywhere, [1.0] * 128)))
-    assert figures.divergence(sure=3.0) > 0.003
+    assert figures.divergence(standard_errors=3.0) > 0.003
 
 
 def test_kept_mass_equals_the_masses_of_sample_tokens(tiny_model_dir):

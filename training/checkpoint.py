@@ -3,7 +3,7 @@
 `ckpt/step_000100/` holds the sharded model and optimizer (torch.distributed.checkpoint: any world size loads what any
 other wrote), `state.json` (a `RunState`) and `manifest.json`. There is no generator state to keep: every random number
 of a run is a function of its seed and the step. Every rank calls `save`, `save_all`, `load` and `load_weights`
-together; what only looks at files or removes them is rank 0's.
+together; functions that only look at files or remove them are for rank 0.
 """
 
 import dataclasses
@@ -58,12 +58,12 @@ class RunState:
 
     def to_json(self) -> str:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        fields["verdict"] = fields.pop("decision")  # its name in files
+        fields["verdict"] = fields.pop("decision")  # its name in files, which older versions wrote too
         return json.dumps(fields)
 
     @classmethod
     def from_json(cls, text: str) -> "RunState":
-        """A field that the file does not have, being older, has its default. Raises ValueError."""
+        """A field that an older file lacks has its default. Raises ValueError."""
         fields = json.loads(text)
         if not isinstance(fields, dict):
             raise ValueError("not a JSON object")
@@ -77,7 +77,7 @@ def step_name(step: int) -> str:
 
 
 def checkpoint_dirs(run_dir: Path) -> list[Path]:
-    """The folders of finished checkpoints, the newest first; whether they are whole is for `damage` to say."""
+    """The folders of finished checkpoints, the newest first; `damage` tells whether one is whole."""
     return sorted((run_dir / "ckpt").glob("step_*[0-9]"), reverse=True)
 
 
@@ -85,7 +85,8 @@ def checkpoint_dirs(run_dir: Path) -> list[Path]:
 
 
 def tensors(model: Qwen2, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Everything that training changes, by name; the optimizer's moments are created where there are none yet."""
+    """Everything that training changes, by name. Creates the optimizer's moments if there are none yet: `load` fills
+    them."""
     by_name = {}
     for name, p in model.named_parameters():
         state = optimizer.state[p]
@@ -199,9 +200,9 @@ def load(folder: Path, model: Qwen2, optimizer: torch.optim.Optimizer) -> None:
     """Fill model and optimizer in place from a checkpoint of any world size. Raises UserError."""
     try:
         dcp.load(tensors(model, optimizer), checkpoint_id=folder)  # in place
-    except CheckpointException as e:  # no Exception; it wraps whatever each rank met
-        reason = str(next(iter(e.failures.values()))[0]).strip().splitlines()[0]
-        raise UserError(f"{folder}: does not fit this model: {reason}") from None
+    except CheckpointException as e:  # a BaseException that holds each rank's error and its traceback
+        error, _ = next(iter(e.failures.values()))
+        raise UserError(f"{folder}: does not fit this model: {str(error).strip().splitlines()[0]}") from None
 
 
 def load_weights(folder: Path, model: Qwen2) -> None:
@@ -283,7 +284,7 @@ def check_same_run(before: dict[str, Any], cfg: Config) -> None:
     """Raises UserError where a setting differs that a resumed run may not change. One that `before`, being of an older
     version, does not have is taken to have had the default."""
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    now = {**json.loads(json.dumps(dataclasses.asdict(cfg))), "world_size": world_size}
+    now = {**json.loads(json.dumps(dataclasses.asdict(cfg))), "world_size": world_size}  # tuples as lists, as in files
     before = {**json.loads(json.dumps(dataclasses.asdict(Config()))), **before}
     may_change = set(MAY_CHANGE)
     if cfg.loss_agg == "deepscaler":  # it sums over micro-batches and averages over ranks: these change the gradient
@@ -320,7 +321,8 @@ def write_config(cfg: Config) -> None:
 
 
 def rewind(run_dir: Path, step: int) -> None:
-    """Bring a run folder back to `step`: later checkpoints (all of them damaged) and later metrics go."""
+    """Bring a run folder back to `step`: remove later rows of metrics and later checkpoints, which are damaged, or the
+    run would resume from them."""
     for folder in checkpoint_dirs(run_dir):
         if folder.name > step_name(step):
             remove(run_dir, folder.name)
@@ -330,7 +332,7 @@ def rewind(run_dir: Path, step: int) -> None:
 
 
 def is_finished(run_dir: Path, step: int) -> bool:
-    """Has the run's last evaluation, after `step`, been written? (An earlier one's is no answer.)"""
+    """Has the evaluation after `step` been written? (A summary of an earlier step does not count.)"""
     try:
         return json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))["steps"] == step
     except (OSError, ValueError, KeyError, TypeError):

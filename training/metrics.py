@@ -29,8 +29,8 @@ from training.packing import all_sum, packed_length, print0
 
 
 def memory_in_use(device: torch.device) -> float:
-    """GiB. A GPU: all that is taken of it, by whomever, with what torch's allocator keeps of its peak. The CPU: the
-    most this process had resident since the last call, where Linux says so; else nan."""
+    """GiB. GPU: what all processes use of it, including what torch's allocator keeps after a peak. CPU: this process's
+    peak since the last call, which begins a new one; nan outside Linux."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return (total - free) / 2**30
@@ -54,8 +54,8 @@ class Timer:
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        """Ends the run with one line where the GPU's memory does not suffice."""
-        memory_in_use(self.device)
+        """Time the block. Ends the run with one line if the GPU's memory does not suffice."""
+        memory_in_use(self.device)  # begins a new peak
         start = self._now()
         try:
             yield
@@ -84,9 +84,8 @@ class Timer:
 
 
 def time_columns(timer: Timer, seconds: float, tokens: int) -> dict[str, float]:
-    """Of a step that took `seconds`: time by phase, tokens a second, memory by phase. Generation and its tail (the wait
-    for the rank with the longest answers) are means over ranks, which `timer` takes over: together they are equally
-    long on all."""
+    """Of a step that took `seconds`: time by phase, tokens per second, memory by phase. Generation and its tail (the
+    wait for the rank with the longest answers) become means over ranks, in `timer` too: their sum is equal on all."""
     waited = all_sum([timer.seconds["rollout"], timer.seconds["tail"]])
     timer.seconds["rollout"], timer.seconds["tail"] = (total / dist.get_world_size() for total in waited)
     phases = ("rollout", "tail", "reward", "logprobs", "train", "sync", "probe", "eval")
@@ -161,10 +160,10 @@ def dump_rollouts(
 
 @dataclass(frozen=True)
 class LossSums:
-    """Sums over this rank's tokens in a minibatch or more, float64 scalars on the device."""
+    """Sums over this rank's part of one or more minibatches, float64 scalars on the device."""
 
-    loss: Tensor  # as aggregated
-    pg_loss: Tensor  # from here on over response tokens
+    loss: Tensor  # of the aggregated loss of each micro-batch; all others are sums over response tokens
+    pg_loss: Tensor
     kl: Tensor
     entropy: Tensor
     clipped: Tensor
@@ -183,8 +182,8 @@ class LossSums:
 
 
 def loss_columns(sums: LossSums, losses: list[float], norms: list[float | None]) -> dict[str, float | None]:
-    """Of a step's updates: means over response tokens of all ranks; means over updates of `losses` and gradient norms
-    (None: that update was skipped). None where there was none."""
+    """Of a step's updates: means over the response tokens of all ranks; means over updates of `losses` and of gradient
+    norms (None: that update was skipped). All None if there was no update."""
     total = sums.over_ranks()
     tokens = max(1.0, total.tokens)
     finite_norms = [norm for norm in norms if norm is not None]
@@ -195,16 +194,16 @@ def loss_columns(sums: LossSums, losses: list[float], norms: list[float | None])
     return {**columns, "tokens_trained": int(total.tokens)}
 
 
-def count_skips(norms: list[float | None], before: int, step: int) -> int:
-    """How many updates in a row were skipped up to the end of this step. Ends the run at the third."""
+def count_skips(norms: list[float | None], in_a_row: int, step: int) -> int:
+    """How many updates in a row were skipped, `in_a_row` before this step's. Ends the run at the third."""
     if None in norms:
         print0(f"step {step}: loss or gradient not finite: {norms.count(None)} of {len(norms)} updates skipped")
     for norm in norms:
-        before = 0 if norm is not None else before + 1
-        if before == 3:
+        in_a_row = 0 if norm is not None else in_a_row + 1
+        if in_a_row == 3:
             message = "three updates in a row were not finite; the run stops, its last checkpoint is intact"
             raise SystemExit(f"step {step}: {message}")
-    return before
+    return in_a_row
 
 
 # ------------------------------------------------------------------------------------------------- rows and the summary
@@ -254,7 +253,7 @@ def add_row(path: Path, row: dict[str, Any]) -> None:
 
 
 def json_row(row: dict[str, Any]) -> dict[str, Any]:
-    """The row with null for what is not finite, which JSON cannot say."""
+    """The row with null for inf and nan, which JSON does not have."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
 
 
@@ -274,8 +273,7 @@ def progress_line(row: dict[str, Any], last_step: int, seconds_left: float) -> s
 
 def write_summary(cfg: Config, state: RunState, final: dict[str, dict], ledger: "Ledger") -> None:
     """summary.json: base and final over all benchmarks' problems at the first and the last context, and the cost."""
-    contexts = {"first": cfg.max_response_len[0], "last": cfg.max_response_len[-1]}
-    summary: dict[str, Any] = {}
+    contexts, summary = cfg.end_contexts, {}
     for model, results in (("base", state.base), ("final", final)):
         for when in contexts:
             overall = results[when]["all"]
@@ -296,7 +294,7 @@ def write_summary(cfg: Config, state: RunState, final: dict[str, dict], ledger: 
 # ----------------------------------------------------------------------------------------------------------- the ledger
 
 PHASES = ("start", "generate", "tail", "reward", "logprobs", "train", "sync", "checkpoint", "eval", "other")
-LEDGER_PHASE = {"rollout": "generate", "probe": "sync"}  # phases of the loop that the ledger calls otherwise
+LEDGER_PHASE = {"rollout": "generate", "probe": "sync"}  # phase of the loop: its name in the ledger, if another
 
 
 class Ledger:

@@ -1,4 +1,4 @@
-"""Who computes what: the process group, and from a step's rollouts to packed batches without a token of padding.
+"""Who computes what: the process group, and from a step's rollouts to packed batches without padding.
 
 `plan_minibatches` splits a step's groups into minibatches, ranks and micro-batches; `pack` turns one micro-batch into
 tensors, a `Batch`; `batch_logprobs` scores it.
@@ -41,14 +41,14 @@ def init_distributed(cfg: Config) -> torch.device:
     if cuda:
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-    alone = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
-    dist.init_process_group(backend, timeout=timedelta(seconds=cfg.process_group_timeout), **alone)
+    single_process = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+    dist.init_process_group(backend, timeout=timedelta(seconds=cfg.process_group_timeout), **single_process)
     return device
 
 
 def device_mesh(cfg: Config, device: torch.device) -> DeviceMesh:
     """The ranks as FSDP2 sees them: one row that shards the model, or with `shard_size` several such rows, each with a
-    copy of it (HSDP: gradients are summed within a row by shards, then across rows)."""
+    copy of it (HSDP: gradients are reduced within a row to shards, then across rows; averaged over all ranks)."""
     world_size = dist.get_world_size()
     shard_size = cfg.shard_size or world_size
     if shard_size == world_size:
@@ -75,25 +75,27 @@ def longest_sequence(cfg: Config, path: Path, benchmarks: dict[str, list[Prompt]
     return longest
 
 
-def print0(*args: Any) -> None:
+def print0(*args: Any, sep: str = " ") -> None:
     """Print on rank 0 alone."""
     if dist.get_rank() == 0:
-        print(*args, flush=True)
+        print(*args, sep=sep, flush=True)
 
 
 def from_rank0(function: Callable[..., Value], *args: Any) -> Value:
-    """What `function(*args)` returns on rank 0, the only one to call it, on every rank. A UserError that it raises
-    there is raised on all of them, so that none waits for an answer that never comes."""
-    outcome: list[Any] = [None, None]  # what it returned, what it refused
+    """Call `function(*args)` on rank 0 and return its value on every rank. If it raises UserError there, every rank
+    raises it, so that none waits for a value that never comes."""
+    value, refusal = None, None
     if dist.get_rank() == 0:
         try:
-            outcome[0] = function(*args)
+            value = function(*args)
         except UserError as e:
-            outcome[1] = str(e)
-    dist.broadcast_object_list(outcome)
-    if outcome[1] is not None:
-        raise UserError(outcome[1])
-    return outcome[0]
+            refusal = str(e)
+    box = [value, refusal]
+    dist.broadcast_object_list(box)
+    value, refusal = box
+    if refusal is not None:
+        raise UserError(refusal)
+    return value
 
 
 def all_sum(values: list[float] | Tensor) -> list[float]:
@@ -108,7 +110,7 @@ def all_sum(values: list[float] | Tensor) -> list[float]:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Whole sequences that one forward and backward pass takes together, end to end. None: a dummy, see `pack`."""
+    """Whole sequences that one forward and backward pass takes together, end to end. Empty: a dummy, see `pack`."""
 
     rollouts: list[Rollout]
 
@@ -119,17 +121,17 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Minibatch:
-    """What one optimizer step learns from, on all ranks. The counts are the loss's denominators: of the tokens and
-    sequences that count, at least 1, so that world size and packing do not change the gradient."""
+    """What one optimizer step learns from, on all ranks. num_tokens and num_sequences count what enters the loss on all
+    ranks, at least 1: as its denominators, so that world size and packing do not change the gradient."""
 
-    micro_batches: list[list[MicroBatch]]  # [rank][i]; as many on every rank, or FSDP hangs
+    micro_batches: list[list[MicroBatch]]  # [rank][i]; the same number on every rank, or FSDP hangs
     num_tokens: int
     num_sequences: int
     max_len: int  # tokens a response may have
 
 
 def packed_length(r: Rollout) -> int:
-    """Tokens it takes in a pack: one less than it has, since the last one is only a target."""
+    """Tokens of a sequence in a pack: one less than it has, since its last one is only a target."""
     return len(r.prompt_ids) + len(r.response_ids) - 1
 
 
@@ -161,7 +163,7 @@ def distribute(rollouts: list[Rollout], token_budget: int, world_size: int) -> l
     for r in sorted(rollouts, key=packed_length, reverse=True):
         length = packed_length(r)
         rank = work.index(min(work))
-        work[rank] += length * (1 + length / 50_000)  # attention is half of the work at some 50K tokens
+        work[rank] += length * (1 + length / 50_000)  # attention outweighs the rest beyond some 50K tokens (1.5B model)
         for micro_batch in ranks[rank]:
             if micro_batch.num_tokens + length <= token_budget:
                 micro_batch.rollouts.append(r)
@@ -169,7 +171,9 @@ def distribute(rollouts: list[Rollout], token_budget: int, world_size: int) -> l
         else:
             ranks[rank].append(MicroBatch([r]))
     most = max(map(len, ranks))
-    return [micro_batches + [MicroBatch([]) for _ in range(most - len(micro_batches))] for micro_batches in ranks]
+    for micro_batches in ranks:
+        micro_batches.extend(MicroBatch([]) for _ in range(most - len(micro_batches)))
+    return ranks
 
 
 # ------------------------------------------------------------------------------------------------------- packed tensors
@@ -191,8 +195,8 @@ class Batch:
 
 
 def pack(rollouts: list[Rollout], mask_truncated: bool, device: torch.device) -> Batch:
-    """One micro-batch as tensors. This shifts targets against inputs, and nobody else ever does. Without rollouts: a
-    dummy of one masked token, for a rank that has fewer micro-batches than others."""
+    """One micro-batch as tensors; the only place that shifts targets against inputs. Without rollouts: a dummy of one
+    masked token, for a rank that has fewer micro-batches than others."""
     dummy = not rollouts
     if dummy:
         rollouts = [Rollout(0, 0, [0], [0], [0.0], "length")]
@@ -234,7 +238,7 @@ def batch_logprobs(model: Qwen2, b: Batch, cfg: Config) -> tuple[Tensor, Tensor]
 
 @torch.no_grad()
 def fixed_logprobs(model: Qwen2, batches: list[Batch], cfg: Config) -> list[Tensor]:
-    """Log-probabilities (T,) of each batch under weights that stay as they are: old ones and the reference's."""
+    """Log-probabilities (T,) of each batch without a gradient: old ones and the reference's."""
     logprobs = [batch_logprobs(model, b, cfg)[0] for b in batches]
-    model.reshard()  # without a backward pass FSDP2 leaves the root's parameters whole and plain
+    model.reshard()  # without a backward pass FSDP2 leaves the root's parameters unsharded
     return logprobs

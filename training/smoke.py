@@ -5,7 +5,8 @@ fullest pack the config allows; then two real steps of the run, with sleep, wake
 are disturbed and must reach the sampler, and are wiped, with the optimizer, and must come back from the checkpoint.
 Works in `out/<run_name>-smoke/`, which it removes. The line that begins with `smoke:` is the verdict.
 
-The loop knows none of this: it calls a hook at five moments, `NoHook` in a real run and `SmokeTest` here.
+The loop knows none of this: it calls a hook at five moments, `NoHook` in a real run and `SmokeTest` here. (`run` is
+train_grpo.Run: a wing does not import the script.)
 """
 
 import json
@@ -29,7 +30,7 @@ class NoHook:
     """What a real run does at the moments where a smoke run does more."""
 
     def prepare(self, cfg: Config) -> Config:
-        """The settings to run with; nothing is loaded yet. Raises UserError."""
+        """The settings to run with. Nothing is loaded yet: a real run checks its folder here. Raises UserError."""
         check_wandb(cfg)
         checkpoint.open_run(cfg)
         return cfg
@@ -38,7 +39,7 @@ class NoHook:
         """Data and process group are there, models are not."""
 
     def before_training(self, run: Any, backward: Callable, optimizer_step: Callable) -> None:
-        """Models and sampler are there; the two functions are the loop's own."""
+        """Models and sampler are there; the two functions are train_grpo's."""
 
     def after_checkpoint(self, run: Any, row: dict[str, Any]) -> None:
         """The checkpoint of the step that `row` reports is written."""
@@ -162,7 +163,7 @@ def worst_case(run: Any, backward: Callable, optimizer_step: Callable) -> Timer:
 
 
 def fingerprint(model: Qwen2, optimizer: torch.optim.Optimizer) -> list[int]:
-    """A sum of every tensor's bits on this rank, weights and optimizer."""
+    """A sum of every tensor's bits on this rank, weights and optimizer: exact, where a sum of floats would round."""
     shards = [getattr(t, "_local_tensor", t) for t in checkpoint.tensors(model, optimizer).values()]
     return [int(shard.float().view(torch.int32).long().sum()) for shard in shards]
 
@@ -183,7 +184,7 @@ def wipe_and_resume(run: Any, step: int) -> None:
             local = p._local_tensor
             local.mul_(1 + size * torch.randn(local.shape, generator=generator).to(local))
         sums, _ = watch.probe_sums(run.sampler, model, run.prompts, cfg, step)
-        if watch.over_ranks(sums).divergence(sure=3.0) > 10 * cfg.mismatch_limit:
+        if watch.over_ranks(sums).divergence(standard_errors=3.0) > 10 * cfg.mismatch_limit:
             break
     else:
         raise SystemExit("the trainer's weights were scrambled and the sampler's were not, and still they agree")

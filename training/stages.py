@@ -1,8 +1,8 @@
-"""Acting on the context schedule: when a stage ends, what the next one begins with, on which GPUs.
+"""The context schedule carried out: when a stage ends, what the next one begins with, on which GPUs.
 
-`schedule.py` judges curves; this file acts on it. The switch itself happens before the first step of the new stage,
-also where that step is the first one after `--resume=true`, with more GPUs, say. Functions take a `RunState` and return
-a new one; every rank calls them together.
+`schedule.py` judges the curves. The switch itself happens before the first step of the new stage, also if that step is
+the first one after `--resume=true`, on more GPUs for example. Functions take a `RunState` and return a new one; every
+rank calls them together.
 """
 
 import os
@@ -37,7 +37,7 @@ def is_due(state: RunState, cfg: Config) -> bool:
 
 
 def last_step(state: RunState, cfg: Config) -> int:
-    """The step after which the run ends, if this stage and all later ones take all of their `stage_steps`."""
+    """The last step of the run, if this stage and all later ones take all of their `stage_steps`."""
     if is_due(state, cfg):
         last = state.step + sum(cfg.stage_steps[state.stage + 1 :])
     else:
@@ -51,10 +51,10 @@ def is_over(state: RunState, cfg: Config) -> bool:
 
 
 def after_step(state: RunState, row: dict[str, Any], cfg: Config) -> RunState:
-    """The state after the step that `row` reports, with what the schedule decides: "lengthen" (the stage ends here),
-    "collapsed" (the run does) or None. In the last stage "lengthen" ends nothing and, once decided, stands."""
+    """The state after the step that `row` reports, with the schedule's decision: "lengthen" (the stage ends here),
+    "collapsed" (the run ends here) or None. In the last stage "lengthen" has no effect and, once decided, is kept."""
     history = (*state.history, {name: row[name] for name in HISTORY})
-    decision = from_rank0(decide, history, cfg)  # one rank decides: another machine may round otherwise
+    decision = from_rank0(decide, history, cfg)  # one rank decides: other machines may round differently
     if decision is None:
         out_of_patience = len(history) >= cfg.stage_steps[state.stage] and not is_last(state, cfg)
         decision = "lengthen" if out_of_patience else state.decision
@@ -68,7 +68,7 @@ def after_step(state: RunState, row: dict[str, Any], cfg: Config) -> RunState:
         decision=decision,
     )
     log_decision(state, after, cfg)
-    # Only checkpoints that every run has compete for the best, not those where `max_steps` happened to cut.
+    # Only checkpoints that every run would write compete for the best, not one written because of `max_steps`.
     competes = is_due(after, cfg) or (cfg.save_every and after.step % cfg.save_every == 0)
     return replace(after, score=smoothed_reward(list(history), cfg.stage_window) if competes else None)
 
@@ -113,20 +113,20 @@ def warn_if_too_short(cfg: Config) -> None:
 
 
 def best_checkpoint(cfg: Config, state: RunState) -> str:
-    """The name of the whole checkpoint with the highest smoothed reward of this stage, or of an earlier one where a
-    collapsed run's last is the best of its stage. Rank 0 calls it."""
-    current, best = step_name(state.step), None
+    """The name of the whole checkpoint with the highest smoothed reward of this stage. Of a collapsed run the last
+    checkpoint does not count: if it is its stage's best, the best of the stage before is taken. Rank 0 calls it."""
+    current = step_name(state.step)
     for stage in range(state.stage, -1, -1):
         best = checkpoint.best(cfg.run_dir, stage)
         if best and not (state.decision == "collapsed" and best == current):
-            break
-    return best or current
+            return best
+    return current
 
 
 def begin_next(
     cfg: Config, state: RunState, model: Qwen2, reference: Qwen2 | None, optimizer: torch.optim.Optimizer
 ) -> RunState:
-    """Change model, reference and optimizer to what the next stage begins with; returns its state."""
+    """Bring model, reference and optimizer, in place, to what the next stage begins with; returns its state."""
     name = step_name(state.step)
     if cfg.stage_from == "best":
         best = from_rank0(best_checkpoint, cfg, state)
@@ -137,7 +137,7 @@ def begin_next(
         optimizer.state.clear()
     if reference and cfg.stage_reference == "reset":
         reference.load_weights(full_tensors(model, DTYPES[cfg.dtype]))
-        state = replace(state, reference=name if cfg.save_every else None)
+        state = replace(state, reference=name if cfg.save_every else None)  # where a resume finds it
     stage = state.stage + 1
     size = f"context {cfg.max_response_len[stage]}, {cfg.group_size[stage]} samples a prompt"
     choices = f"optimizer: {cfg.stage_optimizer}, data order: {cfg.stage_data_order}"
@@ -162,14 +162,14 @@ def load_reference(cfg: Config, state: RunState, reference: Qwen2 | None) -> Non
 
 def check_gpus(state: RunState, cfg: Config) -> None:
     """Raises UserError where the next step belongs to a stage that `stage_gpus` wants other GPUs for."""
-    stage, gpus = state.stage + is_due(state, cfg), dist.get_world_size()
+    stage, gpus = state.stage + (1 if is_due(state, cfg) else 0), dist.get_world_size()
     if cfg.stage_gpus and gpus != cfg.stage_gpus[stage]:
         need = f"stage {stage + 1} is for {cfg.stage_gpus[stage]} GPUs, here are {gpus}"
         raise UserError(f"stage_gpus: {need}; start it on as many, or change stage_gpus")
 
 
 def wants_other_gpus(state: RunState, cfg: Config) -> bool:
-    """Is the next step to be taken on another number of GPUs?"""
+    """Is the next step to be taken on another number of GPUs than the stage before, by the config?"""
     if not cfg.stage_gpus or is_over(state, cfg) or not is_due(state, cfg):
         return False
     return cfg.stage_gpus[state.stage + 1] != cfg.stage_gpus[state.stage]

@@ -1,11 +1,14 @@
-"""The watch over the two policies: is what sampled the tokens still what learns from them?
+"""The watch over the two policies: do sampler and trainer still compute the same log-probabilities?
 
-Sampler and trainer compute the same log-probabilities with different code, and often another precision. A difference
-is harmless as rounding and ruinous as a bug: weights that did not arrive, another temperature, a truncated
-distribution, a stale prefix cache. `mismatch` measures it, `check` stops the run before the optimizer moves, `explain`
-says what it looks like, `probe` asks right after a sync. All ranks call everything together.
+They use different code, and often another precision. A small difference is rounding; a larger one is a bug that ruins
+the training: weights that did not arrive, another temperature, a truncated distribution, a stale prefix cache.
+`mismatch` measures it, `check` stops the run before the optimizer moves, `explain` says what it looks like, `probe`
+checks right after a sync. All ranks call everything together.
 
-Dimensions: T packed tokens of a batch, D hidden; d = trainer's log-probability - sampler's, of each response token.
+With d = trainer's log-probability - sampler's of each response token, the means of k3 = e^d - 1 - d and of k1 = -d both
+estimate KL(sampler || trainer) per token.
+
+Dimensions: T packed tokens of a batch, D hidden.
 """
 
 import math
@@ -19,7 +22,7 @@ from configs import Config
 from model import Qwen2, token_logprobs
 from problems.prompts import Prompt
 from rollout import Sampler, sample_seed
-from training.packing import Batch, fixed_logprobs, pack
+from training.packing import Batch, all_sum, fixed_logprobs, pack
 
 TEMPERATURES = [tenths / 10 for tenths in range(1, 21)]  # what `explain` tries
 TOP_PS = [0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.98, 0.99]
@@ -49,23 +52,23 @@ class MismatchSums:
 
 @dataclass(frozen=True)
 class Mismatch:
-    """The figures of all ranks' tokens. k3 and k1 = -mean d are two estimates of KL(sampler || trainer) a token."""
+    """The figures of all ranks' tokens."""
 
-    k3: float
-    k3_error: float  # standard error
+    k3: float  # mean
+    k3_error: float  # its standard error
     k1: float
     k1_error: float
     largest: float  # |d|
     ess: float  # effective sample size (sum of weights)^2 / sum of their squares, as a share of the tokens
 
-    def divergence(self, sure: float = 0.0) -> float:
-        """The larger estimate of the KL divergence: k3, `sure` standard errors down, or k1, five down.
+    def divergence(self, standard_errors: float = 0.0) -> float:
+        """The larger estimate of the KL divergence: k3 less so many standard errors, or k1 less five.
 
         Where both distributions cover all tokens, k3 and k1 estimate the same number and k3 varies less. But of a
         truncated sampler (top_p) k3 sees only the square of the dropped mass, since the mean weight is below 1, and k1
         is the divergence.
         """
-        return max(self.k3 - sure * self.k3_error, self.k1 - 5 * self.k1_error)
+        return max(self.k3 - standard_errors * self.k3_error, self.k1 - 5 * self.k1_error)
 
     @property
     def is_finite(self) -> bool:
@@ -83,37 +86,38 @@ def mismatch(logprobs: Tensor, b: Batch) -> MismatchSums:
     d = torch.where(mask, logprobs - b.rollout_logprobs, 0.0).double()
     k3, weight = torch.expm1(d) - d, torch.where(mask, d.exp(), 0.0)
     return MismatchSums(
-        k3.sum(),
-        k3.square().sum(),
-        weight.sum(),
-        weight.square().sum(),
-        d.sum(),
-        d.square().sum(),
-        mask.double().sum(),
-        d.abs().max(),
+        k3=k3.sum(),
+        k3_squared=k3.square().sum(),
+        weight=weight.sum(),
+        weight_squared=weight.square().sum(),
+        d=d.sum(),
+        d_squared=d.square().sum(),
+        tokens=mask.double().sum(),
+        largest=d.abs().max(),
     )
 
 
 def over_ranks(sums: MismatchSums) -> Mismatch:
     """The figures of all ranks' tokens."""
-    total = torch.stack([getattr(sums, f.name) for f in fields(sums) if f.name != "largest"]).cpu()
+    names = [f.name for f in fields(sums) if f.name != "largest"]
+    total = dict(zip(names, all_sum(torch.stack([getattr(sums, name) for name in names])), strict=True))
     largest = sums.largest.cpu()
-    dist.all_reduce(total)
     dist.all_reduce(largest, dist.ReduceOp.MAX)
-    k3, k3_squared, weight, weight_squared, d, d_squared, tokens = total.tolist()
-    n = max(1.0, tokens)
+    n = max(1.0, total["tokens"])
 
-    def standard_error(mean: float, squared: float) -> float:
-        variance = squared / n - mean * mean
+    def standard_error(name: str) -> float:
+        mean = total[name] / n
+        variance = total[f"{name}_squared"] / n - mean * mean
         return math.sqrt(max(0.0, variance) / n) if math.isfinite(variance) else math.inf
 
+    squares = n * total["weight_squared"]
     return Mismatch(
-        k3=k3 / n,
-        k3_error=standard_error(k3 / n, k3_squared),
-        k1=-d / n,
-        k1_error=standard_error(d / n, d_squared),
+        k3=total["k3"] / n,
+        k3_error=standard_error("k3"),
+        k1=-total["d"] / n,
+        k1_error=standard_error("d"),
         largest=largest.item(),
-        ess=weight * weight / (n * weight_squared) if weight_squared else 1.0,
+        ess=total["weight"] ** 2 / squares if squares else 1.0,
     )
 
 
@@ -121,12 +125,12 @@ def over_ranks(sums: MismatchSums) -> Mismatch:
 
 
 def check(
-    sums: MismatchSums, where: str, model: Qwen2, batches: list[Batch], cfg: Config, sure: float = 0.0
+    sums: MismatchSums, where: str, model: Qwen2, batches: list[Batch], cfg: Config, standard_errors: float = 0.0
 ) -> Mismatch:
-    """The figures of all ranks. Ends the run if their divergence is beyond `cfg.mismatch_limit` or no number;
-    `batches`, as many on every rank, are then scored again to explain it."""
+    """The figures of all ranks. Ends the run if their divergence is beyond `cfg.mismatch_limit` or not finite;
+    `batches`, the same number on every rank, are then scored again to explain it."""
     figures = over_ranks(sums)
-    if figures.is_finite and figures.divergence(sure) <= cfg.mismatch_limit:
+    if figures.is_finite and figures.divergence(standard_errors) <= cfg.mismatch_limit:
         return figures
     raise SystemExit(
         f"{where}: sampler and trainer disagree: two estimates of their KL divergence are {figures.k3:.3g} (k3) and "
@@ -158,8 +162,8 @@ def probe_sums(
 def probe(sampler: Sampler, model: Qwen2, prompts: list[Prompt], cfg: Config, step: int) -> Mismatch:
     """The watch right after a sync: has the sampler the trainer's weights? Ends the run if not."""
     sums, batches = probe_sums(sampler, model, prompts, cfg, step)
-    # of so few tokens one odd one makes the mean: it must be sure
-    return check(sums, f"after the sync of step {step}", model, batches, cfg, sure=3.0)
+    # With so few tokens one outlier dominates the mean: it must be above the limit by three standard errors.
+    return check(sums, f"after the sync of step {step}", model, batches, cfg, standard_errors=3.0)
 
 
 # ------------------------------------------------------------------------------------------------------------- explain
@@ -170,14 +174,14 @@ def explain(model: Qwen2, batches: list[Batch], figures: Mismatch, cfg: Config) 
     """What a disagreement looks like: the same tokens are scored under each suspicion, and the one that fits is it."""
     if not figures.is_finite:
         return "weights or log-probabilities that are not finite"
-    # Attention sees only the distances between positions: shifted by one, nothing changes but the rounding.
+    # Rotary attention depends on differences of positions only: shifting all by one changes nothing but the rounding.
     shifted = [model(b.input_ids, b.position_ids + 1, b.cu_seqlens) for b in batches]
     hidden = [model(b.input_ids, b.position_ids, b.cu_seqlens) for b in batches]
     plain = scores(model, hidden, batches, cfg.temperature, cfg)
     rounding = own_rounding(scores(model, shifted, batches, cfg.temperature, cfg), plain, batches)
-    here = total_mismatch(plain, batches).divergence()
+    divergence = total_mismatch(plain, batches).divergence()
     trainers_rounding = f"the trainer's own rounding makes a k3 of {rounding:.2g} on these tokens"
-    if here <= 2 * rounding:
+    if divergence <= 2 * rounding:
         advice = "raise mismatch_limit, and see rollout_correction"
         return f"low precision and nothing else: {trainers_rounding}; {advice}"
     suspicions = []  # (divergence that is left if it is true, what to say)
@@ -190,16 +194,16 @@ def explain(model: Qwen2, batches: list[Batch], figures: Mismatch, cfg: Config) 
         truncated = [logprobs - mass[:, i].log() for logprobs, mass in zip(plain, masses, strict=True)]
         left = total_mismatch(truncated, batches).divergence()
         suspicions.append((left, f"a truncated distribution: the log-probabilities fit top_p={top_p}"))
-    best, text = min(suspicions)
-    if best <= max(here / 20, 3 * rounding):
+    smallest, text = min(suspicions)
+    if smallest <= max(divergence / 20, 3 * rounding):
         return text
-    if here <= 10 * rounding:
+    if divergence <= 10 * rounding:
         return f"low precision, or weights that are a little stale: {trainers_rounding}"
     return "stale weights: a sync that did not arrive or not in full, or cached prefixes of older weights"
 
 
 def scores(model: Qwen2, hidden: list[Tensor], batches: list[Batch], temperature: float, cfg: Config) -> list[Tensor]:
-    """The targets' log-probabilities (T,) of each batch at a temperature, from hidden states (T, D)."""
+    """The log-probabilities (T,) of each batch's targets at a temperature, from its hidden states (T, D)."""
     head, chunk = model.lm_head.weight, cfg.logprob_chunk
     return [
         token_logprobs(h, head, b.targets, temperature, chunk, model.vocab_size)[0]
@@ -208,7 +212,7 @@ def scores(model: Qwen2, hidden: list[Tensor], batches: list[Batch], temperature
 
 
 def total_mismatch(logprobs: list[Tensor], batches: list[Batch]) -> Mismatch:
-    """Of log-probabilities (T,) against the sampler's, over all batches of all ranks."""
+    """The mismatch of log-probabilities (T,) and the sampler's, over all batches of all ranks."""
     sums = zero_sums(logprobs[0].device)
     for values, b in zip(logprobs, batches, strict=True):
         sums = sums + mismatch(values, b)
