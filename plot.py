@@ -7,6 +7,7 @@ one's figures (a control, say).
 """
 
 import json
+from itertools import accumulate
 from pathlib import Path
 
 import matplotlib
@@ -18,11 +19,11 @@ from matplotlib.axes import Axes
 from configs import UserError, run
 from schedule import read_metrics
 
-PANELS = {  # file name: (title, metric key, y label)
+PANELS = {  # file name: (title, metric, y label)
     "reward": ("Reward", "reward_mean", "mean reward"),
     "length": ("Response length", "response_len_mean", "tokens"),
     "clip_ratio": ("Clipped responses", "response_clip_ratio", "share cut off"),
-    "accuracy": ("Held-out accuracy", "eval_", "accuracy"),
+    "accuracy": ("Held-out accuracy", "eval_", "accuracy"),  # all metrics that begin so
 }
 
 
@@ -38,11 +39,16 @@ def read_steps(run_dir: Path) -> list[dict]:
 def smooth(values: list[float], window: int) -> list[float]:
     """Centred moving average; near the ends the window shrinks to what is there."""
     half = window // 2
-    parts = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
-    return [sum(p) / len(p) for p in parts]
+    windows = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
+    return [sum(near) / len(near) for near in windows]
 
 
-def base_accuracy(run_dir: Path, key: str) -> float | None:
+def evaluations(rows: list[dict]) -> list[str]:
+    """The metrics of a run that are accuracies, `eval_<benchmark>`."""
+    return sorted({name for row in rows for name in row if name.startswith("eval_")})
+
+
+def base_accuracy(run_dir: Path, metric: str) -> float | None:
     """The base model's accuracy at the context of the evaluations within the run: the first one, unless `eval_max_len`
     is the last; from summary.json, where the run has ended."""
     path = run_dir / "summary.json"
@@ -53,57 +59,94 @@ def base_accuracy(run_dir: Path, key: str) -> float | None:
     context = {0: "first", summary["first_context"]: "first", summary["last_context"]: "last"}.get(limit)
     if context is None:
         return None
-    return summary[f"base_{context}_benchmarks"][key.removeprefix("eval_")]["accuracy"]
+    return summary[f"base_{context}_benchmarks"][metric.removeprefix("eval_")]["accuracy"]
 
 
-def draw(axes: Axes, runs: dict[Path, list[dict]], title: str, key: str, label: str) -> None:
-    """One panel: raw values thin, a moving average within each stage thick, stage switches dashed."""
-    for color, (run_dir, rows) in enumerate(runs.items()):
-        if key == "eval_":
-            for name in sorted({k for row in rows for k in row if k.startswith("eval_")}):
-                points = [(row["step"], row[name]) for row in rows if name in row]
-                base = base_accuracy(run_dir, name)
-                points = ([(0, base)] if base is not None else []) + points
-                axes.plot(*zip(*points, strict=True), "o-", markersize=4, label=f"{run_dir.name}: {name[5:]}")
+def draw_accuracies(
+    axes: Axes, run_dir: Path, rows: list[dict], positions: list[float], color: str | None, markersize: float
+) -> None:
+    """The base model at 0, then each evaluated step at the position of its row."""
+    for metric in evaluations(rows):
+        base = base_accuracy(run_dir, metric)
+        points = [] if base is None else [(0, base)]
+        points += [(x, row[metric]) for x, row in zip(positions, rows, strict=True) if metric in row]
+        label = f"{run_dir.name}: {metric.removeprefix('eval_')}"
+        axes.plot(*zip(*points, strict=True), "o-", color=color, markersize=markersize, label=label)
+
+
+def draw_curve(axes: Axes, rows: list[dict], metric: str, color: str, name: str) -> None:
+    """Raw values thin, a moving average within each stage thick."""
+    for stage in sorted({row["stage"] for row in rows}):
+        of_stage = [row for row in rows if row["stage"] == stage and row[metric] is not None]
+        steps, values = [row["step"] for row in of_stage], [row[metric] for row in of_stage]
+        label = name if stage == rows[0]["stage"] else None  # once a run
+        axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
+        axes.plot(steps, smooth(values, max(3, len(rows) // 16)), color=color, linewidth=2, label=label)
+
+
+def mark_contexts(axes: Axes, rows: list[dict]) -> None:
+    """Name each stage's context at its first step; dashed lines between stages."""
+    place = {"xycoords": ("data", "axes fraction"), "xytext": (2, -9), "textcoords": "offset points"}
+    stage = None
+    for row in rows:
+        if row["stage"] == stage:
             continue
-        for stage in sorted({row["stage"] for row in rows}):
-            part = [row for row in rows if row["stage"] == stage and row[key] is not None]
-            steps, values = [row["step"] for row in part], [row[key] for row in part]
-            axes.plot(steps, values, color=f"C{color}", alpha=0.25, linewidth=0.8)
-            axes.plot(steps, smooth(values, max(3, len(rows) // 16)), color=f"C{color}", linewidth=2,
-                      label=run_dir.name if stage == rows[0]["stage"] else None)  # fmt: skip
-    rows = next(iter(runs.values()))
-    for before, after in zip([{"stage": None}, *rows], rows, strict=False):
-        if before["stage"] != after["stage"]:
-            if before["stage"] is not None:
-                axes.axvline(after["step"] - 0.5, color="gray", linestyle="--", linewidth=1)
-            axes.annotate(f"context {after['max_response_len']}", (after["step"], 1), fontsize=7, color="gray",
-                          xycoords=("data", "axes fraction"), xytext=(2, -9), textcoords="offset points")  # fmt: skip
+        if stage is not None:
+            axes.axvline(row["step"] - 0.5, color="gray", linestyle="--", linewidth=1)
+        axes.annotate(f"context {row['max_response_len']}", (row["step"], 1), fontsize=7, color="gray", **place)
+        stage = row["stage"]
+
+
+def draw(axes: Axes, runs: dict[Path, list[dict]], title: str, metric: str, label: str) -> None:
+    """One panel, with the context switches of the first run."""
+    for i, (run_dir, rows) in enumerate(runs.items()):
+        if metric == "eval_":
+            draw_accuracies(axes, run_dir, rows, [row["step"] for row in rows], None, markersize=4)
+        else:
+            draw_curve(axes, rows, metric, f"C{i}", run_dir.name)
+    mark_contexts(axes, next(iter(runs.values())))
     axes.set(title=title, xlabel="step", ylabel=label)
     axes.margins(y=0.12)
     axes.grid(alpha=0.2)
-    if len(runs) > 1 or key == "eval_":
+    if len(runs) > 1 or metric == "eval_":
         axes.legend(fontsize=8)
 
 
 def draw_by_tokens(axes: Axes, runs: dict[Path, list[dict]]) -> None:
-    """Held-out accuracy against the tokens generated up to then, with context switches as larger marks."""
-    for color, (run_dir, rows) in enumerate(runs.items()):
-        tokens, total = [], 0
-        for row in rows:
-            total += row["tokens_generated"]
-            tokens.append(total / 1e6)
-        switches = [i for i in range(1, len(rows)) if rows[i]["stage"] != rows[i - 1]["stage"]]
-        for name in sorted({k for row in rows for k in row if k.startswith("eval_")}):
-            points = [(t, row[name]) for t, row in zip(tokens, rows, strict=True) if name in row]
-            base = base_accuracy(run_dir, name)
-            points = ([(0.0, base)] if base is not None else []) + points
-            axes.plot(*zip(*points, strict=True), ".-", color=f"C{color}", label=f"{run_dir.name}: {name[5:]}")
-        for i in switches:
-            axes.axvline(tokens[i - 1], color=f"C{color}", linestyle="--", linewidth=1)
+    """Held-out accuracy against the tokens generated up to then, with dashed lines at the context switches."""
+    for i, (run_dir, rows) in enumerate(runs.items()):
+        millions = [total / 1e6 for total in accumulate(row["tokens_generated"] for row in rows)]
+        draw_accuracies(axes, run_dir, rows, millions, f"C{i}", markersize=3)
+        for step in range(1, len(rows)):
+            if rows[step]["stage"] != rows[step - 1]["stage"]:
+                axes.axvline(millions[step - 1], color=f"C{i}", linestyle="--", linewidth=1)
     axes.set(title="Held-out accuracy", xlabel="million tokens generated", ylabel="accuracy")
     axes.grid(alpha=0.2)
     axes.legend(fontsize=8)
+
+
+def draw_figures(folder: Path, runs: dict[Path, list[dict]]) -> list[str]:
+    """Write the figures into the folder; returns their names. The accuracy needs evaluations in the first run."""
+    panels = dict(PANELS)
+    if not evaluations(next(iter(runs.values()))):
+        del panels["accuracy"]
+    for name, panel in panels.items():
+        figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+        draw(axes, runs, *panel)
+        figure.savefig(folder / f"{name}.png", dpi=120)
+        plt.close(figure)
+    figure, grid = plt.subplots(2, 2, figsize=(10, 6), layout="constrained")
+    for axes, panel in zip(grid.flat, panels.values(), strict=False):
+        draw(axes, runs, *panel)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_visible(False)
+    figure.savefig(folder / "curves.png", dpi=110)
+    if "accuracy" not in panels:
+        return [*panels, "curves"]
+    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    draw_by_tokens(axes, runs)
+    figure.savefig(folder / "tokens.png", dpi=120)
+    return [*panels, "curves", "tokens"]
 
 
 def main(argv: list[str]) -> None:
@@ -111,31 +154,12 @@ def main(argv: list[str]) -> None:
         raise UserError("usage: python plot.py out/RUN [out/OTHER ...]")
     runs = {Path(a): read_steps(Path(a)) for a in argv}
     folder = Path(argv[0]) / "figures"
-    panels = {
-        n: p for n, p in PANELS.items() if p[1] != "eval_" or any("eval_" in k for r in runs[Path(argv[0])] for k in r)
-    }
     try:
         folder.mkdir(exist_ok=True)
-        for name, panel in panels.items():
-            figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
-            draw(axes, runs, *panel)
-            figure.savefig(folder / f"{name}.png", dpi=120)
-            plt.close(figure)
-        figure, grid = plt.subplots(2, 2, figsize=(10, 6), layout="constrained", squeeze=False)
-        for axes, panel in zip(grid.flat, panels.values(), strict=False):
-            draw(axes, runs, *panel)
-        for axes in grid.flat[len(panels) :]:
-            axes.set_visible(False)
-        figure.savefig(folder / "curves.png", dpi=110)
-        written = [*panels, "curves"]
-        if "accuracy" in panels:
-            figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
-            draw_by_tokens(axes, runs)
-            figure.savefig(folder / "tokens.png", dpi=120)
-            written.append("tokens")
+        names = draw_figures(folder, runs)
     except OSError as e:
         raise UserError(f"{folder}: cannot write the figures: {e.strerror}") from None
-    print(f"wrote {', '.join(f'{folder}/{n}.png' for n in written)}")
+    print(f"wrote {', '.join(f'{folder}/{name}.png' for name in names)}")
 
 
 if __name__ == "__main__":
