@@ -32,9 +32,9 @@ SHAPES = {  # tied, query heads, kv heads, head size (None: hidden / heads)
 
 def hf_model(seed: int = 0, std: float = 0.1, **changes) -> Qwen2ForCausalLM:
     """A random model of transformers with eager attention; biases and norm weights are random too."""
-    shape = dict(vocab_size=97, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-                 num_key_value_heads=2, max_position_embeddings=32768, rope_theta=10000.0,
-                 attn_implementation="eager") | changes  # fmt: skip
+    shape = dict(vocab_size=97, hidden_size=64, intermediate_size=96, num_hidden_layers=2)
+    shape |= dict(num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=32768, rope_theta=10000.0)
+    shape |= {"attn_implementation": "eager", **changes}
     torch.manual_seed(seed)
     hf = Qwen2ForCausalLM(Qwen2Config(**{k: v for k, v in shape.items() if v is not None})).eval()
     with torch.no_grad():
@@ -170,9 +170,16 @@ def test_flops_match_counted_matrix_products(tmp_path):
 # ---------------------------------------------------------------------------------------------------- golden end to end
 
 
+CHECKPOINTS = (
+    "hd16_tied_theta1e4",
+    "hd16_untied_theta1e6",
+    "hd32_explicit_tied_theta1e6",
+    "hd32_untied_theta1e4_h128",
+)
+
+
 @needs_golden
-@pytest.mark.parametrize("name", ["hd16_tied_theta1e4", "hd16_untied_theta1e6", "hd32_explicit_tied_theta1e6",
-                                  "hd32_untied_theta1e4_h128"])  # fmt: skip
+@pytest.mark.parametrize("name", CHECKPOINTS)
 def test_golden_end_to_end(name):
     file = json.loads((GOLDEN / f"08_e2e_{name}.json").read_text())
     inputs, want, tolerance = file["inputs"], file["expected"], file["tolerance"]["float32 implementation"]
@@ -461,8 +468,8 @@ def test_tokenizer_files_are_carried_along(tiny_model_dir, tmp_path):
     for file in ("tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / file).read_bytes() == (tiny_model_dir / file).read_bytes()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    text = tokenizer.apply_chat_template([{"role": "user", "content": "1+2=?"}], tokenize=False,
-                                         add_generation_prompt=True)  # fmt: skip
+    messages = [{"role": "user", "content": "1+2=?"}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert text == "<|bos|><|user|>1+2=?<|assistant|><think>\n"
 
 
@@ -475,9 +482,15 @@ def test_saving_keeps_every_other_config_key(tmp_path):
     assert {k: saved[k] for k in raw if "dtype" not in k} == {k: v for k, v in raw.items() if "dtype" not in k}
 
 
-@pytest.mark.parametrize("keys", [{"rope_theta": 5e5}, {"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}},
-                                  {"rope_theta": 5e5, "rope_parameters": {"rope_theta": 5e5}},
-                                  {"rope_theta": 5e5, "rope_scaling": None}])  # fmt: skip
+ROPE_KEYS = (
+    {"rope_theta": 5e5},
+    {"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}},
+    {"rope_theta": 5e5, "rope_parameters": {"rope_theta": 5e5}},
+    {"rope_theta": 5e5, "rope_scaling": None},
+)
+
+
+@pytest.mark.parametrize("keys", ROPE_KEYS)
 def test_rope_theta_is_read_from_either_place(keys, tmp_path):
     hf = hf_model(rope_theta=5e5)
     hf.save_pretrained(tmp_path)
