@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from threading import Timer
 
 import pytest
 import torch
@@ -361,6 +362,33 @@ def test_checkpoints_go_from_two_ranks_to_four_to_one(world, tmp_path, six_steps
     for one, other in zip(ours, theirs, strict=True):
         for key in ("loss", "kl", "entropy", "grad_norm", "reward_mean", "tokens_generated"):
             assert one[key] == pytest.approx(other[key], rel=1e-4, abs=1e-6), (one["step"], key)
+
+
+def lose_a_rank(argv, fault):
+    """Two ranks, one of which is sent a signal after step 4: the other must end in one line, with status 1."""
+    (survivor, stream), (victim, _) = start_ranks(2, argv)
+    guard = Timer(150, survivor.kill)  # a survivor that hangs fails the test instead of hanging it
+    guard.start()
+    output = ""
+    for line in stream:
+        output += line
+        if line.startswith("step 4/"):
+            os.kill(victim.pid, fault)
+    guard.cancel()
+    victim.kill()
+    victim.join()
+    assert status_of(survivor) == 1, output
+    assert "[rank 0] error: lost contact with another rank" in output and "--resume=true" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.slow
+def test_a_rank_that_falls_silent_ends_the_other_and_the_run_resumes(world, tmp_path):
+    """A stopped process answers nobody and closes nothing: the others wait for it until the timeout."""
+    argv = flags(world, tmp_path, process_group_timeout=10)
+    lose_a_rank(argv, signal.SIGSTOP)
+    assert "resuming after step 3" in train([*argv, "--resume=true"], ranks=2)
+    assert [r["step"] for r in metrics(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
 
 
 def dying_main(argv):

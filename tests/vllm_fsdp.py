@@ -1,65 +1,63 @@
-"""Run by torchrun from test_vllm.py: three optimizer steps under FSDP2, a sync after each, vLLM against the trainer.
-
-Arguments: train_grpo's own. Rank 0 prints one JSON object of findings.
-"""
+"""Run on several ranks by test_vllm_runs.py: three optimizer steps under FSDP2, a sync after each, vLLM against the
+trainer."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 import train_grpo
-from configs import load_config, run
+from configs import load_config
 from model import DTYPES, full_tensors
-from rollout import TorchSampler, make_sampler, sample_seed
-from training import watch
-from training.packing import count, pack, plan_minibatches
+from rollout import TorchSampler, make_sampler, sample_seed, sync_weights
+from training import packing, watch
+
+
+def sample_and_compare(sampler, model, prompts, step, cfg, device):
+    """The batch and minibatch of this rank's samples, and how far sampler and trainer differ on all ranks' tokens."""
+    rank = dist.get_rank()
+    seeds = [[sample_seed(step, rank, p, s) for s in range(4)] for p in range(len(prompts))]
+    groups = sampler.generate(prompts, seeds, cfg.max_response_len[-1], cfg.temperature, 1.0)
+    sampler.sleep()
+    rollouts = [replace(r, advantage=1.0 if r.sample_id % 2 else -1.0) for group in groups for r in group]
+    (minibatch,) = packing.plan_minibatches([rollouts], cfg.max_response_len[-1], cfg, 1)
+    first = minibatch.micro_batches[0][0]  # one pack on each rank: as many everywhere
+    b = packing.pack(first.rollouts, False, device)
+    sums = watch.mismatch(packing.fixed_logprobs(model, [b], cfg)[0], b)
+    return b, minibatch, watch.over_ranks(sums)
 
 
 def main(argv):
-    cfg = load_config(argv)
-    path = Path(cfg.model)
-    device = train_grpo.init_distributed(cfg)
-    rank, world = dist.get_rank(), dist.get_world_size()
+    """Arguments: output file, then train_grpo's own. Rank 0 writes a JSON object of figures."""
+    cfg = load_config(argv[1:])
+    path, dtype = Path(cfg.model), DTYPES[cfg.dtype]
+    device = packing.init_distributed(cfg)
     sampler = make_sampler(cfg, path, device, cfg.max_prompt_len + cfg.max_response_len[-1])
-    model = train_grpo.load_model(cfg, path, device, torch.float32)
+    model = packing.load_model(cfg, path, device, torch.float32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr)
-    prompts = [[0, 2, 7 + p, 16, 7 + rank, 17, 18, 3, 4, 5, 6] for p in range(6)]  # "1+1=?" and so on
+    prompts = [[0, 2, 7 + p, 16, 7 + dist.get_rank(), 17, 18, 3, 4, 5, 6] for p in range(6)]  # "1+1=?" and so on
     before = {n: p.full_tensor().clone() for n, p in model.named_parameters()}
-    figures = []
+    largest = []
     for step in range(4):  # the last one only samples and compares
-        sampler.wake()
-        size = sampler.load_weights(full_tensors(model, DTYPES[cfg.dtype]))
-        seeds = [[sample_seed(step, rank, p, s) for s in range(4)] for p in range(6)]
-        groups = sampler.generate(prompts, seeds, cfg.max_response_len[-1], cfg.temperature, 1.0)
-        sampler.sleep()
-        rollouts = [r for g in groups for r in g]
-        for r in rollouts:
-            r.advantage = 1.0 if r.sample_id % 2 else -1.0
-        plan = plan_minibatches([rollouts], cfg, 1)  # as many packs on both ranks: same shapes
-        batches = [pack(r, False, device) for r in plan[0][0]][:1]
-        seen = watch.nothing(device)
-        for b, logprobs in zip(batches, train_grpo.fixed_logprobs(model, batches, cfg), strict=True):
-            seen = watch.merge(seen, watch.mismatch(logprobs, b))
-        figures.append(watch.over_ranks(seen))
+        sync_weights(sampler, model, dtype)
+        b, minibatch, mismatch = sample_and_compare(sampler, model, prompts, step, cfg, device)
+        largest.append(mismatch.largest)
         if step < 3:
-            train_grpo.backward(model, batches, count([[rollouts]], cfg, cfg.max_response_len[-1]), cfg)
+            train_grpo.backward(model, [b], minibatch, cfg)
             assert train_grpo.optimizer_step(model, optimizer, 0.0, cfg) is not None
     moved = max(float((p.detach().full_tensor() - before[n]).abs().max()) for n, p in model.named_parameters())
-    ours = TorchSampler(path, DTYPES[cfg.dtype], device, 16)
-    ours.load_weights(full_tensors(model, DTYPES[cfg.dtype]))
-    greedy = [
-        [r.response_ids for g in s.generate(prompts, [[0]] * 6, 24, 0.0, 1.0) for r in g] for s in (sampler, ours)
-    ]
-    same = torch.tensor(float(greedy[0] == greedy[1]))
-    dist.all_reduce(same, dist.ReduceOp.MIN)
-    if rank == 0:
-        found = {"max": [f["max"] for f in figures], "k3": [f["k3"] for f in figures], "moved": moved}
-        found |= {"greedy_equal": bool(same), "tokens": sum(map(len, greedy[0])), "world": world, "bytes": size}
-        print("FOUND " + json.dumps(found), flush=True)
+    torch_sampler = TorchSampler(path, dtype, device, 16)
+    torch_sampler.load_weights(full_tensors(model, dtype))
+    greedy = []
+    for engine in (sampler, torch_sampler):
+        groups = engine.generate(prompts, [[0]] * 6, 24, 0.0, 1.0)
+        greedy.append([r.response_ids for group in groups for r in group])
+    ranks_that_differ, _ = packing.all_sum([float(greedy[0] != greedy[1]), 0.0])
+    if dist.get_rank() == 0:
+        figures = {"world_size": dist.get_world_size(), "largest": largest, "moved": moved}
+        figures |= {"ranks_that_differ": ranks_that_differ, "tokens": sum(map(len, greedy[0]))}
+        Path(argv[0]).write_text(json.dumps(figures), encoding="utf-8")
     dist.barrier()
     sampler.close()
-
-
-run(main)
