@@ -15,7 +15,7 @@ import random
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,6 @@ from model import (
     attention,
     attention_backend,
     attention_layout,
-    full_tensors,
     rotary_angles,
     stream_weights,
 )
@@ -63,20 +62,6 @@ def sample_seed(*parts: int | str) -> int:
 def response_text(prompt: Prompt, rollout: Rollout, tokenizer: ChatTokenizer) -> str:
     """What the grader reads: what the chat template opened (`<think>`), and the response."""
     return prompt.opened + tokenizer.decode(rollout.response_ids)
-
-
-def gather_rollouts(rollouts: list[Rollout]) -> list[Rollout]:
-    """All ranks' rollouts on every rank, ordered by prompt and sample. Tokens travel as arrays, not as lists."""
-    kinds = {"prompt_ids": np.int32, "response_ids": np.int32, "logprobs": np.float32}
-    sent = []
-    for r in rollouts:
-        sent.append(replace(r, **{name: np.asarray(getattr(r, name), kind) for name, kind in kinds.items()}))
-    received: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(received, sent)
-    gathered = []
-    for r in (r for rollouts_of_rank in received for r in rollouts_of_rank):
-        gathered.append(replace(r, **{name: getattr(r, name).tolist() for name in kinds}))
-    return sorted(gathered, key=lambda r: (r.prompt_id, r.sample_id))
 
 
 # ------------------------------------------------------------------------------------------------------------ sampling
@@ -134,15 +119,13 @@ def check_lengths(prompts: list[list[int]], max_tokens: int, name: str, limit: i
         raise UserError(f"generate: {longest} prompt + {max_tokens} response tokens exceed {name}={limit}")
 
 
-Sample = tuple[list[int], list[float], str]  # response_ids, logprobs, finish_reason
-
-
-def in_groups(prompts: list[list[int]], seeds: list[list[int]], samples: Iterable[Sample]) -> list[list[Rollout]]:
-    """The rollouts of each prompt, from all samples in order."""
-    samples, groups = iter(samples), []
+def in_groups(prompts: list[list[int]], seeds: list[list[int]], samples: list[tuple]) -> list[list[Rollout]]:
+    """The rollouts of each prompt, from (response_ids, logprobs, finish_reason) of all samples in order."""
+    groups, first = [], 0
     for prompt_id, prompt in enumerate(prompts):
-        sample_ids = range(len(seeds[prompt_id]))
-        groups.append([Rollout(prompt_id, sample_id, prompt, *next(samples)) for sample_id in sample_ids])
+        own = samples[first : first + len(seeds[prompt_id])]
+        groups.append([Rollout(prompt_id, sample_id, prompt, *sample) for sample_id, sample in enumerate(own)])
+        first += len(own)
     return groups
 
 
@@ -475,27 +458,27 @@ class VLLMSampler:
         weight and accepts an oversized one). A tied head is given too: the engine packs a copy of its own. The
         prefix cache is emptied: its keys and values are the old weights'. Raises ValueError.
         """
-        missing, size = dict(self.shapes), 0
+        received: dict[str, int] = {}  # name: bytes
 
         def checked() -> Iterator[tuple[str, Tensor]]:
-            nonlocal size
             for name, tensor in named_tensors:
-                if missing.pop(name, None) != tuple(tensor.shape):
-                    theirs = self.shapes.get(name)
-                    shape = f"{name} {tuple(tensor.shape)} is not among the engine's weights ({theirs})"
-                    raise ValueError(f"load_weights: {shape}, or came twice")
-                size += tensor.nbytes
+                shape = tuple(tensor.shape)
+                if name in received or self.shapes.get(name) != shape:
+                    expected = self.shapes.get(name)
+                    raise ValueError(f"load_weights: {name} {shape} came twice, or the engine has it as {expected}")
+                received[name] = tensor.nbytes
                 yield name, tensor
                 if self.tied and name == "model.embed_tokens.weight":
                     yield "lm_head.weight", tensor
 
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": checked()})
+        missing = set(self.shapes) - set(received)
         if missing:
             raise ValueError(f"load_weights: {len(missing)} tensors are missing, the first is {min(missing)}")
         self._wake_cache()
         if not self.llm.reset_prefix_cache():
             raise RuntimeError("vLLM did not reset its prefix cache: it would answer from the old weights")
-        return size
+        return sum(received.values())
 
     def sleep(self) -> None:
         """Give the GPU's memory away: KV cache dropped, weights waiting in RAM (level 1) or dropped too (level 2)."""
@@ -565,9 +548,3 @@ def make_sampler(cfg: Config, path: Path, device: torch.device, longest: int, dt
     engine = VLLMSampler(path, compute_dtype, device, cfg.max_num_seqs, longest, memory, cfg.vllm_sleep_level)
     engine.sleep()
     return engine
-
-
-def sync_weights(sampler: Sampler, model: Qwen2, dtype: torch.dtype) -> int:
-    """Give the sampler the trainer's weights, in `dtype`; all ranks together. Returns their bytes."""
-    sampler.wake()
-    return sampler.load_weights(full_tensors(model, dtype))

@@ -36,7 +36,7 @@ from losses import (
 )
 from model import DTYPES, Qwen2, resolve_model
 from problems.prompts import ChatTokenizer, Prompt, load_benchmarks, load_prompts
-from rollout import Rollout, Sampler, gather_rollouts, make_sampler, response_text, sample_seed, sync_weights
+from rollout import Rollout, Sampler, make_sampler, response_text, sample_seed
 from training import checkpoint, metrics, packing, smoke, stages, watch
 from training.checkpoint import RunState, step_name
 from training.metrics import LossSums, Timer
@@ -112,7 +112,7 @@ def grade(run: Run, rollouts: list[Rollout], timer: Timer) -> list[Rollout]:
         texts = [response_text(run.prompts[rollout.prompt_id], rollout, run.tokenizer) for rollout in rollouts]
         rewards = run.pool.rewards([run.prompts[rollout.prompt_id].problem for rollout in rollouts], texts)
         graded = [replace(rollout, reward=reward) for rollout, reward in zip(rollouts, rewards, strict=True)]
-        return gather_rollouts(graded)
+        return packing.gather_rollouts(graded)
 
 
 def with_advantages(rollouts: list[Rollout], order: list[int], max_len: int, cfg: Config) -> list[list[Rollout]]:
@@ -309,7 +309,7 @@ def sync(run: Run, step: int, timer: Timer) -> tuple[int, float]:
     """Copy the trainer's weights to the sampler and check with a few samples that they arrived: ends the run if not.
     Returns the bytes copied and the probe's k3, see training/watch.py."""
     with timer("sync"):
-        size = sync_weights(run.sampler, run.model, DTYPES[run.cfg.dtype])
+        size = packing.sync_weights(run.sampler, run.model, DTYPES[run.cfg.dtype])
     with timer("probe"):
         return size, watch.probe(run.sampler, run.model, run.prompts, run.cfg, step).k3
 

@@ -17,7 +17,7 @@ import bench
 from configs import UserError
 from model import ModelConfig, Qwen2, token_logprobs
 from test_train import ENV, ROOT
-from training import plan
+from training import memory, plan
 
 
 def report(*flags: str, capsys) -> str:
@@ -25,22 +25,22 @@ def report(*flags: str, capsys) -> str:
     return capsys.readouterr().out
 
 
-def only_job(*argv: str) -> plan.Job:
+def only_job(*argv: str) -> memory.Job:
     (job,) = plan.stages(list(argv))
     return job
 
 
-def small_job(flags: list[str], **shape: int) -> plan.Job:
+def small_job(flags: list[str], **shape: int) -> memory.Job:
     """A job of a small model on one GPU."""
     job = only_job("configs/24k.py", "--gpus=1", "--max_prompt_len=1", "--max_response_len=1", *flags)
     raw = plan.R1_DISTILL | dict(num_attention_heads=4, num_key_value_heads=2, hidden_size=64) | shape
     return replace(job, model=Qwen2(ModelConfig.from_dict(raw)))
 
 
-def part(job: plan.Job, name: str) -> list[float]:
+def part(job: memory.Job, name: str) -> list[float]:
     """Bytes of the part whose name begins so, at each of MOMENTS."""
-    (bytes_of_part,) = [moments for key, moments in plan.bytes_by_part(job).items() if key.startswith(name)]
-    return [bytes_of_part.get(moment, 0) for moment in plan.MOMENTS]
+    (bytes_of_part,) = [moments for key, moments in memory.bytes_by_part(job).items() if key.startswith(name)]
+    return [bytes_of_part.get(moment, 0) for moment in memory.MOMENTS]
 
 
 class PeakBytes(TorchDispatchMode):
@@ -69,8 +69,8 @@ def test_the_known_shape_is_the_published_model():
     job = only_job("configs/16k.py")
     h, f, v, kv = 1536, 8960, 151_936, 256
     layer = 2 * (h * h) + h + 2 * (h * kv + kv) + 3 * h * f + 2 * h
-    assert plan.num_params(job.model) == 2 * v * h + 28 * layer + h == 1_777_088_000
-    assert plan.num_params(job.model.model.layers[0]) == layer and plan.num_params(job.model.lm_head) == v * h
+    assert memory.num_params(job.model) == 2 * v * h + 28 * layer + h == 1_777_088_000
+    assert memory.num_params(job.model.model.layers[0]) == layer and memory.num_params(job.model.lm_head) == v * h
     assert all(p.is_meta for p in job.model.parameters())
     assert job.kv_bytes == 28_672  # bytes of a token in the KV cache, notes/performance.md
 
@@ -146,7 +146,7 @@ def test_a_whole_step_peaks_where_the_plan_says(shape):
         (logprobs.sum() + entropy.sum()).backward()
     ours = [a + b for a, b in zip(part(job, "activations"), part(job, "logits"), strict=True)]
     # A layer's gradient is small here.
-    weights_and_head_gradient = 4 * plan.num_params(model) + 4 * plan.num_params(model.lm_head)
+    weights_and_head_gradient = 4 * memory.num_params(model) + 4 * memory.num_params(model.lm_head)
     assert (ours[0] > ours[1]) == (vocab == 2048)
     assert counted.peak - weights_and_head_gradient == pytest.approx(max(ours), rel=0.15)
 
@@ -158,7 +158,7 @@ def test_the_memory_of_the_published_8k_run_is_near_the_notes():
     eager = replace(job, cfg=replace(job.cfg, activation_checkpointing=False))
     assert part(eager, "activations")[0] / 2**30 == pytest.approx(84, rel=0.08)
     assert part(job, "activations")[1] / 2**30 == pytest.approx(5.4 + 1.2, rel=0.05)  # and the gradients of one MLP
-    assert plan.trainer_peak(job) == pytest.approx(14.6 + plan.ASLEEP, rel=0.08)
+    assert memory.trainer_peak(job) == pytest.approx(14.6 + memory.ASLEEP, rel=0.08)
 
 
 # ------------------------------------------------------------------------------------------------------- fits or not
@@ -191,27 +191,27 @@ def test_what_does_not_fit_is_said_with_settings_that_really_help(flags, capsys)
     for way in advice.split(" or "):
         changes = way.split()
         fixed = with_changes(flags, changes)
-        assert plan.misfits(only_job(*fixed)) == [], way
+        assert memory.misfits(only_job(*fixed)) == [], way
         printed = report(*fixed, capsys=capsys)
         assert "DOES NOT FIT" not in printed and " spare: fits" in printed
         for change in changes:  # none of them is there for nothing
             others = [other for other in changes if other != change]
-            assert plan.misfits(only_job(*with_changes(flags, others))), (way, change)
+            assert memory.misfits(only_job(*with_changes(flags, others))), (way, change)
 
 
 def test_the_advice_is_the_mildest():
     """One step less of it does not fit."""
     job = only_job("configs/24k.py", "--gpu=a100-40", "--gpus=32", "--token_budget=262144")
-    (budget,) = [way["token_budget"] for way in plan.remedies(job) if "token_budget" in way]
-    assert plan.misfits(plan.changed(job, {"token_budget": budget})) == []
-    assert plan.misfits(plan.changed(job, {"token_budget": budget + 2048}))
+    (budget,) = [way["token_budget"] for way in memory.remedies(job) if "token_budget" in way]
+    assert memory.misfits(memory.changed(job, {"token_budget": budget})) == []
+    assert memory.misfits(memory.changed(job, {"token_budget": budget + 2048}))
 
 
 def test_no_advice_goes_below_what_the_config_accepts_or_where_nothing_helps(capsys):
     job = only_job("configs/24k.py", "--gpu=a100-40", "--gpus=32", "--token_budget=30000")
-    assert plan.settings_to_try(job)["token_budget"] == [28_672, 26_624, 25_600]
+    assert memory.settings_to_try(job)["token_budget"] == [28_672, 26_624, 25_600]
     huge = replace(job, gpu=replace(job.gpu, memory=2.0))
-    assert plan.remedies(huge) == [] and "it would fit with a larger GPU only" in plan.memory_report(huge)
+    assert memory.remedies(huge) == [] and "it would fit with a larger GPU only" in memory.report(huge)
 
 
 def test_a_dense_cache_is_counted_slot_by_slot():
@@ -334,7 +334,7 @@ def test_the_shape_of_a_model_folder_is_read(tiny_model_dir, capsys):
     flags = ["configs/tiny.py", f"--model={tiny_model_dir}", "--gpus=2"]
     jobs = plan.stages(flags)
     model = Qwen2(ModelConfig.from_folder(tiny_model_dir))
-    assert len(jobs) == 3 and plan.num_params(jobs[0].model) == sum(p.numel() for p in model.parameters())
+    assert len(jobs) == 3 and memory.num_params(jobs[0].model) == sum(p.numel() for p in model.parameters())
     printed = report(*flags, capsys=capsys)
     assert "is not here: sizes" not in printed and "runs on the CPU only" in printed and "nan" not in printed
 

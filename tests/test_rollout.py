@@ -6,11 +6,11 @@ import random
 import pytest
 import torch
 
-import rollout
 from configs import UserError
 from model import Qwen2
 from problems.prompts import ChatTokenizer
 from rollout import TorchSampler, sample_seed, sample_tokens, uniforms
+from training import packing
 
 PROMPTS = [[0, 2, 11, 18], [0, 2, 12], [0, 2, 9, 18, 15, 19, 50, 3], [0, 5], [0, 2, 11, 12, 13, 14, 15]]
 
@@ -200,10 +200,10 @@ def test_gathered_rollouts_equal_the_originals(monkeypatch, stop_often):
         sent.append(mine)
         parts[:] = [sent[0], sent[-1]]
 
-    monkeypatch.setattr(rollout.dist, "get_world_size", lambda: 2)
-    monkeypatch.setattr(rollout.dist, "all_gather_object", all_gather_object)
-    rollout.gather_rollouts(everything[1::2])
-    for a, b in zip(rollout.gather_rollouts(everything[0::2]), everything, strict=True):
+    monkeypatch.setattr(packing.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(packing.dist, "all_gather_object", all_gather_object)
+    packing.gather_rollouts(everything[1::2])
+    for a, b in zip(packing.gather_rollouts(everything[0::2]), everything, strict=True):
         assert (a.prompt_ids, a.response_ids, a.finish_reason) == (b.prompt_ids, b.response_ids, b.finish_reason)
         assert a.logprobs == pytest.approx(b.logprobs, rel=1e-7)
 

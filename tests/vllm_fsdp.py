@@ -11,7 +11,7 @@ import torch.distributed as dist
 import train_grpo
 from configs import load_config
 from model import DTYPES, full_tensors
-from rollout import TorchSampler, make_sampler, sample_seed, sync_weights
+from rollout import TorchSampler, make_sampler, sample_seed
 from training import packing, watch
 
 

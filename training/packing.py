@@ -8,7 +8,7 @@ Dimensions: T packed tokens, S sequences of a batch.
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from configs import Config, UserError
-from model import DTYPES, ModelConfig, Qwen2, token_logprobs
+from model import DTYPES, ModelConfig, Qwen2, full_tensors, token_logprobs
 from problems.prompts import ChatTokenizer, Prompt
-from rollout import Rollout
+from rollout import Rollout, Sampler
 
 Value = TypeVar("Value")
 
@@ -75,6 +75,12 @@ def longest_sequence(cfg: Config, path: Path, benchmarks: dict[str, list[Prompt]
     return longest
 
 
+def sync_weights(sampler: Sampler, model: Qwen2, dtype: torch.dtype) -> int:
+    """Give the sampler the trainer's weights, in `dtype`; all ranks together. Returns their bytes."""
+    sampler.wake()
+    return sampler.load_weights(full_tensors(model, dtype))
+
+
 def print0(*args: Any, sep: str = " ") -> None:
     """Print on rank 0 alone."""
     if dist.get_rank() == 0:
@@ -103,6 +109,20 @@ def all_sum(values: list[float] | Tensor) -> list[float]:
     total = torch.as_tensor(values, dtype=torch.float64).cpu()
     dist.all_reduce(total)
     return total.tolist()
+
+
+def gather_rollouts(rollouts: list[Rollout]) -> list[Rollout]:
+    """All ranks' rollouts on every rank, ordered by prompt and sample. Tokens travel as arrays, not as lists."""
+    kinds = {"prompt_ids": np.int32, "response_ids": np.int32, "logprobs": np.float32}
+    sent = []
+    for r in rollouts:
+        sent.append(replace(r, **{name: np.asarray(getattr(r, name), kind) for name, kind in kinds.items()}))
+    received: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(received, sent)
+    gathered = []
+    for r in (r for rollouts_of_rank in received for r in rollouts_of_rank):
+        gathered.append(replace(r, **{name: getattr(r, name).tolist() for name in kinds}))
+    return sorted(gathered, key=lambda r: (r.prompt_id, r.sample_id))
 
 
 # ---------------------------------------------------------------------------------------------- who trains on what

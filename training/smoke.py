@@ -20,10 +20,10 @@ import torch
 
 from configs import Config, UserError, lost_rank
 from model import DTYPES, Qwen2
-from rollout import Rollout, sync_weights
+from rollout import Rollout
 from training import checkpoint, watch
 from training.metrics import Timer, check_wandb
-from training.packing import Batch, Minibatch, fixed_logprobs, from_rank0, pack, print0
+from training.packing import Batch, Minibatch, fixed_logprobs, from_rank0, pack, print0, sync_weights
 
 
 class NoHook:
