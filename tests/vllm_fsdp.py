@@ -41,7 +41,7 @@ def main(argv):
     before = {n: p.full_tensor().clone() for n, p in model.named_parameters()}
     largest = []
     for step in range(4):  # the last one only samples and compares
-        sync_weights(sampler, model, dtype)
+        packing.sync_weights(sampler, model, dtype)
         b, minibatch, mismatch = sample_and_compare(sampler, model, prompts, step, cfg, device)
         largest.append(mismatch.largest)
         if step < 3:
