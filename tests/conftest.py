@@ -76,6 +76,14 @@ def six_steps(world, tmp_path_factory) -> Path:
     return out / "run"
 
 
+@pytest.fixture(scope="session")
+def two_ranks(world, tmp_path_factory) -> Path:
+    """The folder of the run `six_steps` on two ranks. Tests only read it, all of them in xdist_group("two_ranks")."""
+    out = tmp_path_factory.mktemp("two")
+    train(flags(world, out, eval_every=3), ranks=2)
+    return out / "run"
+
+
 @pytest.fixture
 def group_of_one():
     """A process group of this process alone."""

@@ -138,3 +138,17 @@ def responses(run_dir, step):
 
 def summary_of(run_dir):
     return json.loads((run_dir / "summary.json").read_text())
+
+
+def assert_same_run(ours, theirs):
+    """Bitwise: metrics, responses, weights and the summary, but for what measures the machine."""
+    assert metrics(ours) == metrics(theirs)
+    last = metrics(ours)[-1]["step"]
+    assert weights_hash(ours, last) == weights_hash(theirs, last)
+    for step in range(1, last + 1):
+        assert responses(ours, step) == responses(theirs, step)
+    summaries = [summary_of(ours), summary_of(theirs)]
+    for summary in summaries:
+        for name in [n for n in summary if n.startswith(("wall_time", "gpu_hours"))]:
+            assert summary.pop(name) >= 0
+    assert summaries[0] == summaries[1]

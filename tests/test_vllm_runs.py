@@ -31,8 +31,8 @@ from runs import (
     train,
     weights_hash,
 )
+from test_checkpoint import lose_a_rank
 from test_smoke import assert_passed
-from test_train import lose_a_rank
 from test_vllm import WITHOUT_VLLM, largest_difference, response_ids
 
 without_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason=WITHOUT_VLLM)
@@ -247,7 +247,7 @@ def test_resume_is_exact(world, tmp_path):
 
 @without_vllm
 def test_a_killed_rank_ends_the_other_and_the_run_resumes(world, tmp_path):
-    """It closes its connections. On one rank, since test_train.py resumes a lost rank's run on two."""
+    """It closes its connections. On one rank, since test_checkpoint.py resumes a lost rank's run on two."""
     argv = flags(world, tmp_path, sampler="vllm", process_group_timeout=60)
     lose_a_rank(argv, signal.SIGKILL)
     assert "resuming after step 3" in train([*argv, "--resume=true"])
