@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_flatten
 import bench
 from configs import UserError
 from model import ModelConfig, Qwen2, token_logprobs
-from test_train import ENV, ROOT
+from runs import ENV, ROOT
 from training import memory, plan
 
 
