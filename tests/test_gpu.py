@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from model import Qwen2, attention, attention_backend, attention_layout, token_logprobs
-from runs import flags, rows_of, train
+from runs import flags, rows_of, run_ranks
 
 pytestmark = [
     pytest.mark.gpu,
@@ -20,11 +20,11 @@ def test_varlen_attention_matches_sdpa_in_float32():
     upstream = torch.randn(q.shape, generator=generator).bfloat16()
     results = []
     for device, dtype in ((torch.device("cpu"), torch.float32), (gpu, torch.bfloat16)):
-        parts = [x.to(device, dtype).requires_grad_() for x in (q, k, v)]
+        inputs = [x.to(device, dtype).requires_grad_() for x in (q, k, v)]
         backend = attention_backend(device)
-        out = attention(*parts, attention_layout(cu_seqlens.to(device), backend), backend)
+        out = attention(*inputs, attention_layout(cu_seqlens.to(device), backend), backend)
         out.backward(upstream.to(device, dtype))
-        results.append([out.detach().cpu().float(), *(x.grad.cpu().float() for x in parts)])
+        results.append([out.detach().cpu().float(), *(x.grad.cpu().float() for x in inputs)])
     assert attention_backend(gpu) in ("flash_attn", "torch_varlen")
     for ours, reference in zip(results[1], results[0], strict=True):
         assert (ours - reference).norm() / reference.norm() < 0.02
@@ -44,6 +44,6 @@ def test_bf16_logprobs_on_the_gpu_match_float32_on_the_cpu(tiny_model_dir):
 
 def test_a_bf16_run_on_the_gpu_resumes(world, tmp_path):
     for changes in ({"max_steps": 3}, {"resume": "true"}):
-        train(flags(world, tmp_path, device="auto", dtype="bfloat16", **changes))
+        run_ranks(1, flags(world, tmp_path, device="auto", dtype="bfloat16", **changes))
     rows = rows_of(tmp_path / "run")
     assert [r["step"] for r in rows] == [1, 2, 3, 4, 5, 6] and all(r["mismatch_k3"] < 0.02 for r in rows)

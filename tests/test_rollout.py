@@ -193,17 +193,17 @@ def test_load_weights_changes_the_samples_and_refuses_another_shape(tiny_model_d
 
 def test_gathered_rollouts_equal_the_originals(monkeypatch, stop_often):
     groups = stop_often.generate(PROMPTS, [[p, p + 9] for p in range(5)], 6, 1.0, 1.0)
-    everything = [r for g in groups for r in g]
+    originals = [r for g in groups for r in g]
     sent = []  # what each of two ranks sends; the second call sees both, as all_gather_object gives them
 
-    def all_gather_object(parts, mine):
-        sent.append(mine)
-        parts[:] = [sent[0], sent[-1]]
+    def all_gather_object(received, rollouts):
+        sent.append(rollouts)
+        received[:] = [sent[0], sent[-1]]
 
     monkeypatch.setattr(packing.dist, "get_world_size", lambda: 2)
     monkeypatch.setattr(packing.dist, "all_gather_object", all_gather_object)
-    packing.gather_rollouts(everything[1::2])
-    for a, b in zip(packing.gather_rollouts(everything[0::2]), everything, strict=True):
+    packing.gather_rollouts(originals[1::2])
+    for a, b in zip(packing.gather_rollouts(originals[0::2]), originals, strict=True):
         assert (a.prompt_ids, a.response_ids, a.finish_reason) == (b.prompt_ids, b.response_ids, b.finish_reason)
         assert a.logprobs == pytest.approx(b.logprobs, rel=1e-7)
 

@@ -24,6 +24,7 @@ WITHOUT_VLLM = "vllm is not installed: its CPU build is for Linux x86-64, where 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.xdist_group("vllm"),
+    pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated"),
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason=WITHOUT_VLLM),
 ]
 BLOCK = 128  # tokens of a block of the prefix cache

@@ -36,7 +36,11 @@ from test_smoke import assert_passed
 from test_vllm import WITHOUT_VLLM, largest_difference, response_ids
 
 without_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason=WITHOUT_VLLM)
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("vllm")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("vllm"),
+    pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated"),
+]
 
 
 def vllm_flags(world, folder, **changes):

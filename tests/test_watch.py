@@ -203,10 +203,10 @@ def test_kept_mass_equals_the_masses_of_sample_tokens(tiny_model_dir):
     masses = watch.kept_mass(hidden, head, cfg)
     probs = (hidden @ head.T / 0.8).softmax(-1).numpy().astype(np.float64)
     for row, mass in zip(probs, masses, strict=True):
-        for top_p, got in zip(watch.TOP_PS, mass.tolist(), strict=True):
+        for top_p, kept in zip(watch.TOP_PS, mass.tolist(), strict=True):
             ordered = np.sort(row)[::-1]
-            kept = ordered[: np.searchsorted(np.cumsum(ordered), top_p - 1e-9) + 1].sum()
-            assert got == pytest.approx(kept, abs=1e-5)
+            expected = ordered[: np.searchsorted(np.cumsum(ordered), top_p - 1e-9) + 1].sum()
+            assert kept == pytest.approx(expected, abs=1e-5)
 
 
 # -------------------------------------------------------------------------------------------- what else ends a run well
