@@ -87,6 +87,7 @@ def test_a_collapsed_run_stops_and_its_result_is_the_best_checkpoint(world, tmp_
     rows, run_dir = rows_of(tmp_path / "run"), tmp_path / "run"
     assert len(rows) < 60 and replay(rows, 8, 3)["collapse_step"] == len(rows)
     assert "the run has collapsed" in output
+    assert f"step {len(rows)}/{len(rows)}  context 24" in output  # the steps it did not take are not to come
     scores = {p.name: json.loads((p / "state.json").read_text()) for p in (run_dir / "ckpt").iterdir()}
     best = max((name for name in scores if scores[name]["score"]), key=lambda name: scores[name]["score"])
     assert scores[f"step_{len(rows):06d}"]["verdict"] == "collapsed" and best != f"step_{len(rows):06d}"

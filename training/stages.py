@@ -37,7 +37,10 @@ def is_due(state: RunState, cfg: Config) -> bool:
 
 
 def last_step(state: RunState, cfg: Config) -> int:
-    """The last step of the run, if this stage and all later ones take all of their `stage_steps`."""
+    """The last step of the run, if this stage and all later ones take all of their `stage_steps`; a collapsed run has
+    taken it."""
+    if state.decision == "collapsed":
+        return state.step
     if is_due(state, cfg):
         last = state.step + sum(cfg.stage_steps[state.stage + 1 :])
     else:
@@ -47,7 +50,7 @@ def last_step(state: RunState, cfg: Config) -> int:
 
 def is_over(state: RunState, cfg: Config) -> bool:
     """Has the run taken its last step, or collapsed?"""
-    return state.step >= last_step(state, cfg) or state.decision == "collapsed"
+    return state.step >= last_step(state, cfg)
 
 
 def after_step(state: RunState, row: dict[str, Any], cfg: Config) -> RunState:
