@@ -248,6 +248,7 @@ def curated(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("curation")  # they share embeddings
 def test_the_fixtures_checks_all_pass(curated):
     judge = [sys.executable, str(FIXTURES / "score.py"), str(FIXTURES / "fixture_dev"), str(curated / "train.jsonl")]
     done = subprocess.run(judge, capture_output=True, text=True)
@@ -255,6 +256,7 @@ def test_the_fixtures_checks_all_pass(curated):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("curation")  # they share embeddings
 def test_every_row_is_kept_or_dropped_with_a_reason(curated):
     expected = json.loads((FIXTURES / "fixture_dev" / "expected.json").read_text())
     rows = read_jsonl(curated / "train.jsonl") + read_jsonl(curated / "dropped.jsonl")
@@ -266,6 +268,7 @@ def test_every_row_is_kept_or_dropped_with_a_reason(curated):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("curation")  # they share embeddings
 def test_a_killed_run_ends_in_the_same_bytes(curated, tmp_path, tmp_path_factory):
     """Three kills, each once the cache of embeddings has grown; a torn record at its end is dropped."""
     inputs = {"raw": (FIXTURES / "fixture_dev" / "raw.jsonl", 0, 120), "tests": (FIXTURES / "tests.jsonl", 30, 70)}

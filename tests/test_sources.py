@@ -506,6 +506,7 @@ def test_a_benchmark_of_another_size_is_refused_and_nothing_written(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("curation")
 def test_sources_are_rebuilt_into_a_training_set(tmp_path, tmp_path_factory, serve, monkeypatch):
     """A few rows of each format, AMC's answers from choices and from a model, test copies and copies out. (Of each
     benchmark six problems; that the five are complete is another test's.)"""
