@@ -64,11 +64,13 @@ def trace(numbers: list[int], rng: random.Random) -> str:
 
 
 def make_tokenizer(path: Path) -> Tokenizer:
-    """A character-level tokenizer in Hugging Face format, with a chat template that opens the think tag."""
-    vocab = {token: i for i, token in enumerate([*SPECIAL, *CHARACTERS])}
+    """A character-level tokenizer in Hugging Face format, with a chat template that opens the think tag. It is
+    byte-level BPE without merges, the only kind that transformers and vLLM take from a folder of a Qwen2 model."""
+    byte_level = CHARACTERS.translate({ord("\n"): "Ċ", ord(" "): "Ġ"})  # how it spells these two bytes
+    vocab = {token: i for i, token in enumerate([*SPECIAL, *byte_level])}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token=None))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    tokenizer.decoder = decoders.Fuse()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL[:4]])
     tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in SPECIAL[4:]])
     path.mkdir(parents=True, exist_ok=True)

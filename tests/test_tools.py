@@ -80,6 +80,24 @@ def test_the_tiny_world_is_whole_disjoint_and_repeatable(tmp_path, monkeypatch):
     assert max(len(chat.prompt(p)[0]) for p in train) <= 40
 
 
+def test_transformers_reads_the_tiny_tokenizer_as_we_do(tmp_path):
+    """vLLM.chat takes transformers' tokenizer too."""
+    AutoTokenizer = pytest.importorskip("transformers").AutoTokenizer
+    tiny.new_model(tiny.make_tokenizer(tmp_path), seed=0).save_pretrained(tmp_path)  # its config.json picks the class
+    tiny.write_problems(tmp_path, train_rows=4000, test_rows=250, seed=0)
+    ours, theirs = ChatTokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    problems = [p.problem for name in ("train", "test") for p in load_problems(tmp_path / f"{name}.jsonl")]
+    chats = [[{"role": "user", "content": problem}] for problem in problems]
+    expected = theirs.apply_chat_template(chats, add_generation_prompt=True, return_dict=False)
+    assert len(problems) == 4250 and [ours.prompt(problem)[0] for problem in problems] == expected
+    text = tiny.trace([1, 2, 3], random.Random(0)) + "\n wait <|eos|>"
+    ids = ours.tokenizer.encode(text).ids
+    assert ids == theirs.encode(text, add_special_tokens=False)
+    assert theirs.decode(ids) == text and ours.decode(ids) == text.removesuffix("<|eos|>")
+    every_token = "".join(tiny.SPECIAL) + tiny.CHARACTERS  # ids in this order: weights taught before stay right
+    assert ours.tokenizer.encode(every_token).ids == list(range(len(tiny.SPECIAL) + len(tiny.CHARACTERS)))
+
+
 def test_a_tiny_world_in_place_is_kept_and_a_bad_command_is_refused(tmp_path, capsys):
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "model.safetensors").write_text("mine")
