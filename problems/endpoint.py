@@ -5,6 +5,7 @@ interrupted run asks nothing twice; what comes back is text like any other, and 
 """
 
 import hashlib
+import io
 import json
 import os
 import time
@@ -12,8 +13,10 @@ import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from http.client import HTTPException
+from functools import partial
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from pathlib import Path
+from socket import socket
 from threading import Lock
 from typing import Any, BinaryIO
 
@@ -30,6 +33,7 @@ PROMPT = (
 )
 ATTEMPTS = 5  # for one question, when the server is busy or out of reach
 PARALLEL = 8  # questions at once
+MAX_BYTES = 2**22  # of a reply, its headers included
 
 
 class NoAnswer(Exception):
@@ -43,6 +47,48 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
         return None
 
 
+class _BoundedReads(io.RawIOBase):
+    """What a server sends, until `end` (of time.monotonic()) and for MAX_BYTES. A socket's own timeout begins anew with
+    each byte, so a server that drips headers, `100 Continue`, trailers or an error's text would hold us forever."""
+
+    def __init__(self, sock: socket, end: float) -> None:
+        self.sock, self.end, self.raw, self.left = sock, end, sock.makefile("rb", buffering=0), MAX_BYTES
+
+    def makefile(self, _: str) -> io.BufferedReader:  # all that HTTPResponse asks of a socket
+        return io.BufferedReader(self)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        seconds = self.end - time.monotonic()
+        if seconds <= 0 or self.left <= 0:
+            raise TimeoutError("a reply that does not end")
+        self.sock.settimeout(seconds)
+        size = self.raw.readinto(buffer)
+        self.left -= size or 0
+        return size
+
+    def close(self) -> None:
+        self.raw.close()
+        super().close()
+
+
+class _Bounded(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
+    """One deadline for the whole of a request. (Connecting and TLS, before it, have the same timeout each.)"""
+
+    def _connection(self, kind: type[HTTPConnection], host: str, timeout: float, **options: Any) -> HTTPConnection:
+        connection, end = kind(host, timeout=timeout, **options), time.monotonic() + timeout
+        connection.response_class = lambda sock, *a, **k: HTTPResponse(_BoundedReads(sock, end), *a, **k)
+        return connection
+
+    def http_open(self, request: urllib.request.Request) -> HTTPResponse:
+        return self.do_open(partial(self._connection, HTTPConnection), request)
+
+    def https_open(self, request: urllib.request.Request) -> HTTPResponse:
+        return self.do_open(partial(self._connection, HTTPSConnection), request)
+
+
 @dataclass
 class Endpoint:
     """The user's server. A key for it, if it needs one, is read from OPENAI_API_KEY."""
@@ -51,14 +97,14 @@ class Endpoint:
     model: str
     budget: int  # the most requests of a run, repeated ones included
     cache: Path  # the file that keeps replies
-    timeout: float = 120.0  # seconds for a reply
+    timeout: float = 120.0  # seconds for a whole reply
     pause: float = 1.0  # seconds before the first repetition; doubled each time
     requests: int = 0
 
     def __post_init__(self) -> None:
         self.lock = Lock()
         self.known: dict[str, str] = {}
-        self.opener = urllib.request.build_opener(_NoRedirects)
+        self.opener = urllib.request.build_opener(_NoRedirects, _Bounded)
         self.cache.parent.mkdir(parents=True, exist_ok=True)
         lines = self.cache.read_bytes().split(b"\n") if self.cache.is_file() else []
         for line in lines:
@@ -128,17 +174,18 @@ class Endpoint:
         if key:
             headers["Authorization"] = f"Bearer {key}"
         request = urllib.request.Request(self.url.rstrip("/") + "/chat/completions", body, headers)
-        end, data = time.monotonic() + self.timeout, b""
+        data = b""
         try:
             with self.opener.open(request, timeout=self.timeout) as response:
                 while chunk := response.read1(2**16):
                     data += chunk
-                    if len(data) > 2**22 or time.monotonic() > end:
-                        raise ValueError("a reply that does not end")
         except urllib.error.HTTPError as e:
             if e.code in (408, 409, 425, 429) or e.code >= 500:
                 raise
-            message = " ".join(e.read(300).decode(errors="replace").split())
+            try:
+                message = " ".join(e.read(300).decode(errors="replace").split())
+            except (OSError, HTTPException):  # the status says enough
+                message = ""
             if e.code in (400, 413, 422):  # it refuses this question only: too long, for instance
                 raise NoAnswer(message) from None
             raise UserError(f"{self.url} refuses the request: {e.code} {e.reason} {message}") from None

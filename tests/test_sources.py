@@ -1,15 +1,18 @@
 """The published datasets as they come: file formats, damaged rows, the hub, multiple choice, and a model's answers."""
 
+import contextlib
 import csv
 import hashlib
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
 from collections import Counter
 from dataclasses import replace
+from http.client import HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -18,7 +21,7 @@ import pytest
 import data_prep
 from configs import UserError
 from problems.choices import letter_and_value, opened, split_choices
-from problems.endpoint import Endpoint
+from problems.endpoint import Endpoint, NoAnswer
 from problems.rows import objects, read_rows
 from problems.sources import BENCHMARKS, TRAINING, benchmark_problem, find
 from test_data_prep import need_embeddings, read_jsonl, with_shared_cache
@@ -419,6 +422,65 @@ def test_a_question_that_fails_costs_no_other_its_answer(tmp_path, serve, monkey
     monkeypatch.setattr(Server, "of_problem", {})
     answers, endpoint = ask(address, tmp_path, questions)
     assert all(answers) and endpoint.requests < 25  # the others' replies were kept
+
+
+DRIPS = {  # what is sent at once, what then again and again, what ends it (for a server that is given the time)
+    "headers": (b"HTTP/1.1 200 OK\r\n", b"a", b":b\r\nContent-Length: 2\r\n\r\n{}"),
+    "continue": (b"", b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"),
+    "body": (b"HTTP/1.1 200 OK\r\nContent-Length: 9999999\r\n\r\n", b" ", b"{}"),
+    "trailers": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n", b"a: b\r\n", b"\r\n"),
+    "error": (b"HTTP/1.1 429 No\r\nContent-Length: 9999\r\n", b"a: b\r\n", b"\r\n"),
+}
+
+
+@pytest.mark.parametrize("flood", [False, True], ids=["drip", "flood"])
+@pytest.mark.parametrize("name", DRIPS)
+def test_a_reply_that_does_not_end_is_given_up(tmp_path, name, flood):
+    """Dripped, so that no single wait is long, or without pause; after enough of it the server ends the reply."""
+    first, again, end = DRIPS[name]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve_once():
+            connection, _ = listener.accept()
+            with connection, contextlib.suppress(OSError):  # the client has gone
+                connection.sendall(first)
+                for _ in range(150):
+                    connection.sendall(again * 2**16 if flood else again)
+                    given_up.wait(0 if flood else 0.02)
+                connection.sendall(end)
+
+        given_up = threading.Event()
+        thread = threading.Thread(target=serve_once)
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        endpoint = Endpoint(url, "m", 9, tmp_path / "a.jsonl", timeout=60 if flood else 0.2)
+        reason = "does not end|more than 65536|more than 100 headers" if flood else "does not end|timed out"
+        with pytest.raises((OSError, HTTPException), match=reason):
+            endpoint._post(b"")
+        given_up.set()
+        thread.join()
+
+
+def test_an_error_whose_text_drips_is_still_this_questions_alone(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        endpoint = Endpoint(url, "m", 9, tmp_path / "a.jsonl", timeout=0.2)
+
+        def serve_once():
+            connection, _ = listener.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.sendall(b"HTTP/1.1 400 No\r\nContent-Length: 300\r\n\r\n")
+                for _ in range(299):
+                    connection.sendall(b"a")
+                    given_up.wait(0.02)
+
+        given_up = threading.Event()
+        thread = threading.Thread(target=serve_once)
+        thread.start()
+        with pytest.raises(NoAnswer, match="^$"):
+            endpoint._post(b"")
+        given_up.set()
+        thread.join()
 
 
 def test_the_key_does_not_follow_a_redirect(tmp_path, serve, monkeypatch):
