@@ -21,6 +21,8 @@ _CONTROL = re.compile(
     r"|\r(?=ight|angle|ho\b|floor|ceil)|\n(?=eq\b|abla|otin)"
 )
 MAX_CHARS = {"problem": 20_000, "answer": 1_000, "solution": 200_000}  # the longest here have 5,154, 204 and 12,402
+MAX_ROWS, MAX_BYTES = 2_000_000, 2**31  # of a .parquet file, in which a few bytes may stand for gigabytes
+CELL_BYTES = 64  # what a value of it takes as an object, its text aside
 Raw = dict[str, Any]
 Reader = Callable[[Raw], Raw | None]  # gives {problem, answer, solution} of an object, None of another source's
 
@@ -47,9 +49,11 @@ def objects(path: Path, failure: str = "cannot be read") -> Iterator[tuple[int, 
     if read is None:
         raise UserError(f"{path}: not a .jsonl, .json, .csv or .parquet file")
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("not a regular file")  # opening a pipe would wait for its other end
         yield from read(path)
     except (OSError, ValueError, RecursionError, csv.Error) as e:
-        raise UserError(f"{path}: {failure}: {e}") from None
+        raise UserError(f"{path}: {failure}: {' '.join(str(e).split())}") from None
 
 
 def _jsonl(path: Path) -> Iterator[tuple[int, Any]]:
@@ -88,14 +92,50 @@ def _csv(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
+    """Rows of flat columns and of lists of answers; no other nested column is read (as `messages`, which repeat a
+    row). A text of megabytes may be repeated for a few bytes a row, so sizes are checked in the metadata and again
+    while rows are unpacked, few at a time where texts could be long."""
     try:
-        from pyarrow.parquet import ParquetFile
+        import pyarrow
+        from pyarrow.parquet import ParquetFile, read_metadata
     except ImportError:
         raise UserError(f"{path}: needs pyarrow: pip install -r requirements-data.txt") from None
-    file = ParquetFile(path)
-    columns = [name for name in file.schema_arrow.names if name != "messages"]  # NuminaMath's second copy of each row
-    batches = file.iter_batches(1024, columns=columns)
-    yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
+    try:
+        metadata = read_metadata(path)
+        leaves = [metadata.schema.column(i) for i in range(metadata.num_columns)]
+        nested = [leaf.path for leaf in leaves if leaf.path.startswith(("answer.", "final_answer."))]
+        read = [i for i, leaf in enumerate(leaves) if leaf.path in nested or leaf.path == leaf.name]
+        # (Not the sizes of single columns: pyarrow aborts the process where a damaged file has impossible ones.)
+        sizes = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
+        _check_size(metadata.num_rows, sum(sizes) + metadata.num_rows * len(read) * CELL_BYTES)
+        file = ParquetFile(path, read_dictionary=nested)  # a dictionary holds a text that is repeated once
+        num_rows = num_bytes = 0
+        batch_size = max(1, min(64, MAX_BYTES // max([1, *sizes])))
+        for batch in file.iter_batches(batch_size, columns=[leaves[i].path for i in read]):
+            num_bytes += sum(map(_unpacked_bytes, batch.columns))
+            _check_size(num_rows + batch.num_rows, num_bytes)
+            yield from enumerate(batch.to_pylist(), num_rows + 1)
+            num_rows += batch.num_rows
+    except pyarrow.ArrowException as e:  # not all of them are ValueErrors
+        raise ValueError(str(e)) from None
+
+
+def _check_size(num_rows: int, num_bytes: int) -> None:
+    if num_rows > MAX_ROWS or num_bytes > MAX_BYTES:
+        size = f"{num_rows:,} rows and {num_bytes:,} bytes when it is unpacked"
+        raise ValueError(f"{size}; at most {MAX_ROWS:,} and {MAX_BYTES:,} are read: split it")
+
+
+def _unpacked_bytes(array: Any) -> int:
+    """What a pyarrow array takes as objects, each text of a dictionary written out."""
+    from pyarrow import compute, types
+
+    if types.is_dictionary(array.type):
+        lengths = compute.binary_length(array.dictionary)
+        return (compute.sum(lengths.take(array.indices)).as_py() or 0) + len(array) * CELL_BYTES
+    if types.is_struct(array.type):
+        return sum(map(_unpacked_bytes, array.flatten()))
+    return _unpacked_bytes(array.flatten()) if types.is_nested(array.type) else array.nbytes + len(array) * CELL_BYTES
 
 
 def damage(text: str) -> str:

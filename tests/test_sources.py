@@ -5,6 +5,7 @@ import csv
 import hashlib
 import json
 import os
+import random
 import re
 import socket
 import subprocess
@@ -96,7 +97,7 @@ def test_a_damaged_row_is_named_by_file_and_line_and_skipped(tmp_path, line, pro
     ("a.json", b"{}", "not a list"), ("a.json", b"[", "cannot be read"), ("a.parquet", b"PAR1", "cannot be read"),
     ("a.csv", b"a,b\n\xff,1\n", "cannot be read"), ("a.csv", b'a,b\n1,"2\n3,4\n', "unexpected end"),
     ("a.csv", b'a,b\n1,"2\n3,"4\n', "expected after"), ("a.txt", b"", r"not a \.jsonl"),
-    ("b/a.jsonl", None, "cannot be read"),
+    ("a.json", b"[" * 100_000, "recursion"), ("b/a.jsonl", None, "cannot be read"),
 ])  # fmt: skip
 def test_a_file_that_cannot_be_read_is_refused_in_one_line(tmp_path, name, content, message):
     if content is not None:
@@ -104,6 +105,61 @@ def test_a_file_that_cannot_be_read_is_refused_in_one_line(tmp_path, name, conte
     with pytest.raises(UserError, match=message) as refused:
         read_rows([tmp_path / name], 1.0)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet"])
+def test_a_pipe_a_folder_or_a_device_is_no_file_of_rows(tmp_path, suffix):
+    os.mkfifo(tmp_path / f"pipe.{suffix}")
+    (tmp_path / f"folder.{suffix}").mkdir()
+    (tmp_path / f"device.{suffix}").symlink_to("/dev/zero")
+    for name in ("pipe", "folder", "device"):
+        with pytest.raises(UserError, match="not a regular file"):
+            list(objects(tmp_path / f"{name}.{suffix}"))
+
+
+def repeated(text, count):
+    pyarrow = pytest.importorskip("pyarrow")
+    return pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * count, pyarrow.int32()), pyarrow.array([text]))
+
+
+def test_a_parquet_file_that_unpacks_to_gigabytes_is_refused(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    million, answers = "a" * 1_000_000, repeated("a" * 300_000, 10_000)
+    bombs = {
+        "texts": {"problem": repeated(million, 3000)},  # no more than a megabyte in the metadata
+        "texts_of_a_list": {"answer": pyarrow.ListArray.from_arrays([0, 10_000], answers)},
+        "rows": {"problem": repeated("a", 5_000_000)},
+    }
+    for name, columns in bombs.items():
+        path = tmp_path / f"{name}.parquet"
+        parquet.write_table(pyarrow.table(columns), path, compression="zstd")
+        assert path.stat().st_size < 30_000
+        with pytest.raises(
+            UserError, match="bytes when it is unpacked; at most 2,000,000 and 2,147,483,648"
+        ) as refused:
+            for _ in objects(path):
+                pass
+        assert "\n" not in str(refused.value)
+
+
+def test_damaged_parquet_files_are_refused_in_one_line(tmp_path):
+    path, rng = tmp_path / "a.parquet", random.Random(0)
+    write_parquet(path, [{"problem": f"p{i}", "answer": ["1", "2"], "messages": [{"role": "user"}]} for i in range(9)])
+    assert [raw for _, raw in objects(path)] == [{"problem": f"p{i}", "answer": ["1", "2"]} for i in range(9)]
+    whole, refused = path.read_bytes(), 0
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for _ in range(3):
+            damaged[rng.randrange(len(whole))] = rng.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            list(objects(path))
+        except UserError as e:
+            refused += 1
+            assert "\n" not in str(e)
+    assert refused > 100
 
 
 def test_rows_of_other_sources_do_not_hide_what_is_malformed(tmp_path):
