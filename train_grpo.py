@@ -37,7 +37,7 @@ from losses import (
 from model import DTYPES, Qwen2, resolve_model
 from problems.prompts import ChatTokenizer, Prompt, load_benchmarks, load_prompts
 from rollout import Rollout, Sampler, make_sampler, response_text, sample_seed
-from training import checkpoint, metrics, packing, smoke, stages, watch
+from training import checkpoint, metrics, packing, run_folder, smoke, stages, watch
 from training.checkpoint import RunState, step_name
 from training.metrics import LossSums, Timer
 from training.packing import Batch, Minibatch, all_sum, from_rank0, load_model, longest_sequence, print0
@@ -58,6 +58,7 @@ class Run:
     reference: Qwen2 | None  # frozen; None if kl_coef is 0
     optimizer: torch.optim.AdamW
     ledger: metrics.Ledger
+    lock: run_folder.RunLock  # no other run in this folder
 
 
 # ----------------------------------------------------------------------------------------- draw, sample, grade, compare
@@ -261,10 +262,12 @@ def set_up(cfg: Config, hook: Any, started: float) -> tuple[Run, RunState]:
     benchmarks = load_benchmarks(cfg, tokenizer)
     longest = longest_sequence(cfg, path, benchmarks)
     device = packing.init_distributed(cfg)
+    hook.before_loading(cfg)
+    lock = run_folder.RunLock(cfg.run_dir)
     newest = from_rank0(checkpoint.find, cfg.run_dir) if cfg.resume else None
     state = checkpoint.read_state(newest) if newest else RunState()
     stages.check_gpus(state, cfg)
-    hook.before_loading(cfg)
+    files = from_rank0(run_folder.check_identity, cfg, path)
     ledger = metrics.Ledger(cfg.run_dir, started)
 
     sampler = make_sampler(cfg, path, device, longest)  # first: vLLM counts its share of a GPU's free memory
@@ -275,7 +278,7 @@ def set_up(cfg: Config, hook: Any, started: float) -> tuple[Run, RunState]:
     optimizer = torch.optim.AdamW(model.parameters(), cfg.lr, betas, cfg.adam_eps, cfg.weight_decay)
     pool = RewardPool(cfg.reward_workers, cfg.reward_timeout)
     benchmarks = {} if cfg.smoke else benchmarks  # a smoke run only checks that they can be read and fit
-    run = Run(cfg, device, tokenizer, prompts, benchmarks, sampler, pool, model, reference, optimizer, ledger)
+    run = Run(cfg, device, tokenizer, prompts, benchmarks, sampler, pool, model, reference, optimizer, ledger, lock)
     hook.before_training(run, backward, optimizer_step)  # handed over because a wing does not import this script
 
     if newest:
@@ -283,10 +286,7 @@ def set_up(cfg: Config, hook: Any, started: float) -> tuple[Run, RunState]:
         stages.load_reference(cfg, state, reference)
         print0(f"resuming after step {state.step} from {newest}")
     stages.warn_if_too_short(cfg)
-    if dist.get_rank() == 0:
-        checkpoint.write_config(cfg)
-        (cfg.run_dir / "rollouts").mkdir(exist_ok=True)
-        checkpoint.rewind(cfg.run_dir, state.step)
+    from_rank0(run_folder.begin, cfg, files, state.step)
     limit = f"max_prompt_len={cfg.max_prompt_len}"
     print0(f"{len(prompts)} prompts from {cfg.train_data}, {too_long} longer than {limit} left out")
     print0(f"{dist.get_world_size()} x {device.type}, attention: {model.backend}, sampler: {sampler.name}")
@@ -333,7 +333,7 @@ def finish(run: Run, state: RunState, steps_at_start: int, evaluated: dict[int, 
         export = f"{cfg.run_dir}/hf/{step_name(state.step)} is exported"
         print0(f"{export}; the next stage wants {cfg.stage_gpus[state.stage + 1]} GPUs. Go on with")
         print0(f"  {stages.next_command(state, cfg, argv)}")
-    elif steps_at_start == state.step and checkpoint.is_finished(cfg.run_dir, state.step):
+    elif steps_at_start == state.step and run_folder.is_finished(cfg.run_dir, state.step):
         print0(f"{cfg.run_dir} was finished already")
     else:
         if state.decision == "collapsed" and cfg.save_every:
@@ -354,6 +354,7 @@ def finish(run: Run, state: RunState, steps_at_start: int, evaluated: dict[int, 
 def tear_down(run: Run) -> None:
     dist.barrier()  # no rank leaves while another may still need it
     run.pool.close()
+    run.lock.release()
     run.sampler.close()
     if dist.is_initialized():  # vLLM ends the process group with its engine
         dist.destroy_process_group()

@@ -24,7 +24,7 @@ from runs import (
     train,
     weights_hash,
 )
-from training import checkpoint
+from training import checkpoint, run_folder
 from training.checkpoint import RunState
 
 # ------------------------------------------------------------------------------------------------------------- resume
@@ -60,7 +60,7 @@ def test_two_ranks_sample_the_same_tokens_and_learn_the_same(six_steps, two_rank
 def stopped_after(run_dir, folder, step):
     """A copy of a run, in another out_dir, as if it had stopped at a checkpoint."""
     shutil.copytree(run_dir, folder / "run")
-    checkpoint.rewind(folder / "run", step)
+    run_folder.rewind(folder / "run", step)
     (folder / "run" / "summary.json").unlink()
 
 
@@ -178,15 +178,16 @@ def test_what_rank_0_refuses_every_rank_refuses(world, tmp_path):
     assert [line for line in lines if "error" in line] == [f"[rank {rank}] {refusal}" for rank in range(2)]
 
 
-def test_rewinding_removes_later_checkpoints_exports_metrics_and_a_torn_line(tmp_path):
+def test_rewinding_sets_later_checkpoints_and_exports_aside_and_drops_later_metrics_and_a_torn_line(tmp_path):
     for step in (10, 20, 30):
         (tmp_path / "ckpt" / f"step_{step:06d}").mkdir(parents=True)
         (tmp_path / "hf" / f"step_{step:06d}").mkdir(parents=True)
     rows = "".join(json.dumps({"step": step}) + "\n" for step in (19, 20, 21))
     (tmp_path / "metrics.jsonl").write_text(rows + '{"st')
-    checkpoint.rewind(tmp_path, 20)
+    run_folder.rewind(tmp_path, 20)
     for kind in ("ckpt", "hf"):
-        assert sorted(p.name for p in (tmp_path / kind).iterdir()) == ["step_000010", "step_000020"]
+        names = sorted(p.name for p in (tmp_path / kind).iterdir())
+        assert names == ["step_000010", "step_000020", "step_000030.unreadable-1"]
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 19}\n{"step": 20}\n'
 
 

@@ -13,7 +13,7 @@ from problems.prompts import ChatTokenizer, load_prompts
 from rollout import TorchSampler
 from runs import flags, train
 from train_grpo import backward, optimizer_step
-from training import checkpoint, metrics, packing, smoke, watch
+from training import checkpoint, metrics, packing, run_folder, smoke, watch
 from training.checkpoint import RunState
 
 
@@ -42,6 +42,7 @@ def run(world, tmp_path, group_of_one):
         reference=None,
         optimizer=optimizer,
         ledger=metrics.Ledger(cfg.run_dir, time.perf_counter()),
+        lock=run_folder.RunLock(cfg.run_dir),
     )
 
 

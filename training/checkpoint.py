@@ -10,11 +10,9 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +22,9 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
-from configs import Config, UserError, write_whole
+from configs import Config, UserError
 from model import DTYPES, Qwen2
-from schedule import read_metrics
 from training.packing import from_rank0
-
-# What a resumed run may change: it alters speed, memory, length and bookkeeping of the run, not the algorithm (but see
-# check_same_run).
-MAY_CHANGE = set(
-    """resume out_dir max_steps save_every keep_checkpoints save_rollouts_every wandb max_num_seqs
-    vllm_gpu_memory_utilization vllm_sleep_level token_budget logprob_chunk activation_checkpointing reward_workers
-    reward_timeout mismatch_limit smoke process_group_timeout world_size shard_size gpu_dollars_per_hour
-    stage_gpus""".split()
-)
 
 
 @dataclass(frozen=True)
@@ -77,8 +65,10 @@ def step_name(step: int) -> str:
 
 
 def checkpoint_dirs(run_dir: Path) -> list[Path]:
-    """The folders of finished checkpoints, the newest first; `damage` tells whether one is whole."""
-    return sorted((run_dir / "ckpt").glob("step_*[0-9]"), reverse=True)
+    """The folders of finished checkpoints, the newest first; `damage` tells whether one is whole. Copies under other
+    names and stray files are none."""
+    folders = [p for p in (run_dir / "ckpt").glob("step_*") if re.fullmatch(r"step_\d{6,}", p.name) and p.is_dir()]
+    return sorted(folders, key=lambda folder: int(folder.name.removeprefix("step_")), reverse=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------- save
@@ -118,16 +108,21 @@ def save(folder: Path, model: Qwen2, optimizer: torch.optim.Optimizer, state: Ru
         (aside / "state.json").write_text(state.to_json(), encoding="utf-8")
     dist.barrier()
     names = from_rank0(sorted_names, aside)  # one listing for all: a network file system may show each rank another
-    entries = {}
-    for name in names[rank::world_size]:
-        entries[name] = {"bytes": (aside / name).stat().st_size, "sha256": hash_file(aside / name)}
+    entries = {name: manifest_entry(aside / name) for name in names[rank::world_size]}
     entries_of_ranks: list[Any] = [None] * world_size
     dist.all_gather_object(entries_of_ranks, entries)
     if rank == 0:
-        manifest = {name: entry for entries in entries_of_ranks for name, entry in entries.items()}
-        (aside / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
+        write_manifest(aside, {name: entry for entries in entries_of_ranks for name, entry in entries.items()})
         publish(aside, folder)
     dist.barrier()
+
+
+def manifest_entry(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": hash_file(path)}
+
+
+def write_manifest(folder: Path, entries: dict[str, dict[str, Any]]) -> None:
+    (folder / "manifest.json").write_text(json.dumps(entries, indent=1, sort_keys=True), encoding="utf-8")
 
 
 def sorted_names(folder: Path) -> list[str]:
@@ -135,21 +130,36 @@ def sorted_names(folder: Path) -> list[str]:
 
 
 def publish(aside: Path, folder: Path) -> None:
-    """Flush the finished folder `aside` to disk and give it its name, in place of an earlier one."""
+    """Flush the finished folder `aside` to disk and give it its name, in place of an earlier one. Its files get the
+    permissions that the umask allows (safetensors makes them readable by their owner alone)."""
+    umask = os.umask(0)
+    os.umask(umask)
     for path in aside.iterdir():
-        with open(path, "rb") as f:
-            os.fsync(f.fileno())
+        path.chmod(0o666 & ~umask)
+        flush(path)
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)
+    flush(folder.parent)  # the new name
+
+
+def flush(path: Path) -> None:
+    """Have a file or the entries of a folder on disk before going on."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def save_all(cfg: Config, model: Qwen2, optimizer: torch.optim.Optimizer, state: RunState) -> None:
     """hf/step_* first, ckpt/step_* last: a checkpoint that exists has its export."""
     name, is_writer = step_name(state.step), dist.get_rank() == 0
     hf = cfg.run_dir / "hf" / name
-    model.save_pretrained(hf.with_suffix(".tmp"), DTYPES[cfg.export_dtype], is_writer)
+    aside = hf.with_suffix(".tmp")
+    model.save_pretrained(aside, DTYPES[cfg.export_dtype], is_writer)
     if is_writer:
-        publish(hf.with_suffix(".tmp"), hf)
+        write_manifest(aside, {path: manifest_entry(aside / path) for path in sorted_names(aside)})
+        publish(aside, hf)
     save(cfg.run_dir / "ckpt" / name, model, optimizer, state)
     if is_writer:
         prune(cfg.run_dir, cfg.keep_checkpoints)
@@ -158,8 +168,8 @@ def save_all(cfg: Config, model: Qwen2, optimizer: torch.optim.Optimizer, state:
 # -------------------------------------------------------------------------------------------------------- find and load
 
 
-def damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, in a few words, or None if it is whole."""
+def damage(folder: Path, needed: tuple[str, ...] = ("state.json", ".metadata")) -> str | None:
+    """What is wrong with a checkpoint (or another folder with a manifest), in a few words, or None if it is whole."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         for name, entry in manifest.items():
@@ -169,7 +179,7 @@ def damage(folder: Path) -> str | None:
                 return f"{name} does not match its hash"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         return f"{type(e).__name__}: {e}"
-    missing = {"state.json", ".metadata"} - set(manifest)
+    missing = set(needed) - set(manifest)
     return f"{min(missing)} is not in the manifest" if missing else None
 
 
@@ -252,88 +262,5 @@ def prune(run_dir: Path, keep: int) -> None:
 
 
 def remove(run_dir: Path, name: str) -> None:
-    for kind in ("ckpt", "hf"):
+    for kind in ("hf", "ckpt"):  # a kill in between leaves no export without its checkpoint
         shutil.rmtree(run_dir / kind / name, ignore_errors=True)
-
-
-# ------------------------------------------------------------------------------------------------------- the run folder
-
-
-def open_run(cfg: Config) -> None:
-    """Check the run folder before anything loads. Raises UserError for one in use, or a resume that changes the run."""
-    try:
-        in_use = cfg.run_dir.is_dir() and any(cfg.run_dir.iterdir())
-        if in_use and not cfg.resume:
-            raise UserError(f"{cfg.run_dir} is not empty: add --resume=true to go on, or choose another --run_name")
-        cfg.run_dir.mkdir(parents=True, exist_ok=True)
-        if not os.access(cfg.run_dir, os.W_OK):
-            raise PermissionError(13, "Permission denied")
-    except OSError as e:
-        raise UserError(f"out_dir: cannot write {cfg.run_dir}: {e.strerror}") from None
-    path = cfg.run_dir / "config.json"
-    if path.is_file():
-        try:
-            info = json.loads(path.read_text(encoding="utf-8"))
-            before = {**info["config"], "world_size": info["world_size"]}
-        except (OSError, ValueError, KeyError, TypeError) as e:
-            raise UserError(f"{path}: cannot be read: {e}") from None
-        check_same_run(before, cfg)
-
-
-def check_same_run(before: dict[str, Any], cfg: Config) -> None:
-    """Raises UserError where a setting differs that a resumed run may not change. One that `before`, being of an older
-    version, does not have is taken to have had the default."""
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    now = {**json.loads(json.dumps(dataclasses.asdict(cfg))), "world_size": world_size}  # tuples as lists, as in files
-    before = {**json.loads(json.dumps(dataclasses.asdict(Config()))), **before}
-    may_change = set(MAY_CHANGE)
-    if cfg.loss_agg == "deepscaler":  # it sums over micro-batches and averages over ranks: these change the gradient
-        may_change -= {"token_budget", "world_size", "stage_gpus"}
-    if cfg.stage_from == "best":  # the cadence decides which checkpoints compete
-        may_change -= {"save_every"}
-    if cfg.stage_gpus:  # each stage is held to its own, see stages.check_gpus
-        may_change |= {"world_size"}
-    for name in sorted(set(now) - may_change):
-        if before[name] != now[name]:
-            allowed = ", ".join(sorted(may_change))
-            change = f"{name} was {before[name]} and is now {now[name]}"
-            raise UserError(f"resume: {change}; a resumed run may change only {allowed}")
-
-
-def write_config(cfg: Config) -> None:
-    """Print every field, non-defaults marked, and write config.json."""
-    for f in dataclasses.fields(cfg):
-        value = getattr(cfg, f.name)
-        print(f"{'*' if value != f.default else ' '} {f.name} = {value!r}")
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
-    except OSError:  # no git here
-        commit = None
-    info = {
-        "config": dataclasses.asdict(cfg),
-        "git": commit,
-        "python": sys.version.split()[0],
-        "versions": {name: version(name) for name in ("torch", "numpy", "safetensors", "tokenizers")},
-        "world_size": dist.get_world_size(),
-    }
-    write_whole(cfg.run_dir / "config.json", json.dumps(info, indent=1) + "\n")
-
-
-def rewind(run_dir: Path, step: int) -> None:
-    """Bring a run folder back to `step`: remove later rows of metrics and later checkpoints, which are damaged, or the
-    run would resume from them."""
-    for folder in checkpoint_dirs(run_dir):
-        if folder.name > step_name(step):
-            remove(run_dir, folder.name)
-    path = run_dir / "metrics.jsonl"
-    rows = read_metrics(path) if path.is_file() else []
-    write_whole(path, "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step))
-
-
-def is_finished(run_dir: Path, step: int) -> bool:
-    """Has the evaluation after `step` been written? (A summary of an earlier step does not count.)"""
-    try:
-        return json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))["steps"] == step
-    except (OSError, ValueError, KeyError, TypeError):
-        return False

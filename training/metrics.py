@@ -23,7 +23,8 @@ from problems.prompts import ChatTokenizer, Prompt
 from reward import extract_answer
 from rollout import Rollout, response_text
 from training.checkpoint import RunState, step_name
-from training.packing import all_sum, packed_length, print0
+from training.packing import all_sum, from_rank0, packed_length, print0
+from training.run_folder import set_aside
 
 # ----------------------------------------------------------------------------------------------------- time and memory
 
@@ -306,18 +307,21 @@ class Ledger:
     """
 
     def __init__(self, run_dir: Path, started: float) -> None:
-        """`started`: the time.perf_counter() from which this process is charged. Raises UserError for a file that
-        cannot be read."""
+        """`started`: the time.perf_counter() from which this process is charged. What an older file lacks begins at 0;
+        a file that cannot be read is set aside."""
         self.path, self.charged_at = run_dir / "ledger.json", started
-        self.seconds = dict.fromkeys(PHASES, 0.0)
-        self.wall_clock = 0.0  # seconds
+        self.seconds, self.wall_clock = from_rank0(self._read)
+
+    def _read(self) -> tuple[dict[str, float], float]:
+        """Seconds by phase and of the wall clock so far. Rank 0 calls it."""
         if self.path.is_file():
             try:
                 saved = json.loads(self.path.read_text(encoding="utf-8"))
-                self.seconds = {phase: float(saved["gpu_seconds"][phase]) for phase in PHASES}
-                self.wall_clock = float(saved["wall_clock"])
-            except (OSError, ValueError, KeyError, TypeError) as e:
-                raise UserError(f"{self.path}: cannot be read ({e}); without it the costs begin at 0") from None
+                seconds = {phase: float(saved["gpu_seconds"].get(phase, 0.0)) for phase in PHASES}
+                return seconds, float(saved.get("wall_clock", sum(seconds.values())))
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+                set_aside(self.path, f"cannot be read ({type(e).__name__}), so the costs begin at 0")
+        return dict.fromkeys(PHASES, 0.0), 0.0
 
     def charge(self, timer: Timer) -> None:
         """Add the time since the last charge; `timer` has measured the phases of it."""

@@ -21,7 +21,7 @@ import torch
 from configs import Config, UserError, lost_rank
 from model import DTYPES, Qwen2
 from rollout import Rollout
-from training import checkpoint, watch
+from training import checkpoint, run_folder, watch
 from training.metrics import Timer, check_wandb
 from training.packing import Batch, Minibatch, fixed_logprobs, from_rank0, pack, print0, sync_weights
 
@@ -32,7 +32,7 @@ class NoHook:
     def prepare(self, cfg: Config) -> Config:
         """The settings to run with. Nothing is loaded yet: a real run checks its folder here. Raises UserError."""
         check_wandb(cfg)
-        checkpoint.open_run(cfg)
+        run_folder.open_run(cfg)
         return cfg
 
     def before_loading(self, cfg: Config) -> None:
@@ -62,7 +62,7 @@ class SmokeTest:
 
     def before_loading(self, cfg: Config) -> None:
         remove_folder(cfg)
-        checkpoint.open_run(cfg)
+        from_rank0(run_folder.open_run, cfg)
 
     def before_training(self, run: Any, backward: Callable, optimizer_step: Callable) -> None:
         self.worst_case = worst_case(run, backward, optimizer_step)

@@ -1,0 +1,173 @@
+"""The run folder: one run at a time, nothing lost that could not be read, and only the run that began there resumes."""
+
+import errno
+import json
+import shutil
+import stat
+
+import pytest
+
+import train_grpo
+from runs import flags, metrics, run_ranks, start_ranks, status_of, train, weights_hash
+from training import checkpoint, run_folder
+
+
+@pytest.fixture
+def three_steps(world, tmp_path):
+    """A run cut short after its first checkpoint, and its arguments."""
+    argv = flags(world, tmp_path)
+    train([*argv, "--max_steps=3"])
+    return tmp_path / "run", argv
+
+
+def resumed(argv, status=0):
+    return train([*argv, "--resume=true"], status=status)
+
+
+# ------------------------------------------------------------------------------------------------- one run in a folder
+
+
+def test_a_second_start_is_refused_while_the_first_lives_and_not_after(three_steps, group_of_one):
+    run_dir, argv = three_steps
+    lock = run_folder.RunLock(run_dir)
+    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    ((process, stream),) = start_ranks(1, [*argv, "--resume=true"])
+    output = stream.read()
+    assert status_of(process) == 2 and "Traceback" not in output
+    assert "a run is under way here" in output and '"pid": ' in output and '"host": ' in output
+    assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
+    lock.file.close()  # as when the process ends, however it does
+    ((process, stream),) = start_ranks(1, [*argv, "--resume=true"])
+    assert "resuming after step 3" in stream.read() and status_of(process) == 0
+    assert not (run_dir / "lock").exists()
+
+
+def in_a_folder_of_its_own(argv):
+    import os
+
+    train_grpo.main([*argv, f"--out_dir={argv[-1].removeprefix('--out_dir=')}/{os.environ['RANK']}"])
+
+
+def test_ranks_without_a_common_folder_are_refused_before_a_step(world, tmp_path):
+    argv = [*flags(world, tmp_path), f"--out_dir={tmp_path}"]
+    output = run_ranks(2, argv, status=2, main=in_a_folder_of_its_own)
+    assert output.count("does not see the folder of rank 0; all ranks need one folder") == 2
+    assert not list(tmp_path.rglob("metrics.jsonl"))
+
+
+# ---------------------------------------------------------------------------------------------------- nothing is lost
+
+
+def test_copies_and_stray_files_are_no_checkpoints_and_stay(three_steps, six_steps, world):
+    run_dir, argv = three_steps
+    shutil.copytree(run_dir / "ckpt/step_000003", run_dir / "ckpt/step_best_3")
+    (run_dir / "ckpt/step_mine_1").mkdir()
+    (run_dir / "ckpt/step_000009").write_text("not a folder")
+    (run_dir / "ckpt/step_000005.tmp").mkdir()
+    (run_dir / "hf/step_000005.tmp").mkdir()
+    assert checkpoint.find(run_dir).name == "step_000003"
+    assert "resuming after step 3" in resumed(argv)
+    names = {path.name for path in (run_dir / "ckpt").iterdir()}
+    assert {"step_best_3", "step_mine_1", "step_000009", "step_000006"} <= names
+    assert not list(run_dir.glob("*/*.tmp"))
+    assert weights_hash(run_dir, 6) == weights_hash(six_steps, 6)
+
+
+def test_a_checkpoint_that_cannot_be_read_today_is_kept_with_its_export(three_steps, six_steps, monkeypatch):
+    run_dir, argv = three_steps
+    resumed([*argv, "--max_steps=4"])
+    hash_file = checkpoint.hash_file
+
+    def failing(path):
+        if "ckpt/step_000004" in str(path):
+            raise OSError(errno.EIO, "Input/output error")
+        return hash_file(path)
+
+    monkeypatch.setattr(checkpoint, "hash_file", failing)
+    before = (run_dir / "ckpt/step_000004/state.json").read_bytes()
+    output = resumed([*argv, "--max_steps=3"])
+    assert "Input/output error" in output and "it is kept as step_000004.unreadable-1" in output
+    assert (run_dir / "ckpt/step_000004.unreadable-1/state.json").read_bytes() == before
+    assert (run_dir / "hf/step_000004.unreadable-1/model.safetensors").is_file()
+    monkeypatch.undo()
+    resumed(argv)
+    assert weights_hash(run_dir, 6) == weights_hash(six_steps, 6)
+    assert (run_dir / "ckpt/step_000004.unreadable-1").is_dir()
+
+
+def test_a_resume_without_a_checkpoint_keeps_the_earlier_metrics_and_says_so(three_steps):
+    run_dir, argv = three_steps
+    before = (run_dir / "metrics.jsonl").read_bytes()
+    shutil.rmtree(run_dir / "ckpt")
+    output = resumed([*argv, "--max_steps=1"])
+    assert "there is no checkpoint of these steps, the run begins again; it is kept as metrics.jsonl" in output
+    assert (run_dir / "metrics.jsonl.unreadable-1").read_bytes() == before
+    assert [row["step"] for row in metrics(run_dir)] == [1]
+
+
+@pytest.mark.parametrize(
+    "junk", [b"\n", b'{"step": 2, "rew\n', b"[1]\n", b"7\n", b'{"loss": 1}\n', b'{"step": "2"}\n', b"\xff\xfe\n"]
+)
+def test_a_bad_line_of_metrics_costs_no_other_line(tmp_path, junk):
+    rows = [json.dumps({"step": step, "text": "\u2028"}, ensure_ascii=False).encode() + b"\n" for step in (1, 2, 3, 4)]
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(rows[0] + junk + b"".join(rows[1:]) + b'{"step": 5, "to')
+    run_folder.rewind(tmp_path, 3)
+    kept = [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
+    assert [row["step"] for row in kept] == [1, 2, 3]
+    (aside,) = tmp_path.glob("metrics.jsonl.unreadable-*")
+    assert junk in aside.read_bytes() and rows[3] in aside.read_bytes()
+
+
+def test_missing_rows_are_said(tmp_path, capsys):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 3}\n')
+    run_folder.rewind(tmp_path, 3)
+    assert "has 2 of 3 steps" in capsys.readouterr().out
+
+
+def test_a_torn_config_and_ledger_are_set_aside_and_the_run_goes_on(three_steps, six_steps):
+    run_dir, argv = three_steps
+    for name in ("config.json", "ledger.json"):
+        (run_dir / name).write_text('{"config": {"lr"')
+    output = resumed(argv)
+    assert "this run's settings were compared with nothing; it is kept as config.json.unreadable-1" in output
+    assert "so the costs begin at 0; it is kept as ledger.json.unreadable-1" in output
+    assert weights_hash(run_dir, 6) == weights_hash(six_steps, 6)
+
+
+# -------------------------------------------------------------------------------------------------------- the same run
+
+
+def changed_folder(source, target, name, change):
+    shutil.copytree(source, target)
+    (target / name).write_bytes(change((target / name).read_bytes()))
+    return target
+
+
+def test_a_resume_needs_the_same_files_wherever_they_are(world, three_steps, tmp_path):
+    run_dir, argv = three_steps
+    template = changed_folder(world / "base", tmp_path / "a", "tokenizer_config.json", lambda text: text + b"\n")
+    weights = changed_folder(world / "base", tmp_path / "b", "model.safetensors", lambda data: data[:-1] + b"\1")
+    rows = tmp_path / "train.jsonl"
+    rows.write_bytes((world / "train.jsonl").read_bytes() + b'{"problem": "1+1=?", "answer": "2"}\n')
+    for what, flag in [
+        ("model: tokenizer_config.json", f"--model={template}"),
+        ("model: model.safetensors", f"--model={weights}"),
+        ("train_data", f"--train_data={rows}"),
+    ]:
+        output = resumed([*argv, flag], status=2)
+        assert f"resume: {what} is not what the run began with" in output and "Traceback" not in output
+    shutil.copytree(world / "base", tmp_path / "same")
+    assert "resuming after step 3" in resumed([*argv, f"--model={tmp_path}/../{tmp_path.name}/same"])
+
+
+def test_an_export_is_readable_by_others_and_a_damaged_one_is_no_base_model(world, three_steps, tmp_path):
+    run_dir, _ = three_steps
+    export = run_dir / "hf/step_000003"
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in export.iterdir()}
+    assert set(modes.values()) == {0o644} and {"manifest.json", "model.safetensors", "tokenizer.json"} <= set(modes)
+    data = bytearray((export / "model.safetensors").read_bytes())
+    data[len(data) // 2] ^= 1
+    (export / "model.safetensors").write_bytes(data)
+    output = train(flags(world, tmp_path / "next", model=export), status=2)
+    assert "is damaged: model.safetensors does not match its hash" in output

@@ -1,0 +1,263 @@
+"""The run folder `out/<run_name>/`: one run at a time, what a resume may change, and what it takes back.
+
+Nothing that could not be read is deleted: it is renamed to `*.unreadable-1` and said.
+"""
+
+import dataclasses
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from configs import Config, UserError, write_whole
+from training.checkpoint import checkpoint_dirs, damage, hash_file
+from training.packing import from_rank0
+
+# What a resumed run may change: it alters speed, memory, length and bookkeeping of the run, not the algorithm (but see
+# check_same_run).
+MAY_CHANGE = set(
+    """resume out_dir max_steps save_every keep_checkpoints save_rollouts_every wandb max_num_seqs
+    vllm_gpu_memory_utilization vllm_sleep_level token_budget logprob_chunk activation_checkpointing reward_workers
+    reward_timeout mismatch_limit smoke process_group_timeout world_size shard_size gpu_dollars_per_hour
+    stage_gpus""".split()
+)
+
+
+MODEL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+)
+
+
+# ------------------------------------------------------------------------------------------------- one run in a folder
+
+
+class RunLock:
+    """One run folder, one run. Every rank holds a shared lock on its file `lock` until its process ends, however it
+    ends and on whatever node of a shared file system; a run may begin when nobody holds one.
+
+    Raises UserError on every rank if another run lives there, or if a rank does not see the folder of rank 0.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.path, self.file = run_dir / "lock", None
+        token = from_rank0(self._begin)
+        if not (run_dir / token).is_file():
+            problem = f"rank {dist.get_rank()} on {socket.gethostname()} does not see the folder of rank 0"
+        else:
+            problem = self._hold(fcntl.LOCK_SH)
+        problems: list[str | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(problems, problem)
+        from_rank0((run_dir / token).unlink)
+        for problem in filter(None, problems):
+            raise UserError(f"out_dir: {run_dir}: {problem}; all ranks need one folder, and a run its own")
+
+    def _begin(self) -> str:
+        """On rank 0: nobody else may hold the lock. Returns the name of a new file, which all ranks must see."""
+        problem = self._hold(fcntl.LOCK_EX)
+        if problem:
+            raise UserError(f"{self.path.parent}: {problem}; stop that run, or choose another --run_name")
+        owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        self.file.truncate(0)
+        self.file.write(json.dumps(owner))
+        self.file.flush()
+        self._hold(fcntl.LOCK_SH)  # so that the other ranks may hold it too
+        token = f".rank0-{secrets.token_hex(8)}"
+        self.path.with_name(token).touch()
+        return token
+
+    def _hold(self, kind: int) -> str | None:
+        """Take the lock or change its kind. Returns who has it, if it cannot be had."""
+        try:
+            self.file = self.file or open(self.path, "a+", encoding="utf-8")
+            fcntl.flock(self.file, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.file.seek(0)
+            return f"a run is under way here: {self.file.read(200) or 'it has not said where'}"
+        except OSError as e:  # a file system without locks: two runs in one folder will not be noticed there
+            print(f"{self.path}: cannot be locked: {e.strerror}", flush=True)
+        return None
+
+    def release(self) -> None:
+        """At the end of a run; rank 0 removes the file."""
+        if dist.get_rank() == 0:
+            self.path.unlink(missing_ok=True)
+        if self.file:
+            self.file.close()
+
+
+def set_aside(path: Path, why: str) -> None:
+    """Rename what could not be read, and say so."""
+    number = 1
+    while path.with_name(f"{path.name}.unreadable-{number}").exists():
+        number += 1
+    kept = path.with_name(f"{path.name}.unreadable-{number}")
+    path.rename(kept)
+    print(f"{path}: {why}; it is kept as {kept.name}", flush=True)
+
+
+# ------------------------------------------------------------------------------------------------------ the same run?
+
+
+def open_run(cfg: Config) -> None:
+    """Check the run folder before anything loads. Raises UserError for one in use, or a resume that changes the run."""
+    try:
+        in_use = cfg.run_dir.is_dir() and any(path.name != "lock" for path in cfg.run_dir.iterdir())
+        if in_use and not cfg.resume:
+            raise UserError(f"{cfg.run_dir} is not empty: add --resume=true to go on, or choose another --run_name")
+        cfg.run_dir.mkdir(parents=True, exist_ok=True)
+        if not os.access(cfg.run_dir, os.W_OK):
+            raise PermissionError(13, "Permission denied")
+    except OSError as e:
+        raise UserError(f"out_dir: cannot write {cfg.run_dir}: {e.strerror}") from None
+    info = read_info(cfg.run_dir)
+    if info:
+        check_same_run(info, cfg)
+
+
+def read_info(run_dir: Path) -> dict[str, Any]:
+    """What config.json says; {} if there is none, or none that can be read."""
+    try:
+        info = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return info if isinstance(info, dict) and isinstance(info.get("config"), dict) else {}
+
+
+def check_same_run(info: dict[str, Any], cfg: Config) -> None:
+    """Raises UserError if a setting differs that a resumed run may not change. One that an older config.json lacks is
+    taken to have had the default. Files are compared by their contents, see `check_identity`, if it has these."""
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    now = {**json.loads(json.dumps(dataclasses.asdict(cfg))), "world_size": world_size}  # tuples as lists, as in files
+    before = {**json.loads(json.dumps(dataclasses.asdict(Config()))), "world_size": world_size, **info["config"]}
+    before["world_size"] = info.get("world_size", world_size)
+    may_change = set(MAY_CHANGE)
+    if "identity" in info:
+        may_change |= {"model", "train_data", "eval_data"}
+    if cfg.loss_agg == "deepscaler":  # it sums over micro-batches and averages over ranks: these change the gradient
+        may_change -= {"token_budget", "world_size", "stage_gpus"}
+    if cfg.stage_from == "best":  # the cadence decides which checkpoints compete
+        may_change -= {"save_every"}
+    if cfg.stage_gpus:  # each stage is held to its own, see stages.check_gpus
+        may_change |= {"world_size"}
+    for name in sorted(set(now) - may_change):
+        if before[name] != now[name]:
+            allowed = ", ".join(sorted(may_change - {"model", "train_data", "eval_data"}))
+            change = f"{name} was {before[name]} and is now {now[name]}"
+            raise UserError(f"resume: {change}; a resumed run may change only {allowed}")
+
+
+def identity(cfg: Config, model: Path) -> dict[str, str]:
+    """{what: SHA-256} of all files that a run learns from: data, base weights, tokenizer, template. Raises UserError
+    for a model folder that is damaged by its own manifest."""
+    problem = damage(model, needed=("config.json",)) if (model / "manifest.json").is_file() else None
+    if problem:
+        raise UserError(f"model: {model} is damaged: {problem}")
+    of_model = [model / name for name in MODEL_FILES if (model / name).is_file()]
+    files = {f"model: {path.name}": path for path in [*of_model, *sorted(model.glob("*.safetensors"))]}
+    files["train_data"] = Path(cfg.train_data)
+    if cfg.eval_every:
+        files |= {f"eval_data: {Path(name).stem}": Path(name) for name in cfg.eval_data}
+    return {what: hash_file(path) for what, path in files.items()}
+
+
+def check_identity(cfg: Config, model: Path) -> dict[str, str]:
+    """The identity of the run's files, the same as when it began. Raises UserError that names what changed."""
+    now, before = identity(cfg, model), read_info(cfg.run_dir).get("identity", {})
+    changed = [what for what in before if before[what] != now.get(what)]
+    if changed:
+        raise UserError(f"resume: {changed[0]} is not what the run began with (by its SHA-256); use another --run_name")
+    return now
+
+
+def write_config(cfg: Config, files: dict[str, str]) -> None:
+    """Print every field, non-defaults marked, and write config.json. files: see `identity`."""
+    for f in dataclasses.fields(cfg):
+        value = getattr(cfg, f.name)
+        print(f"{'*' if value != f.default else ' '} {f.name} = {value!r}")
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
+    except OSError:  # no git here
+        commit = None
+    info = {
+        "config": dataclasses.asdict(cfg),
+        "git": commit,
+        "python": sys.version.split()[0],
+        "versions": {name: version(name) for name in ("torch", "numpy", "safetensors", "tokenizers")},
+        "world_size": dist.get_world_size(),
+        "identity": files,
+    }
+    path = cfg.run_dir / "config.json"
+    if path.exists() and not read_info(cfg.run_dir):
+        set_aside(path, "cannot be read, so this run's settings were compared with nothing")
+    write_whole(path, json.dumps(info, indent=1) + "\n")
+
+
+# ------------------------------------------------------------------------------------------------ back to a checkpoint
+
+
+def begin(cfg: Config, files: dict[str, str], step: int) -> None:
+    """Make the folder ready for the step after `step`. files: see `identity`. Rank 0 calls it."""
+    write_config(cfg, files)
+    (cfg.run_dir / "rollouts").mkdir(exist_ok=True)
+    rewind(cfg.run_dir, step)
+
+
+def rewind(run_dir: Path, step: int) -> None:
+    """Bring a run folder back to `step`: rows of later steps go, they will come again. Checkpoints after it are
+    damaged, or the run would resume from them: they and their exports are set aside. What a crash left half-written
+    goes."""
+    for folder in checkpoint_dirs(run_dir):
+        if int(folder.name.removeprefix("step_")) > step:
+            set_aside(folder, "damaged")
+            if (run_dir / "hf" / folder.name).exists():
+                set_aside(run_dir / "hf" / folder.name, "the export of a damaged checkpoint")
+    for path in [*run_dir.glob("ckpt/step_*.tmp"), *run_dir.glob("hf/step_*.tmp")]:
+        shutil.rmtree(path, ignore_errors=True)
+    path = run_dir / "metrics.jsonl"
+    rows, unreadable = read_rows(path)
+    if rows and step == 0:
+        set_aside(path, "there is no checkpoint of these steps, the run begins again")
+    elif unreadable:
+        set_aside(path, f"{unreadable} of its lines cannot be read and are left out")
+    rows = {row["step"]: row for row in rows if row["step"] <= step}  # no step stands twice
+    if len(rows) < step:
+        print(f"{path}: has {len(rows)} of {step} steps", flush=True)
+    write_whole(path, "".join(json.dumps(rows[number]) + "\n" for number in sorted(rows)))
+
+
+def read_rows(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The rows of a metrics.jsonl that can be read, and how many lines cannot, but for a last one that a crash tore."""
+    lines = path.read_bytes().rstrip(b"\n").split(b"\n") if path.is_file() else []
+    rows, unreadable = [], 0
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            if type(row["step"]) is not int:
+                raise TypeError("step is not an integer")
+            rows.append(row)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            unreadable += number < len(lines)
+    return rows, unreadable
+
+
+def is_finished(run_dir: Path, step: int) -> bool:
+    """Has the evaluation after `step` been written? (A summary of an earlier step does not count.)"""
+    try:
+        return json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))["steps"] == step
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
