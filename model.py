@@ -9,7 +9,9 @@ Dimensions: T packed tokens, S sequences, D hidden, H query heads, K key/value h
 
 import inspect
 import json
+import math
 import shutil
+import stat
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -42,6 +44,30 @@ CARRIED_FILES = (  # with an export, so that it is a whole model folder
     "chat_template.jinja",
     "generation_config.json",
 )
+# What a config.json may ask for, from 1 on: far beyond any model, and little enough to be built and refused in seconds.
+LIMITS = dict(vocab_size=10_000_000, hidden_size=100_000, intermediate_size=1_000_000, num_hidden_layers=1_000,
+              num_attention_heads=10_000, num_key_value_heads=10_000, head_dim=100_000,
+              max_position_embeddings=1_000_000_000)  # fmt: skip
+
+
+def check_regular(path: Path) -> Path:
+    """The path itself. Raises OSError where it is missing, or a pipe or device, which might never end."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(None, "not a regular file", str(path))
+    return path
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a model folder. Raises UserError."""
+    try:
+        value = json.loads(check_regular(path).read_text(encoding="utf-8"))
+    except OSError as e:
+        raise UserError(f"{path.parent}: not a model folder: {e.strerror}: {path.name}") from None
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{path}: not JSON: {e}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: not a JSON object")
+    return value
 
 
 @dataclass(frozen=True)
@@ -67,7 +93,9 @@ class ModelConfig:
         sliding windows, another activation; and for values of the wrong kind."""
         try:
             return cls._from_dict(raw, where)
-        except (TypeError, ValueError, AttributeError, ZeroDivisionError) as e:
+        except KeyError as e:
+            raise UserError(f"{where}: {e.args[0]} is missing") from None
+        except (TypeError, ValueError, AttributeError, ArithmeticError) as e:
             raise UserError(f"{where}: a value is of the wrong kind: {e}") from None
 
     @classmethod
@@ -86,27 +114,31 @@ class ModelConfig:
             raise UserError(f"{where}: hidden_act {raw['hidden_act']!r} is not supported, only 'silu'")
         if len(thetas) > 1:
             raise UserError(f"{where}: rope_theta and rope_parameters disagree: {sorted(thetas)}")
-        try:
-            heads, hidden = raw["num_attention_heads"], raw["hidden_size"]
-            config = cls(
-                vocab_size=raw["vocab_size"],
-                hidden_size=hidden,
-                intermediate_size=raw["intermediate_size"],
-                num_hidden_layers=raw["num_hidden_layers"],
-                num_attention_heads=heads,
-                num_key_value_heads=raw.get("num_key_value_heads") or heads,
-                head_dim=raw.get("head_dim") or hidden // heads,
-                rope_theta=thetas.pop() if thetas else 10_000.0,
-                rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
-                max_position_embeddings=raw.get("max_position_embeddings", 32_768),
-                tie_word_embeddings=raw.get("tie_word_embeddings", False),
-                raw=raw,
+        heads, hidden = raw["num_attention_heads"], raw["hidden_size"]
+        config = cls(
+            vocab_size=raw["vocab_size"],
+            hidden_size=hidden,
+            intermediate_size=raw["intermediate_size"],
+            num_hidden_layers=raw["num_hidden_layers"],
+            num_attention_heads=heads,
+            num_key_value_heads=raw.get("num_key_value_heads") or heads,
+            head_dim=raw.get("head_dim") or hidden // heads,
+            rope_theta=thetas.pop() if thetas else 10_000.0,
+            rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
+            max_position_embeddings=raw.get("max_position_embeddings", 32_768),
+            tie_word_embeddings=raw.get("tie_word_embeddings", False),
+            raw=raw,
+        )
+        for name, limit in LIMITS.items():
+            value = getattr(config, name)
+            if type(value) is not int or not 1 <= value <= limit:
+                raise UserError(f"{where}: {name} is {value!r:.60}, not a whole number from 1 to {limit:,}")
+        if not (0 < config.rope_theta < math.inf and 0 < config.rms_norm_eps < math.inf):
+            raise UserError(
+                f"{where}: rope_theta {config.rope_theta} or rms_norm_eps {config.rms_norm_eps} not above 0"
             )
-        except KeyError as e:
-            raise UserError(f"{where}: {e.args[0]} is missing") from None
-        counts = (config.vocab_size, hidden, config.intermediate_size, config.num_hidden_layers, heads)
-        if not all(type(n) is int and n > 0 for n in (*counts, config.num_key_value_heads, config.head_dim)):
-            raise UserError(f"{where}: sizes must be whole numbers above 0")
+        if type(config.tie_word_embeddings) is not bool:
+            raise UserError(f"{where}: tie_word_embeddings is not true or false")
         if config.num_attention_heads % config.num_key_value_heads or config.head_dim % 2:
             sizes = f"{heads} heads, {config.num_key_value_heads} kv heads and head_dim {config.head_dim}"
             raise UserError(f"{where}: {sizes} do not fit together")
@@ -114,16 +146,7 @@ class ModelConfig:
 
     @classmethod
     def from_folder(cls, path: str | Path) -> "ModelConfig":
-        where = Path(path) / "config.json"
-        try:
-            raw = json.loads(where.read_text(encoding="utf-8"))
-        except OSError as e:
-            raise UserError(f"{path}: not a model folder: {e.strerror}: config.json") from None
-        except ValueError as e:
-            raise UserError(f"{where}: not JSON: {e}") from None
-        if not isinstance(raw, dict):
-            raise UserError(f"{where}: not a JSON object")
-        return cls.from_dict(raw, str(where))
+        return cls.from_dict(read_object(Path(path) / "config.json"), f"{path}/config.json")
 
 
 def resolve_model(name: str) -> Path:
@@ -412,15 +435,16 @@ def full_tensors(model: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, Te
 def stream_weights(path: str | Path) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of a folder's `model.safetensors` or its shards, read one at a time. Raises UserError."""
     index = Path(path) / "model.safetensors.index.json"
-    files = ["model.safetensors"]
     try:
-        if index.is_file():
-            files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        for file in files:
-            with safe_open(Path(path) / file, framework="pt") as f:
+        shards = set(read_object(index)["weight_map"].values()) if index.exists() else {"model.safetensors"}
+        for file in sorted(shards):
+            with safe_open(check_regular(Path(path) / file), framework="pt") as f:
                 for name in f.keys():  # noqa: SIM118 (safe_open is no dict)
+                    dtype = f.get_slice(name).get_dtype()
+                    if dtype not in ("F64", "F32", "F16", "BF16"):
+                        raise ValueError(f"{name} is {dtype}: only 16, 32 and 64 bit floats are supported")
                     yield name, f.get_tensor(name)
-    except (OSError, SafetensorError, ValueError, KeyError, AttributeError, TypeError) as e:
+    except (OSError, SafetensorError, ValueError, KeyError, AttributeError, TypeError, UserError) as e:
         raise UserError(f"{path}: cannot read the weights: {e}") from None
 
 

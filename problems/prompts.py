@@ -1,20 +1,25 @@
-"""Data rows in, prompts out: problem files, the tokenizer, and the chat template in a sandbox.
+"""Data rows in, prompts out: problem files, the tokenizer with its chat template, and stop tokens.
 
 Reads rows {problem, answer, ...} and a Hugging Face folder's tokenizer files; writes nothing.
 """
 
-import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from jinja2 import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from configs import Config, UserError
+from grader.compare import refusal
+from model import check_regular, read_object
 from problems.rows import EmptyLine, objects
+from problems.templates import MAX_RENDERED, compile_template, map_in_child
 from reward import Problem
+
+SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+NO_ANSWERS = dict.fromkeys(("nan", "null", "inf", "infinity"), "what a program writes in place of an answer")
 
 
 def load_problems(path: str | Path) -> list[Problem]:
@@ -43,66 +48,114 @@ def load_problems(path: str | Path) -> list[Problem]:
 
 
 class ChatTokenizer:
-    """tokenizer.json and the chat template of a Hugging Face folder. Templates run in jinja2's sandbox."""
+    """The tokenizer, the chat template and the stop tokens of a Hugging Face folder. `templates` runs what can be a
+    program of a stranger."""
 
     def __init__(self, path: str | Path) -> None:
-        path = Path(path)
+        self.path = path = Path(path)
         try:
-            self.tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+            self.tokenizer = Tokenizer.from_file(str(check_regular(path / "tokenizer.json")))
         except Exception as e:  # tokenizers raises bare Exception
             raise UserError(f"{path}/tokenizer.json: cannot read the tokenizer: {e}") from None
+        self.tokenizer.no_truncation()  # which a folder may ask for
+        self.tokenizer.no_padding()
+        config = read_object(path / "tokenizer_config.json")
+        self.template = self._template(config)
+        self.special = self._special_tokens(config)
+        bos_id = self.tokenizer.token_to_id(self.special.get("bos_token", ""))
+        self.bos_id = None if config.get("add_bos_token") is False else bos_id  # put before a template without one
+        self.size = max(self.tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        self.eos_ids = self._eos_ids()
+
+    def _template(self, config: dict[str, Any]) -> str:
+        """chat_template.jinja, else tokenizer_config.json's; of several, by name, the one called default."""
+        file = self.path / "chat_template.jinja"
         try:
-            config = dict(json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8")))
-            template_file = path / "chat_template.jinja"
-            template = template_file.read_text(encoding="utf-8") if template_file.is_file() else config["chat_template"]
-            self.template = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(template)
-        except (OSError, ValueError, KeyError, TypeError, TemplateError) as e:
+            template = (
+                check_regular(file).read_text(encoding="utf-8") if os.path.lexists(file) else config["chat_template"]
+            )
+            if isinstance(template, list):
+                template = {entry["name"]: entry["template"] for entry in template}
+            template = template["default"] if isinstance(template, dict) else template
+            if not isinstance(template, str):
+                raise TypeError("it is not text")
+        except (OSError, ValueError, KeyError, TypeError) as e:
             problem = "no usable chat template in tokenizer_config.json or chat_template.jinja"
-            raise UserError(f"{path}: {problem}: {type(e).__name__} {e}") from None
-        tokens = {name: config[name] for name in ("bos_token", "eos_token") if config.get(name)}
-        self.special = {name: t["content"] if isinstance(t, dict) else t for name, t in tokens.items()}
-        self.bos_id = self.tokenizer.token_to_id(self.special.get("bos_token", ""))
-        self.eos_ids = self._eos_ids(path)
-        self.size = self.tokenizer.get_vocab_size(with_added_tokens=True)  # ids at or beyond it mean nothing
+            raise UserError(f"{self.path}: {problem}: {type(e).__name__} {e}") from None
+        return template
 
-    def _eos_ids(self, path: Path) -> list[int]:
-        """The stop tokens: generation_config.json's, else config.json's, else the tokenizer's."""
+    def _special_tokens(self, config: dict[str, Any]) -> dict[str, str]:
+        """The texts of bos_token, eos_token, ..., by name."""
+        texts = {}
+        for name in SPECIAL_TOKENS:
+            token = config.get(name)
+            text = token.get("content") if isinstance(token, dict) else token
+            if token is not None and not isinstance(text, str):
+                raise UserError(f"{self.path}/tokenizer_config.json: {name} is not text: {token!r:.60}")
+            if text:
+                texts[name] = text
+        return texts
+
+    def _eos_ids(self) -> list[int]:
+        """The stop tokens: those of generation_config.json, config.json and the tokenizer together."""
+        eos_ids: list[int] = []
         for file in ("generation_config.json", "config.json"):
-            if (path / file).is_file():
-                try:
-                    eos = dict(json.loads((path / file).read_text(encoding="utf-8"))).get("eos_token_id")
-                except (OSError, ValueError, TypeError) as e:
-                    raise UserError(f"{path / file}: not a JSON object: {e}") from None
-                if eos is not None:
-                    return eos if isinstance(eos, list) else [eos]
-        eos = self.tokenizer.token_to_id(self.special.get("eos_token", ""))
+            if os.path.lexists(self.path / file):
+                config = read_object(self.path / file)
+                eos_ids += self._checked_ids(config.get("eos_token_id"), self.path / file)
+                if file == "config.json":
+                    self._check_rows(config.get("vocab_size"))
+        eos_id = self.tokenizer.token_to_id(self.special.get("eos_token", ""))
+        eos_ids += [] if eos_id is None else [eos_id]
+        if not eos_ids:
+            files = "generation_config.json, config.json or tokenizer_config.json"
+            raise UserError(f"{self.path}: no eos token in {files}")
+        return list(dict.fromkeys(eos_ids))
+
+    def _checked_ids(self, eos: Any, file: Path) -> list[int]:
+        """What a file has as eos_token_id: nothing, an id, or a list of them."""
         if eos is None:
-            raise UserError(f"{path}: no eos token in generation_config.json, config.json or tokenizer_config.json")
-        return [eos]
+            return []
+        eos_ids = eos if isinstance(eos, list) else [eos]
+        for eos_id in eos_ids or [eos]:
+            is_id = type(eos_id) is int and 0 <= eos_id < self.size
+            if not is_id or self.tokenizer.id_to_token(eos_id) is None:
+                raise UserError(f"{file}: eos_token_id {eos_id!r:.60} is no id of a token in tokenizer.json")
+        return eos_ids
 
-    def _render(self, text: str, generate: bool) -> str:
-        def raise_exception(message: str) -> None:
-            raise TemplateError(message)
+    def _check_rows(self, rows: Any) -> None:
+        """Raises UserError where a token has no row in the embeddings."""
+        if type(rows) is int and rows < self.size:
+            token = f"{self.path}/tokenizer.json: {self.tokenizer.id_to_token(self.size - 1)!r:.60}"
+            advice = "remove the token, or resize the embeddings"
+            raise UserError(f"{token} has id {self.size - 1}, but config.json has vocab_size={rows}: {advice}")
 
-        messages = [{"role": "user", "content": text}]
-        variables = {"add_generation_prompt": generate, "raise_exception": raise_exception, **self.special}
-        try:
-            return self.template.render(messages=messages, **variables)
-        except Exception as e:  # the template is a program somebody else wrote: it can raise anything
-            raise UserError(f"the chat template fails: {type(e).__name__}: {e}") from None
+    def prompts(self, texts: list[str]) -> list[tuple[list[int], str]]:
+        """For each text: token ids of a user turn with the generation prompt, and what stands behind the text, where
+        the template opens what the model goes on with (its `<think>`, in newer templates). At most one BOS: the
+        template's, or ours if it writes none. Raises UserError."""
+        return [(ids, opened) for ids, opened in map_in_child(self._encoder, texts)]
 
-    def prompt(self, text: str) -> tuple[list[int], str]:
-        """Token ids of a user turn with the generation prompt, and what the template opened for the model to go on
-        from (its `<think>`, in newer templates). Exactly one BOS: the template's, or ours if it writes none."""
-        rendered, without = self._render(text, True), self._render(text, False)
-        user_turn = os.path.commonprefix([rendered, without])
-        try:
-            ids = self.tokenizer.encode(rendered, add_special_tokens=False).ids
-        except TypeError:
-            raise UserError(f"the prompt is no valid text (a lone surrogate?): {text[:60]!a}") from None
-        if self.bos_id is not None and self.bos_id not in ids[:1]:
-            ids = [self.bos_id, *ids]
-        return ids, rendered[len(user_turn) :]
+    def _encoder(self) -> Callable[[str], tuple[list[int], str]]:
+        template = compile_template(self.template)
+        variables = {**self.special, "tools": None, "documents": None, "add_generation_prompt": True}
+
+        def encode(text: str) -> tuple[list[int], str]:
+            rendered = template.render(messages=[{"role": "user", "content": text}], **variables)
+            _, shown, opened = rendered.rpartition(text.strip())  # several templates strip it
+            if len(rendered) > MAX_RENDERED:
+                raise UserError(f"the chat template prints {len(rendered):,} characters; at most {MAX_RENDERED:,}")
+            if not shown:
+                raise UserError(f"the chat template does not show the problem's text: {text[:60]!a}")
+            try:
+                ids = self.tokenizer.encode(rendered, add_special_tokens=False).ids
+            except TypeError:
+                raise UserError(f"the prompt is no valid text (a lone surrogate?): {text[:60]!a}") from None
+            if self.bos_id is not None and self.bos_id not in ids[:1]:
+                ids = [self.bos_id, *ids]
+            return ids, opened
+
+        return encode
 
     def decode(self, ids: list[int]) -> str:
         """Text of a response, without its stop token; other special tokens stay visible (`</think>` may be one)."""
@@ -119,7 +172,22 @@ class Prompt:
 
 def encode_problems(problems: list[Problem], tokenizer: ChatTokenizer, suffix: str) -> list[Prompt]:
     """Each problem as a user turn, `suffix` (the instruction) behind it."""
-    return [Prompt(p, *tokenizer.prompt(p.problem + suffix)) for p in problems]
+    encoded = tokenizer.prompts([problem.problem + suffix for problem in problems])
+    return [Prompt(problem, ids, opened) for problem, (ids, opened) in zip(problems, encoded, strict=True)]
+
+
+def unmatched_golds(prompts: list[Prompt], where: str) -> str:
+    """One line on the problems whose golds no answer can match but as the same text, or not even so; "" for none."""
+    reasons = []
+    for prompt in prompts:
+        golds = [prompt.problem.answer] if isinstance(prompt.problem.answer, str) else prompt.problem.answer
+        why_not = [NO_ANSWERS.get(gold.strip(" +-").lower()) or refusal(gold) for gold in golds]
+        if all(why_not):
+            reasons.append(f"{golds[0]!a:.40} of problem {prompt.problem.id} ({why_not[0]})")
+    if not reasons:
+        return ""
+    count = f"{len(reasons)} of {len(prompts)} problems have an answer that the grader cannot read"
+    return f"{where}: {count}, as {'; '.join(reasons[:3])}"
 
 
 def load_prompts(cfg: Config, tokenizer: ChatTokenizer) -> tuple[list[Prompt], int]:

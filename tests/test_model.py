@@ -1,6 +1,7 @@
 """The model against transformers' Qwen2ForCausalLM, the golden numbers, and float64 autograd of the plain formula."""
 
 import json
+import os
 import weakref
 from pathlib import Path
 
@@ -528,6 +529,20 @@ BAD_CONFIGS = {
     "another_activation": ({"hidden_act": "gelu"}, "hidden_act"),
     "heads_that_do_not_fit": ({"num_key_value_heads": 3}, "do not fit"),
     "missing_key": ({"hidden_size": ...}, "hidden_size is missing"),
+    "rope_theta_0": ({"rope_theta": 0}, "rope_theta 0.0"),
+    "rope_theta_nan": ({"rope_theta": float("nan")}, "rope_theta nan"),
+    "rope_theta_inf": ({"rope_theta": float("inf")}, "rope_theta inf"),
+    "rope_theta_beyond_floats": ({"rope_theta": 10**400}, "wrong kind"),
+    "eps_nan": ({"rms_norm_eps": float("nan")}, "rms_norm_eps nan"),
+    "eps_negative": ({"rms_norm_eps": -1e-6}, "rms_norm_eps -1e-06"),
+    "eps_text": ({"rms_norm_eps": "1e-6"}, "wrong kind"),
+    "too_many_tokens": ({"vocab_size": 10**12}, "vocab_size is 1000000000000, not a whole number"),
+    "too_many_layers": ({"num_hidden_layers": 10**6}, "num_hidden_layers is 1000000, not a whole number"),
+    "no_layers": ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
+    "a_fraction": ({"intermediate_size": 96.0}, "intermediate_size is 96.0"),
+    "positions_as_text": ({"max_position_embeddings": "512"}, "max_position_embeddings is '512'"),
+    "tie_as_text": ({"tie_word_embeddings": "false"}, "tie_word_embeddings is not true or false"),
+    "layers_as_list": ({"num_hidden_layers": [2] * 1000}, "num_hidden_layers is [2, 2"),
 }
 
 
@@ -556,7 +571,10 @@ def test_config_it_cannot_compute_is_refused_in_one_line(case, folder):
     assert words in refusal(folder)
 
 
-@pytest.mark.parametrize("text, words", [("{", "not JSON"), ("[1]", "not a JSON object"), (None, "config.json")])
+NO_CONFIGS = [("[" * 99999, "not JSON"), ("{", "not JSON"), ("[1]", "not a JSON object"), (None, "config.json")]
+
+
+@pytest.mark.parametrize("text, words", NO_CONFIGS, ids=["deep", "torn", "list", "none"])
 def test_config_that_is_none_is_refused_in_one_line(text, words, folder):
     (folder / "config.json").unlink() if text is None else (folder / "config.json").write_text(text)
     assert words in refusal(folder)
@@ -575,6 +593,23 @@ def test_damaged_weights_are_refused_in_one_line(folder):
         file.write_bytes(whole[:size])
         assert "cannot read the weights" in refusal(folder)
     file.unlink()
+    assert "cannot read the weights" in refusal(folder)
+
+
+def test_weights_of_integers_are_refused(folder):
+    change_weights(folder, lambda tensors: tensors.update({"model.norm.weight": torch.ones(64, dtype=torch.int32)}))
+    assert "cannot read the weights: model.norm.weight is I32" in refusal(folder)
+
+
+def test_weights_from_a_pipe_or_device_are_refused(tmp_path, folder):
+    file, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    for path in (file, index):
+        for spoil in (os.mkfifo, lambda path: path.symlink_to("/dev/zero")):
+            path.unlink(missing_ok=True)
+            spoil(path)
+            assert "cannot read the weights" in refusal(folder)
+    index.unlink()
+    index.write_text("[" * 99999)
     assert "cannot read the weights" in refusal(folder)
 
 

@@ -1,12 +1,15 @@
 """Problem files, chat templates, and what is refused."""
 
 import json
+import os
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from configs import Config, UserError
-from problems.prompts import ChatTokenizer, encode_problems, load_problems
+from model import ModelConfig
+from problems import templates
+from problems.prompts import ChatTokenizer, Prompt, encode_problems, load_problems, unmatched_golds
 from reward import Problem
 
 
@@ -70,8 +73,8 @@ def test_a_missing_file_is_named(tmp_path):
 
 def test_the_prompt_is_the_template_with_one_bos_and_the_opened_think_tag(tiny_model_dir):
     tokenizer = ChatTokenizer(tiny_model_dir)
-    ids, opened = tokenizer.prompt("3+8=?")
-    tokens = [tokenizer.tokenizer.id_to_token(i) for i in ids]
+    ids, opened = tokenizer.prompts(["3+8=?"])[0]
+    tokens = [tokenizer.tokenizer.decode([i], skip_special_tokens=False) for i in ids]
     assert tokens == ["<|bos|>", "<|user|>", *"3+8=?", "<|assistant|>", "<think>", "\n"]
     assert opened == "<|assistant|><think>\n"
 
@@ -85,44 +88,247 @@ def with_template(tiny_model_dir, tmp_path, template):
 
 
 def test_a_bos_is_added_where_the_template_writes_none(tiny_model_dir, tmp_path):
-    ids, opened = with_template(tiny_model_dir, tmp_path, "{{ messages[0]['content'] }}").prompt("3+8=?")
+    ids, opened = with_template(tiny_model_dir, tmp_path, "{{ messages[0]['content'] }}").prompts(["3+8=?"])[0]
     assert ids[0] == 0 and ids.count(0) == 1 and opened == ""
 
 
-@pytest.mark.parametrize("opens", ["", "<think>\\n"], ids=["as released", "opening the think tag"])
-def test_prompts_of_deepseeks_template_are_those_of_transformers(tmp_path, opens):
-    """R1's template in structure and tokens, in both its forms, on a tokenizer of bytes with R1's special tokens."""
+def byte_tokenizer(folder, special, bos, eos, template):
+    """A model folder's tokenizer of bytes with the special tokens given; transformers' reading of it."""
     PreTrainedTokenizerFast = pytest.importorskip("transformers").PreTrainedTokenizerFast
-    bos, eos, user, assistant = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>"
-    special = [bos, eos, user, assistant, "<think>", "</think>"]
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(letters)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
-    bos_id = tokenizer.token_to_id(bos)
-    tokenizer.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, bos_id)])
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    if bos:
+        ids = [(bos, tokenizer.token_to_id(bos))]
+        tokenizer.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=ids)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {
+        "bos_token": bos and {"__type": "AddedToken", "content": bos},
+        "eos_token": eos,
+        "chat_template": template,
+    }
+    write(folder / "tokenizer_config.json", json.dumps(config))
+    return PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), bos_token=bos, eos_token=eos)
+
+
+def chat_template(name):
+    """(special tokens with bos and eos first, template, what it opens) in the manner of published models."""
+    if name.startswith("r1"):
+        bos, eos, user, assistant = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>"
+        opens = "<think>\\n" if name == "r1, opening the think tag" else ""
+        template = (
+            "{% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif %}"
+            "{% set ns = namespace(system='', first=true) %}"
+            "{%- for m in messages %}{%- if m['role'] == 'system' %}{% set ns.system = m['content'] %}"
+            "{%- endif %}{%- endfor %}"
+            "{{ bos_token }}{{ ns.system }}"
+            "{%- for m in messages %}{%- if m['role'] == 'user' %}{{ '" + user + "' + m['content'] }}{%- endif %}"
+            "{%- if m['role'] == 'assistant' %}{% set text = m['content'].split('</think>')[-1] %}"
+            "{{ '" + assistant + "' + text + eos_token }}{%- endif %}{%- endfor -%}"
+            "{% if add_generation_prompt %}{{ '" + assistant + opens + "' }}{% endif %}"
+        )
+        special = [bos, eos, user, assistant, "<think>", "</think>"]
+        return special, template, assistant + opens.replace("\\n", "\n")
+    if name == "qwen2.5":
+        template = (
+            "{%- if tools %}{{ '<|im_start|>system\\n' }}{{ tools | tojson }}{{ '<|im_end|>\\n' }}{%- else %}"
+            "{%- if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}{%- else %}"
+            "{{- '<|im_start|>system\\nPlease reason step by step.<|im_end|>\\n' }}{%- endif %}{%- endif %}"
+            "{%- for message in messages %}"
+            "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}{%- endfor %}"
+            "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+        )
+        special = [None, "<|im_end|>", "<|im_start|>"]
+        return special, template, "<|im_end|>\n<|im_start|>assistant\n"
+    if name == "qwen3":
+        template = (
+            "{%- set ns = namespace(last=messages|length - 1) %}{%- for message in messages[::-1] %}"
+            "{%- if message.role == 'user' and message.content is string and not message.content.startswith('<x>') %}"
+            "{%- set ns.last = messages|length - 1 - loop.index0 %}{%- break %}{%- endif %}{%- endfor %}"
+            "{%- for message in messages %}{%- if message.role == 'tool' %}{%- continue %}{%- endif %}"
+            "{{- '<|im_start|>' + message.role + '\\n' }}{%- generation %}{{- message.content }}{%- endgeneration %}"
+            "{{- '<|im_end|>\\n' }}{%- endfor %}"
+            "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}"
+            "{%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\\n\\n</think>\\n\\n' }}"
+            "{%- endif %}{%- endif %}"
+        )
+        special = [None, "<|im_end|>", "<|im_start|>", "<think>", "</think>"]
+        return special, template, "<|im_end|>\n<|im_start|>assistant\n"
+    if name == "llama 3":
+        template = (
+            "{{- bos_token }}{%- if not date_string is defined %}{%- if strftime_now is defined %}"
+            "{%- set date_string = strftime_now('%Y') %}{%- endif %}{%- endif %}"
+            "{{- '<|start_header_id|>system<|end_header_id|>\\n\\nToday: ' + date_string + '\\n' }}"
+            "{%- if tools is not none %}{{ tools | tojson(indent=4) }}{%- endif %}"
+            "{{- {'größe': '<b>'} | tojson(ensure_ascii=False) }}{{- '<|eot_id|>' }}"
+            "{%- for message in messages %}{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' +"
+            " message['content'] | trim + '<|eot_id|>' }}{%- endfor %}"
+            "{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}"
+        )
+        special = ["<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"]
+        return special, template, "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
     template = (
-        "{% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif %}"
-        "{% set ns = namespace(system='', first=true) %}"
-        "{%- for m in messages %}{%- if m['role'] == 'system' %}{% set ns.system = m['content'] %}"
-        "{%- endif %}{%- endfor %}"
-        "{{ bos_token }}{{ ns.system }}"
-        "{%- for m in messages %}{%- if m['role'] == 'user' %}{{ '" + user + "' + m['content'] }}{%- endif %}"
-        "{%- if m['role'] == 'assistant' %}{% set text = m['content'].split('</think>')[-1] %}"
-        "{{ '" + assistant + "' + text + eos_token }}{%- endif %}{%- endfor -%}"
-        "{% if add_generation_prompt %}{{ '" + assistant + opens + "' }}{% endif %}"
+        "{%- set loop_messages = messages %}{{- bos_token }}{%- for message in loop_messages %}"
+        "{%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{- raise_exception('roles must alternate') }}{%- endif %}"
+        "{%- if message['role'] == 'user' %}{{- '[INST] ' + message['content'] + '[/INST]' }}"
+        "{%- else %}{{- ' ' + message['content'] + eos_token }}{%- endif %}{%- endfor %}"
     )
-    config = {"bos_token": {"__type": "AddedToken", "content": bos}, "eos_token": eos, "chat_template": template}
-    write(tmp_path / "tokenizer_config.json", json.dumps(config))
-    theirs = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"), bos_token=bos, eos_token=eos)
-    text = "Find $x$ if $2^x = 8$." + Config(run_name="x").prompt_suffix
+    return ["<s>", "</s>", "[INST]", "[/INST]"], template, "[/INST]"
+
+
+NAMES = ["r1, as released", "r1, opening the think tag", "qwen2.5", "qwen3", "llama 3", "mistral"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_prompts_of_published_templates_are_those_of_transformers(tmp_path, name):
+    special, template, expected_opened = chat_template(name)
+    bos, eos = special[:2]
+    theirs = byte_tokenizer(tmp_path, [token for token in special if token], bos, eos, template)
+    text = "Find $x$ if $2^x < 8$.\n" + Config(run_name="x").prompt_suffix
     options = dict(chat_template=template, add_generation_prompt=True, return_dict=False)
     expected = theirs.apply_chat_template([{"role": "user", "content": text}], **options)
-    ids, opened = ChatTokenizer(tmp_path).prompt(text)
-    assert ids == expected and ids.count(bos_id) == 1
-    assert opened == assistant + opens.replace("\\n", "\n")
+    ids, opened = ChatTokenizer(tmp_path).prompts([text])[0]
+    assert ids == expected and opened == expected_opened
+    assert bos is None or ids.count(theirs.bos_token_id) == 1
     assert text.endswith(" Let's think step by step and output the final answer within \\boxed{}.")
+
+
+def test_a_template_that_always_opens_the_think_tag_is_read_right(tiny_model_dir, tmp_path):
+    """Also where no generation prompt is asked for, so that both renderings are equal."""
+    template = "{% for m in messages %}<|user|>{{ m['content'] }}{% endfor %}<|assistant|><think>{{ '\n' }}"
+    (_, opened), *_ = with_template(tiny_model_dir, tmp_path, template).prompts(["3+8=?", "1+2=?"])
+    assert opened == "<|assistant|><think>\n"
+    named = [{"name": "tool_use", "template": "none"}, {"name": "default", "template": template}]
+    assert with_template(tiny_model_dir, tmp_path, named).prompts(["3+8=?"])[0][1] == opened
+
+
+def test_no_bos_is_added_where_the_folder_says_so(tiny_model_dir, tmp_path):
+    with_template(tiny_model_dir, tmp_path, "{{ messages[0]['content'] }}")
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text()) | {"add_bos_token": False}
+    write(tmp_path / "tokenizer_config.json", json.dumps(config))
+    assert 0 not in ChatTokenizer(tmp_path).prompts(["3+8=?"])[0][0]
+
+
+def test_truncation_and_padding_of_a_stored_tokenizer_are_off(tiny_model_dir, tmp_path):
+    tokenizer = with_template(tiny_model_dir, tmp_path, "{{ messages[0]['content'] }}").tokenizer
+    tokenizer.enable_truncation(3)
+    tokenizer.enable_padding(length=20, pad_id=1, pad_token="<|eos|>")
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    assert len(ChatTokenizer(tmp_path).prompts(["1+2+3=?"])[0][0]) == 8
+
+
+BOMBS = {
+    "nested loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "a constant of the compiler": "{{ 'a' * 10**10 }}",
+    "a format": "{{ '%10000000000d' % 1 }}",
+    "doubling": "{% set n = namespace(s='a') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
+    "squaring": "{% set n = namespace(x=3) %}{% for i in range(60) %}{% set n.x = n.x * n.x %}{% endfor %}",
+    "comparison": "{% set n = namespace(a=[1], b=[1]) %}{% for i in range(60) %}{% set n.a = [n.a, n.a] %}"
+    "{% set n.b = [n.b, n.b] %}{% endfor %}{{ n.a == n.b }}",
+    "filler": "{{ lipsum(n=99999999) }}",
+    "for one message": "{% if '7' in messages[0].content %}{{ 'a' | center(9999999999) }}{% endif %}"
+    "{{ messages[0].content }}",
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_template_without_end_is_stopped(tiny_model_dir, tmp_path, bomb, monkeypatch):
+    monkeypatch.setattr(templates, "SECONDS", 1)
+    tokenizer = with_template(tiny_model_dir, tmp_path, BOMBS[bomb])
+    with pytest.raises(UserError, match="the chat template or the tokenizer takes more than 1 s or 512 MiB"):
+        tokenizer.prompts(["1+2=?", "7+2=?"])
+
+
+def test_a_template_that_prints_a_lot_or_calls_itself_is_stopped(tiny_model_dir, tmp_path):
+    for template, message in (
+        ("{{ 'a' * 1000001 }}", "the chat template prints 1,000,001 characters"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "the chat template fails: RecursionError"),
+        ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "the chat template fails: RecursionError"),
+    ):
+        with pytest.raises(UserError, match=message):
+            with_template(tiny_model_dir, tmp_path, template).prompts(["3"])
+
+
+def test_a_normalizer_that_multiplies_its_text_is_stopped(tiny_model_dir, tmp_path):
+    tokenizer = with_template(tiny_model_dir, tmp_path, "{{ messages[0]['content'] }}").tokenizer
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Replace("1", "1111") for _ in range(20)])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UserError, match="the chat template or the tokenizer takes more than"):
+        ChatTokenizer(tmp_path).prompts(["1"])
+
+
+def test_a_template_that_does_not_show_the_problem_is_refused(tiny_model_dir, tmp_path):
+    tokenizer = with_template(tiny_model_dir, tmp_path, "{{ bos_token }}<|user|>1+1=?<|assistant|>")
+    with pytest.raises(UserError, match=r"does not show the problem's text: '3\+8=\?'"):
+        tokenizer.prompts(["3+8=?"])
+
+
+def changed_folder(tiny_model_dir, folder, file, **changes):
+    """A copy of the tokenizer's folder in which a JSON file has other values."""
+    for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+        write(folder / name, (tiny_model_dir / name).read_text())
+    path = folder / file
+    write(path, json.dumps((json.loads(path.read_text()) if path.exists() else {}) | changes))
+    return folder
+
+
+def test_stop_tokens_of_all_files_are_united(tiny_model_dir, tmp_path):
+    changed_folder(tiny_model_dir, tmp_path, "generation_config.json", eos_token_id=[5, 3])
+    changed_folder(tiny_model_dir, tmp_path, "config.json", eos_token_id=4)
+    assert ChatTokenizer(tmp_path).eos_ids == [5, 3, 4, 1]
+
+
+@pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
+@pytest.mark.parametrize("eos", [[], 999, -1, "<|eos|>", True, [1, None], 1.0, {}, 10**30], ids=str)
+def test_a_stop_token_that_is_none_is_refused(tiny_model_dir, tmp_path, file, eos):
+    changed_folder(tiny_model_dir, tmp_path, file, eos_token_id=eos)
+    with pytest.raises(UserError, match=rf"/{file}: eos_token_id .* is no id of a token in tokenizer\.json"):
+        ChatTokenizer(tmp_path)
+
+
+def test_ids_may_have_gaps_but_not_lie_beyond_the_embeddings(tiny_model_dir, tmp_path):
+    raw = json.loads((tiny_model_dir / "tokenizer.json").read_text())
+    raw["model"]["vocab"]["X"] = 60
+    changed_folder(tiny_model_dir, tmp_path, "tokenizer.json", model=raw["model"])
+    with pytest.raises(UserError, match=r"tokenizer\.json: 'X' has id 60, but config\.json has vocab_size=51"):
+        ChatTokenizer(tmp_path)
+    changed_folder(tiny_model_dir, tmp_path, "config.json", vocab_size=61)
+    write(tmp_path / "tokenizer.json", json.dumps(raw))
+    assert ChatTokenizer(tmp_path).size == 61
+    write(tmp_path / "generation_config.json", '{"eos_token_id": 55}')  # an id of the gap
+    with pytest.raises(UserError, match="eos_token_id 55 is no id of a token"):
+        ChatTokenizer(tmp_path)
+
+
+def test_special_tokens_that_are_no_text_are_refused(tiny_model_dir, tmp_path):
+    for token in (5, [1], {"content": None}, True):
+        changed_folder(tiny_model_dir, tmp_path, "tokenizer_config.json", bos_token=token)
+        with pytest.raises(UserError, match=r"tokenizer_config\.json: bos_token is not text"):
+            ChatTokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json", "generation_config.json", "config.json"])
+def test_pipes_and_deep_json_are_refused_in_one_line(tiny_model_dir, tmp_path, file):
+    changed_folder(tiny_model_dir, tmp_path, "config.json")
+    for spoil in (os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: write(path, "[" * 99999)):
+        (tmp_path / file).unlink(missing_ok=True)
+        spoil(tmp_path / file)
+        with pytest.raises(UserError, match=f"(?s)^(?!.*\n).*{file}"):
+            ChatTokenizer(tmp_path)
+    if file == "config.json":
+        with pytest.raises(UserError, match="not JSON"):
+            ModelConfig.from_folder(tmp_path)
+
+
+def test_golds_that_no_answer_matches_are_counted():
+    golds = ["5", "####", "NaN", ["Infinity", "-inf"], ["####", "7"], "\\infty", "\\frac{1}{2}", "null"]
+    prompts = [Prompt(Problem(str(i), "x", gold), [1], "") for i, gold in enumerate(golds)]
+    line = unmatched_golds(prompts, "train.jsonl")
+    assert line.startswith("train.jsonl: 4 of 8 problems have an answer that the grader cannot read, as '####' of")
+    assert "'NaN' of problem 2" in line and "'Infinity' of problem 3" in line and "null" not in line
+    assert unmatched_golds(prompts[:1], "x") == ""
 
 
 @pytest.mark.parametrize(
@@ -137,7 +343,7 @@ def test_prompts_of_deepseeks_template_are_those_of_transformers(tmp_path, opens
 def test_hostile_templates_are_stopped_by_the_sandbox(tiny_model_dir, tmp_path, template):
     tokenizer = with_template(tiny_model_dir, tmp_path, template)
     with pytest.raises(UserError, match="the chat template fails"):
-        tokenizer.prompt("3")
+        tokenizer.prompts(["3"])[0]
 
 
 def test_folders_without_tokenizer_or_template_are_refused(tiny_model_dir, tmp_path):
@@ -152,4 +358,4 @@ def test_folders_without_tokenizer_or_template_are_refused(tiny_model_dir, tmp_p
 def test_the_suffix_stands_behind_each_problem(tiny_model_dir, tmp_path):
     problems = load_problems(write(tmp_path / "p.jsonl", '{"problem": "1+2", "answer": "3"}'))
     tokenizer = ChatTokenizer(tiny_model_dir)
-    assert encode_problems(problems, tokenizer, "=?")[0].ids == tokenizer.prompt("1+2=?")[0]
+    assert encode_problems(problems, tokenizer, "=?")[0].ids == tokenizer.prompts(["1+2=?"])[0][0]

@@ -77,7 +77,7 @@ def test_the_tiny_world_is_whole_disjoint_and_repeatable(tmp_path, monkeypatch):
     problem = load_problems(tmp_path / "a/test.jsonl")[0]
     assert int(problem.answer) == sum(map(int, re.findall(r"\d", problem.problem)))
     chat = ChatTokenizer(tmp_path / "a/base")
-    assert max(len(chat.prompt(p)[0]) for p in train) <= 40
+    assert max(len(ids) for ids, _ in chat.prompts(train)) <= 40
 
 
 def test_transformers_reads_the_tiny_tokenizer_as_we_do(tmp_path):
@@ -89,7 +89,7 @@ def test_transformers_reads_the_tiny_tokenizer_as_we_do(tmp_path):
     problems = [p.problem for name in ("train", "test") for p in load_problems(tmp_path / f"{name}.jsonl")]
     chats = [[{"role": "user", "content": problem}] for problem in problems]
     expected = theirs.apply_chat_template(chats, add_generation_prompt=True, return_dict=False)
-    assert len(problems) == 4250 and [ours.prompt(problem)[0] for problem in problems] == expected
+    assert len(problems) == 4250 and [ids for ids, _ in ours.prompts(problems)] == expected
     text = tiny.trace([1, 2, 3], random.Random(0)) + "\n wait <|eos|>"
     ids = ours.tokenizer.encode(text).ids
     assert ids == theirs.encode(text, add_special_tokens=False)
