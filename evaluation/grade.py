@@ -9,10 +9,11 @@ from typing import Any
 
 from evaluation.stats import majority, pass_at, population_interval, sampling_interval
 from grader.pool import RewardPool
-from grader.text import answer_key
+from grader.text import MAX_CHARS, answer_key
 from reward import Problem, extract_answer
 
 BATCH, BATCH_CHARS = 512, 16 << 20  # responses scored at a time, and about how many characters they may have together
+MOST_COMPARED = 64  # wrong answers to one problem that are compared with one another: 2,016 comparisons
 Key = tuple[str, str]  # a problem: its benchmark, and its id or place there
 
 
@@ -102,29 +103,38 @@ def wrong_votes(row: Graded) -> Counter[str]:
     return Counter(spelling.setdefault(answer_key(answer[:1000]), answer) for answer in wrong)
 
 
-def joined(votes: Counter[str], equal: set[tuple[str, str]]) -> list[int]:
-    """The number of votes for each answer, those for equal answers added up."""
+def compared(right_votes: int, votes: Counter[str]) -> list[tuple[str, str]]:
+    """The pairs of wrong answers whose equality can change the verdict; none where it is clear without. Of more than
+    MOST_COMPARED answers only the most frequent ones, in the order of `votes`: the others count as different. (So do
+    those that are too long for the grader.)"""
+    if not votes or not max(votes.values()) <= right_votes <= votes.total():
+        return []
+    frequent = {answer for answer, _ in votes.most_common(MOST_COMPARED) if len(answer) <= MAX_CHARS}
+    return list(itertools.combinations([answer for answer in votes if answer in frequent], 2))
+
+
+def joined(votes: Counter[str], equal: list[tuple[str, str]]) -> list[int]:
+    """The number of votes for each answer, those for equal answers added up: to the first that an answer equals."""
+    earlier = {later: first for first, later in reversed(equal)}
     first_equal: dict[str, str] = {}
     counts: Counter[str] = Counter()
     for answer, count in votes.items():
-        equals = [first_equal[earlier] for earlier in first_equal if (earlier, answer) in equal]
-        first_equal[answer] = equals[0] if equals else answer
+        first_equal[answer] = first_equal[earlier[answer]] if answer in earlier else answer
         counts[first_equal[answer]] += count
     return list(counts.values())
 
 
 def vote(rows: list[Graded], pool: RewardPool) -> list[Graded]:
     """The rows with the majority's verdict. All right answers are votes for one answer. Whether two wrong answers are
-    equal is asked of the grader, but only where the verdict depends on it."""
-    right, wrong, pairs = [int(sum(row.scores)) for row in rows], [wrong_votes(row) for row in rows], []
-    for right_votes, votes in zip(right, wrong, strict=True):
-        if len(votes) > 1 and max(votes.values()) <= right_votes <= votes.total():
-            pairs += itertools.combinations(votes, 2)
-    verdicts = pool.grades([a for a, _ in pairs], [b for _, b in pairs], "comparing answers" if pairs else "")
-    equal = {pair for pair, is_equal in zip(pairs, verdicts, strict=True) if is_equal}
+    equal is asked of the grader, but only where the verdict depends on it, and of MOST_COMPARED answers to a problem
+    at most: more than that many different wrong answers are joined in part, which favours the right one."""
+    right, wrong = [int(sum(row.scores)) for row in rows], [wrong_votes(row) for row in rows]
+    pairs_of_rows = [compared(right_votes, votes) for right_votes, votes in zip(right, wrong, strict=True)]
+    pairs = list(itertools.chain.from_iterable(pairs_of_rows))
+    verdicts = iter(pool.grades([a for a, _ in pairs], [b for _, b in pairs], "comparing answers" if pairs else ""))
     voted = []
-    for row, right_votes, votes in zip(rows, right, wrong, strict=True):
-        counts = joined(votes, equal)
+    for row, right_votes, votes, row_pairs in zip(rows, right, wrong, pairs_of_rows, strict=True):
+        counts = joined(votes, [pair for pair in row_pairs if next(verdicts)])
         verdict = majority([right_votes, *counts], [True] + [False] * len(counts)) if right_votes else 0.0
         voted.append(replace(row, majority=verdict))
     return voted

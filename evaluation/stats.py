@@ -92,7 +92,8 @@ def pass_at(k: int, samples: int, right: int) -> float:
 def majority(votes: Sequence[int], right: Sequence[bool]) -> float:
     """The chance that the most frequent answer is right, a tie broken at random: `votes` for each answer, and whether
     it is right. 0 where nobody answered."""
-    winners = [is_right for count, is_right in zip(votes, right, strict=True) if count == max(votes)]
+    most = max(votes, default=0)
+    winners = [is_right for count, is_right in zip(votes, right, strict=True) if count == most]
     return sum(winners) / len(winners) if winners else 0.0
 
 

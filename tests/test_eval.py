@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +20,7 @@ import eval as evaluation
 from configs import UserError, load_config
 from conftest import SHARED
 from evaluation import stats as eval_stats
-from evaluation.grade import Graded, as_response, vote
+from evaluation.grade import Graded, as_response, summarize, vote
 from evaluation.stats import macro, majority, paired, pass_at, population_interval, sampling_interval, t_quantile
 from grader import pool as grader_pool
 from grader.pool import RewardPool
@@ -167,6 +168,52 @@ def test_a_vote_joins_wrong_answers_that_are_equal():
         voted = vote(rows, pool)
     assert [r.majority for r in voted] == [0.0, 0.5, 1.0, 0.0, 0.0]
     assert [r.majority for r in rows] == [None] * 5  # the rows stay what they were
+
+
+class ByRemainder:
+    """Stands for the pool: two answers are equal where their numbers differ by a multiple of 7 (or, not transitively,
+    by 1 or less)."""
+
+    def __init__(self, near):
+        self.near, self.asked = near, 0
+
+    def grades(self, answers, golds, progress=""):
+        self.asked += len(answers)
+        gaps = [abs(int(a[1:]) - int(b[1:])) for a, b in zip(answers, golds, strict=True)]
+        return [float(gap <= 1 if self.near else gap % 7 == 0) for gap in gaps]
+
+
+def unbounded_vote(row, pool):
+    """Every wrong answer compared with every other, and joined to the first that it equals."""
+    first_equal, counts = {}, Counter()
+    for answer, score in zip(row.answers, row.scores, strict=True):
+        if answer is not None and not score and answer not in first_equal:
+            equals = [other for other in first_equal if pool.grades([other], [answer])[0]]
+            first_equal[answer] = first_equal[equals[0]] if equals else answer
+    counts.update(first_equal[a] for a, s in zip(row.answers, row.scores, strict=True) if a is not None and not s)
+    right = sum(row.scores)
+    return majority([right, *counts.values()], [True] + [False] * len(counts)) if right else 0.0
+
+
+@pytest.mark.parametrize("near", [False, True])
+def test_votes_are_those_of_comparing_all_with_all(near):
+    rng, rows, pool = np.random.default_rng(0), [], ByRemainder(near)
+    for _ in range(400):
+        numbers = rng.integers(0, rng.integers(2, 30), rng.integers(1, 40))
+        scores = (rng.random(len(numbers)) < rng.choice([0.1, 0.3])).astype(float).tolist()
+        answers = ["5" if score else None if n == 0 else f"w{n}" for n, score in zip(numbers, scores, strict=True)]
+        rows.append(graded(scores, answers))
+    voted = [row.majority for row in vote(rows, pool)]
+    assert voted == [unbounded_vote(row, pool) for row in rows] and len(set(voted)) > 2
+
+
+def test_a_vote_among_tens_of_thousands_of_different_answers_is_bounded():
+    """The most frequent ones are compared all the same."""
+    others, pool = [f"w{7 * i + 1}" for i in range(30_000)], ByRemainder(False)
+    answers = ["5"] * 20_000 + others + ["w2"] * 19_000 + ["w9"] * 2_000
+    rows = [graded([1.0] * 20_000 + [0.0] * 51_000, answers)]
+    assert vote(rows, pool)[0].majority == 0.0 and pool.asked == 64 * 63 / 2
+    assert summarize(vote(rows, pool))["majority_at_k"] == 0.0
 
 
 # The published files, and how many problems each holds.
