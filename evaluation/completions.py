@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 from configs import UserError
 from evaluation.grade import Key, Response, as_response
+from model import check_regular
 from reward import Problem
 
 RESERVED = ("all", "average")  # what no benchmark may be called: both stand beside benchmarks in results
@@ -44,7 +45,7 @@ def checked_row(row: Any) -> dict[str, Any]:
 def completion_rows(path: Path) -> Iterator[dict[str, Any]]:
     """The checked rows of a file of completions. Raises UserError."""
     try:
-        with open(path, "rb") as f:
+        with open(check_regular(path), "rb") as f:
             for number, line in enumerate(f, 1):
                 if line.strip():
                     try:

@@ -156,7 +156,7 @@ def summarize(rows: list[Graded]) -> dict[str, Any]:
     right, counts = [int(sum(row.scores)) for row in rows], [len(row.scores) for row in rows]
     k, n, accuracy = min(counts), len(rows), sum(rates) / len(rows)
     population, sampling = population_interval(rates), sampling_interval(right, counts) or (None, None)
-    variance = sum((rate - accuracy) ** 2 for rate in rates) / max(1, n - 1)
+    squares = sum((rate - accuracy) ** 2 for rate in rates)
     pass_at_j = {}
     for j in sorted({2**i for i in range(k.bit_length())} | {k}):
         pass_at_j[str(j)] = mean([pass_at(j, count, c) for count, c in zip(counts, right, strict=True)])
@@ -167,7 +167,7 @@ def summarize(rows: list[Graded]) -> dict[str, Any]:
         "ci_high": population[1],
         "sampling_low": sampling[0],
         "sampling_high": sampling[1],
-        "stderr": math.sqrt(variance / n),
+        "stderr": math.sqrt(squares / (n - 1) / n) if n > 1 else None,
         "num_problems": n,
         "k": k,
         "pass_at_k": pass_at_j[str(k)],

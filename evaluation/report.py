@@ -11,6 +11,7 @@ import numpy as np
 from configs import UserError, markdown_table, write_whole
 from evaluation.grade import Graded, Key
 from evaluation.stats import macro, paired
+from model import check_regular
 
 # DeepScaleR's blog post: pass@1 in percent, mean of 16 samples, in the order of TITLES.
 TITLES = {
@@ -89,7 +90,7 @@ def validation_lines(results: dict[str, dict[str, Any]], max_len: int) -> list[s
     lines = []
     for name in names if len(names) == 1 else [*names, "all"]:
         r = results[name]
-        accuracy = f"{r['accuracy']:.3f} +- {r['stderr']:.3f}"
+        accuracy = f"{r['accuracy']:.3f} +- {'-' if r['stderr'] is None else format(r['stderr'], '.3f')}"
         lengths = f"length {r['response_len_mean']:.1f}, clipped {r['response_clip_ratio']:.3f}"
         lines.append(f"  {name} at {max_len}: {accuracy}, {lengths}")
     return lines
@@ -116,8 +117,8 @@ def as_markdown(results: dict[str, dict[str, Any]], about: dict[str, Any]) -> st
 def read_object(path: Path) -> dict[str, Any]:
     """A JSON object; an empty one where there is no file. Raises UserError."""
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-    except (ValueError, TypeError) as e:
+        return dict(json.loads(check_regular(path).read_text(encoding="utf-8"))) if path.exists() else {}
+    except (OSError, ValueError, TypeError, RecursionError) as e:
         raise UserError(f"{path}: not a JSON object: {e}; remove it") from None
 
 
@@ -125,13 +126,18 @@ def read_graded(folder: Path) -> dict[Key, Graded]:
     """The rows of a finished evaluation. Raises UserError."""
     path = folder / "graded.jsonl"
     try:
-        rows = [Graded(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
-        if not all(row.scores and all(type(score) in (int, float) for score in row.scores) for row in rows):
-            raise ValueError("needs scores")
+        lines = check_regular(path).read_text(encoding="utf-8").splitlines()
+        rows = [Graded(**json.loads(line)) for line in lines]
+        for row in rows:
+            samples = list(zip(row.scores, row.tokens, row.cut, row.answers, strict=True))
+            if not samples or not all(score in (0, 1) for score in row.scores):
+                raise ValueError("needs scores, each 0 or 1")
+            if not all(tokens is None or type(tokens) is int for tokens in row.tokens):
+                raise ValueError("'tokens' are no integers")
         return {(row.benchmark, row.id): row for row in rows}
     except OSError as e:
         raise UserError(f"{path}: cannot be read: {e.strerror}; is {folder} a finished evaluation?") from None
-    except (ValueError, TypeError) as e:
+    except (ValueError, TypeError, RecursionError) as e:
         raise UserError(f"{path}: not an evaluation's: {type(e).__name__} {e}") from None
 
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import os
 import re
 import shutil
 import statistics
@@ -21,6 +22,7 @@ from configs import UserError, load_config
 from conftest import SHARED
 from evaluation import stats as eval_stats
 from evaluation.grade import Graded, as_response, summarize, vote
+from evaluation.report import read_object, validation_lines
 from evaluation.stats import macro, majority, paired, pass_at, population_interval, sampling_interval, t_quantile
 from grader import pool as grader_pool
 from grader.pool import RewardPool
@@ -272,6 +274,56 @@ def test_a_bad_file_of_completions_is_named_in_one_line(tmp_path, line, message)
     with pytest.raises(UserError, match=message) as refused:
         evaluation.main([f"--completions={tmp_path}/c.jsonl", f"--out_dir={tmp_path}/out"])
     assert "\n" not in str(refused.value) and not (tmp_path / "out").exists()
+
+
+WHOLE = '{"benchmark": "b", "id": "1", "scores": [1.0], "tokens": [5], "cut": [false], "answers": ["7"]}'
+
+
+@pytest.mark.parametrize("line, message", [
+    ("[" * 100_000, "not an evaluation's: RecursionError"), (WHOLE.replace("[1.0]", "[]"), "not an evaluation's"),
+    (WHOLE.replace("[1.0]", "[NaN]"), "each 0 or 1"), (WHOLE.replace("[5]", "[5, 6]"), "not an evaluation's"),
+    (WHOLE.replace("[5]", '["5"]'), "no integers"), (WHOLE.replace("[1.0]", "7"), "not an evaluation's"),
+    ('"text"', "not an evaluation's"), (None, "not a regular file"),
+])  # fmt: skip
+def test_a_results_folder_that_is_none_is_named_in_one_line(tmp_path, line, message):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "graded.jsonl").write_text(WHOLE + "\n")
+    if line is None:
+        (tmp_path / "b" / "graded.jsonl").unlink()
+        os.mkfifo(tmp_path / "b" / "graded.jsonl")
+    else:
+        (tmp_path / "b" / "graded.jsonl").write_text(f"{WHOLE}\n{line}\n")
+    with pytest.raises(UserError, match=message) as refused:
+        evaluation.main(["--compare", str(tmp_path / "a"), str(tmp_path / "b")])
+    assert "\n" not in str(refused.value)
+
+
+def test_a_settings_file_that_is_no_object_is_named_in_one_line(tmp_path):
+    path = tmp_path / "eval.json"
+    assert read_object(path) == {}
+    for content in ("[" * 100_000, "7", "{", "\0"):
+        path.write_text(content)
+        with pytest.raises(UserError, match="not a JSON object"):
+            read_object(path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match="not a regular file"):
+        read_object(path)
+
+
+def test_a_pipe_is_no_file_of_completions(tmp_path):
+    os.mkfifo(tmp_path / "c.jsonl")
+    with pytest.raises(UserError, match=r"c\.jsonl: cannot be read: not a regular file"):
+        evaluation.main([f"--completions={tmp_path}/c.jsonl", f"--out_dir={tmp_path}/out"])
+
+
+def test_a_single_problem_has_no_standard_error():
+    one, two = graded([1.0, 0.0], ["5", "6"]), graded([1.0, 1.0], ["5", "5"])
+    assert summarize([one])["stderr"] is None and summarize([one, two])["stderr"] == pytest.approx(0.25)
+    lengths = {"response_len_mean": 9.0, "response_clip_ratio": 0.0}
+    results = {name: {"accuracy": 0.5, **summarize(rows), **lengths} for name, rows in (("b", [one]), ("all", [one]))}
+    assert validation_lines(results, 44) == ["  b at 44: 0.500 +- -, length 9.0, clipped 0.000"]
 
 
 @pytest.fixture(scope="module")
