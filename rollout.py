@@ -107,6 +107,7 @@ def sample_tokens(
     total = cdf[:, -1:].contiguous()
     tokens = torch.searchsorted(cdf, uniform[:, None] * total, right=True)
     tokens = tokens.minimum(torch.searchsorted(cdf, total)).squeeze(-1)  # not past the last one with any probability
+    tokens = tokens.clamp(max=logits.shape[1] - 1)  # nan logits lead past the end; `generate` reports them
     return tokens, logprobs.gather(-1, tokens[:, None]).squeeze(-1)
 
 
@@ -153,9 +154,7 @@ class TorchSampler:
     def load_weights(self, named_tensors: Iterable[tuple[str, Tensor]]) -> int:
         """Take new weights under their Hugging Face names; q, k, v and gate, up are joined into one product each.
         Returns their bytes."""
-        new = {}
-        for name, tensor in named_tensors:
-            new[name] = tensor.to(self.device, self.dtype, copy=True)
+        new = {name: tensor.to(self.device, self.dtype, copy=True) for name, tensor in named_tensors}
         size = sum(t.nbytes for t in new.values())
         for i in range(self.config.num_hidden_layers):
             p = f"model.layers.{i}."
@@ -164,20 +163,16 @@ class TorchSampler:
             new[f"{p}mlp.gate_up"] = torch.cat([new.pop(f"{p}mlp.{x}_proj.weight") for x in ("gate", "up")])
         if self.config.tie_word_embeddings:
             new["lm_head.weight"] = new["model.embed_tokens.weight"]
-        shapes = {k: v.shape for k, v in self.weights.items()}
-        if shapes and {k: v.shape for k, v in new.items()} != shapes:
+        shapes = {name: tensor.shape for name, tensor in (self.weights or new).items()}
+        if {name: tensor.shape for name, tensor in new.items()} != shapes:
             raise ValueError("load_weights: names or shapes differ from the weights in use")
         self.weights = new
         return size
 
     def sleep(self) -> None:
-        """No-op: the cache lives only while `generate` runs."""
+        """No-op, as the next two: the cache lives only while `generate` runs."""
 
-    def wake(self) -> None:
-        """No-op."""
-
-    def close(self) -> None:
-        """No-op."""
+    wake = close = sleep
 
     def _forward(self, ids: Tensor, position_ids: Tensor, attend) -> Tensor:
         """Hidden states after the final norm (N, D) of tokens (N,); `attend(layer, q, k, v)` sees the cache.
@@ -237,6 +232,10 @@ class TorchSampler:
             return []
         check_lengths(prompts, max_tokens, "max_position_embeddings", self.config.max_position_embeddings)
         ids, logprobs, counts = self._decode(prompts, seeds, max_tokens, temperature, top_p)
+        if not logprobs.isfinite().all():
+            raise SystemExit(
+                "the sampler's log-probabilities are not finite: weights that are nan or inf, or a too high lr"
+            )
         eos_ids, samples = set(self.eos_ids.tolist()), []
         for row_ids, row_logprobs, n in zip(ids, logprobs, counts.tolist(), strict=True):
             response = row_ids[:n].tolist()

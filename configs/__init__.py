@@ -7,6 +7,7 @@ defaults are DeepScaleR's first stage as published. The file is parsed, never ex
 
 import ast
 import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -149,6 +150,9 @@ class Config:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, checked(field.name, field.type, getattr(self, field.name)))
+        for name in ("out_dir", "model", "train_data"):
+            object.__setattr__(self, name, os.path.expanduser(getattr(self, name)))
+        object.__setattr__(self, "eval_data", tuple(map(os.path.expanduser, self.eval_data)))
         self._check_ranges()
         self._check_choices()
         stages = len(self.max_response_len)
@@ -202,8 +206,12 @@ class Config:
         for name in ("top_p", "eval_top_p"):
             if not 0 < getattr(self, name) <= 1:
                 raise UserError(f"{name}: {getattr(self, name)} must be in (0, 1]")
-        if self.process_group_timeout > 10**9:
-            raise UserError(f"process_group_timeout: {self.process_group_timeout} seconds is too long")
+        for name, most in (("process_group_timeout", 10**9), ("reward_timeout", 3600), ("reward_workers", 256)):
+            if getattr(self, name) > most:
+                raise UserError(f"{name}: {getattr(self, name)} is above its maximum {most}")
+        for name in ("out_dir", "model", "train_data"):
+            if "\0" in getattr(self, name):
+                raise UserError(f"{name}: {getattr(self, name)!r} is no path")
         for name in ("clip_eps_low", "adam_beta1", "adam_beta2"):
             if getattr(self, name) >= 1 and not (name == "clip_eps_low" and self.policy_loss == "cispo"):
                 raise UserError(f"{name}: {getattr(self, name)} must be under 1")
@@ -229,9 +237,11 @@ class Config:
 
 
 def parse_config_file(path: str) -> dict[str, Any]:
-    """The keyword arguments of the file's one `Config(...)` expression, as literals. Raises UserError."""
+    """The keyword arguments of the file's one `Config(...)` expression, as literals; a path is looked for here, then
+    beside this project's scripts. Raises UserError."""
+    beside = Path(__file__).parents[1] / path
     try:
-        tree = ast.parse(Path(path).read_text(encoding="utf-8"))
+        tree = ast.parse((Path(path) if Path(path).exists() else beside).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f"{path}: cannot read the config file: {e}") from None
     except (SyntaxError, ValueError) as e:

@@ -53,19 +53,23 @@ def parse_flag(name: str, kind: Any, text: str) -> Any:
 def parse_flags(argv: list[str], options: type) -> tuple[dict[str, Any], list[str]]:
     """({field: value} of every `--name=value` that names a field of the dataclass `options`, all other arguments).
 
-    Raises UserError for a field's flag without a value or with one that cannot be read as the field's type.
+    `--name value` is read too. Raises UserError for a field's flag without a value or with one that cannot be read as
+    the field's type.
     """
     types = {field.name: field.type for field in dataclasses.fields(options)}
     values: dict[str, Any] = {}
-    others = []
-    for argument in argv:
+    others, remaining = [], list(argv)
+    while remaining:
+        argument = remaining.pop(0)
         name, equals, text = argument.removeprefix("--").partition("=")
         if not argument.startswith("--") or name not in types:
             others.append(argument)
-        elif not equals:
-            raise UserError(f"--{name}: write --{name}=VALUE")
-        else:
-            values[name] = parse_flag(f"--{name}", types[name], text)
+            continue
+        if not equals:
+            if not remaining or remaining[0].startswith("--"):
+                raise UserError(f"--{name}: write --{name}=VALUE")
+            text = remaining.pop(0)
+        values[name] = parse_flag(f"--{name}", types[name], text)
     return values, others
 
 

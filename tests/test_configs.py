@@ -75,6 +75,21 @@ def test_flags_are_read_as_the_type_of_their_field(flag, name, value):
     assert got == value and type(got) is type(value)
 
 
+def test_a_value_may_stand_behind_its_flag():
+    cfg = load_config(["--lr", "2e-6", "configs/8k.py", "--kl_coef", "-0.001"])
+    assert (cfg.lr, cfg.kl_coef, cfg.run_name) == (2e-6, -0.001, "8k")
+    assert refusal("--lr", "--seed=1") == "--lr: write --lr=VALUE"
+
+
+def test_paths_begin_at_home_and_configs_are_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    cfg = load_config(["--out_dir=~/runs", "--model=~/m", "--train_data=~/t.jsonl", "--eval_data=~/a.jsonl,b.jsonl"])
+    assert cfg.run_dir == tmp_path / "runs" / "8k" and cfg.model == f"{tmp_path}/m"
+    assert cfg.train_data == f"{tmp_path}/t.jsonl" and cfg.eval_data == (f"{tmp_path}/a.jsonl", "b.jsonl")
+    monkeypatch.chdir(tmp_path)
+    assert load_config(["configs/8k.py"]).run_name == "8k"
+
+
 def test_stages_come_as_comma_separated_flags():
     cfg = load_config(["--max_response_len=64,96,144", "--group_size=8,8,16", "--stage_steps=5,6,7"])
     assert (cfg.max_response_len, cfg.group_size, cfg.stage_steps) == ((64, 96, 144), (8, 8, 16), (5, 6, 7))
@@ -252,6 +267,9 @@ def test_faithful_is_what_the_code_did_and_modern_what_later_recipes_do():
         ("--eval_max_len=9000", "beyond the longest"),
         ("--shard_size=-1", "minimum 0"),
         ("--gpu_dollars_per_hour=-1", "minimum 0"),
+        ("--reward_workers=100000", "maximum 256"),
+        ("--reward_timeout=1e300", "maximum 3600"),
+        ("--out_dir=a\0b", "is no path"),
         ("--run_name=../up", "plain folder name"),
         ("--run_name=", "plain folder name"),
         ("--run_name=..", "plain folder name"),

@@ -196,3 +196,14 @@ def test_a_gradient_that_is_not_finite_moves_nothing(world, tmp_path, group_of_o
     assert train_grpo.optimizer_step(model, optimizer, 0.0, cfg) is None
     assert all(torch.equal(before[n], p.full_tensor()) for n, p in model.named_parameters())
     assert all(p.grad is None for p in model.parameters()) and not optimizer.state
+
+
+def test_a_minibatch_of_which_no_token_counts_is_left_out(world, tmp_path):
+    """Its gradient would be zero, and Adam's moments would move the weights all the same."""
+    cfg = load_config(flags(world, tmp_path, mask_truncated="true"))
+    groups = make_groups([[5, 6], [7, 8]])
+    truncated = [[replace(r, finish_reason="length") for r in group] for group in groups]
+    assert len(packing.plan_minibatches(groups, 32, cfg, 2)) == 2
+    (kept,) = packing.plan_minibatches([truncated[0], groups[1]], 32, cfg, 2)
+    assert {r.prompt_id for rank in kept.micro_batches for m in rank for r in m.rollouts} == {1}
+    assert packing.plan_minibatches(truncated, 32, cfg, 2) == []

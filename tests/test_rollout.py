@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from configs import UserError
-from model import Qwen2
+from model import Qwen2, stream_weights
 from problems.prompts import ChatTokenizer
 from rollout import TorchSampler, sample_seed, sample_tokens, uniforms
 from training import packing
@@ -212,3 +212,13 @@ def test_the_tokenizer_of_the_folder_stops_at_its_eos(tiny_model_dir):
     tokenizer = ChatTokenizer(tiny_model_dir)
     assert tokenizer.eos_ids == [1]
     assert tokenizer.decode([5, 11, 1]) == "</think>" + tokenizer.tokenizer.id_to_token(11)
+
+
+def test_weights_that_are_nan_end_the_run_in_one_line(tiny_model_dir):
+    sampler = TorchSampler(tiny_model_dir, torch.float32)
+    weights = dict(stream_weights(tiny_model_dir))
+    weights["model.norm.weight"] = torch.full_like(weights["model.norm.weight"], float("nan"))
+    sampler.load_weights(weights.items())
+    for temperature, top_p in ((1.0, 1.0), (1.0, 0.9), (0.0, 1.0)):
+        with pytest.raises(SystemExit, match="log-probabilities are not finite"):
+            sampler.generate(PROMPTS[:2], [[1, 2], [3, 4]], 5, temperature, top_p)

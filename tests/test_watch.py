@@ -242,6 +242,9 @@ def test_out_of_memory_names_the_phase_and_the_settings_to_lower():
     ):
         with timer("train"):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
+    with pytest.raises(SystemExit, match=r"phase 'rollout': .*can't allocate memory"):
+        with timer("rollout"):
+            torch.empty(1 << 50)
 
 
 def test_other_errors_pass_through_the_timer():

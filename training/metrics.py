@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import json
 import math
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from reward import extract_answer
 from rollout import Rollout, response_text
 from training.checkpoint import RunState, step_name
 from training.packing import all_sum, from_rank0, packed_length, print0
-from training.run_folder import set_aside
+from training.run_folder import read_info, set_aside
 
 # ----------------------------------------------------------------------------------------------------- time and memory
 
@@ -61,7 +62,7 @@ class Timer:
         try:
             yield
         except RuntimeError as e:
-            if "out of memory" not in str(e):  # torch's allocator and vLLM's say it in errors of their own
+            if not re.search("out of memory|can't allocate memory", str(e)):  # of GPUs, by torch or vLLM; of the CPU
                 raise
             reason = str(e).splitlines()[0]
             advice = (
@@ -227,8 +228,9 @@ class StepLog:
             import wandb
 
             try:  # the same run after a resume
+                run_id = f"{cfg.run_name}-{read_info(cfg.run_dir)['run_id']}"
                 settings = dataclasses.asdict(cfg)
-                self.wandb = wandb.init(project="nanoscaler", id=cfg.run_name, config=settings, resume="allow")
+                self.wandb = wandb.init(project="nanoscaler", id=run_id, config=settings, resume="allow")
             except Exception as e:  # no login, no network, a bad name: wandb has an error of its own for each
                 raise UserError(f"wandb: {e}") from None
 
@@ -238,7 +240,8 @@ class StepLog:
             return
         self.recent_seconds = [*self.recent_seconds[-19:], row["time_step"]]
         seconds_left = (last_step - row["step"]) * sum(self.recent_seconds) / len(self.recent_seconds)
-        add_row(self.path, row)
+        with open(self.path, "a", encoding="utf-8") as f:
+            f.write(json.dumps(json_row(row), allow_nan=False) + "\n")
         print(progress_line(row, last_step, seconds_left), flush=True)
         if self.wandb:
             self.wandb.log(row, step=row["step"])
@@ -246,11 +249,6 @@ class StepLog:
     def close(self) -> None:
         if self.wandb:
             self.wandb.finish()
-
-
-def add_row(path: Path, row: dict[str, Any]) -> None:
-    with open(path, "a", encoding="utf-8") as f:
-        f.write(json.dumps(json_row(row), allow_nan=False) + "\n")
 
 
 def json_row(row: dict[str, Any]) -> dict[str, Any]:

@@ -142,7 +142,7 @@ class MicroBatch:
 @dataclass(frozen=True)
 class Minibatch:
     """What one optimizer step learns from, on all ranks. num_tokens and num_sequences count what enters the loss on all
-    ranks, at least 1: as its denominators, so that world size and packing do not change the gradient."""
+    ranks, at least 1: its denominators, so that world size and packing do not change the gradient."""
 
     micro_batches: list[list[MicroBatch]]  # [rank][i]; the same number on every rank, or FSDP hangs
     num_tokens: int
@@ -162,16 +162,17 @@ def counts_in_loss(r: Rollout, mask_truncated: bool) -> bool:
 def plan_minibatches(groups: list[list[Rollout]], max_len: int, cfg: Config, world_size: int) -> list[Minibatch]:
     """The minibatches of a step: the same on every rank, a function of the rollouts alone.
 
-    Groups are cut into `cfg.minibatches` near-equal parts in the order given; fewer where there are fewer groups.
+    Groups are cut into `cfg.minibatches` near-equal parts in the order given; fewer if there are fewer groups. A part
+    of which no token counts is left out: even a zero gradient would move the weights, by Adam's moments.
     """
     minibatches = []
     for indices in np.array_split(np.arange(len(groups)), cfg.minibatches):
         rollouts = [r for i in indices for r in groups[i]]
-        if rollouts:
-            counted = [r for r in rollouts if counts_in_loss(r, cfg.mask_truncated)]
-            num_tokens = max(1, sum(len(r.response_ids) for r in counted))
+        counted = [r for r in rollouts if counts_in_loss(r, cfg.mask_truncated)]
+        num_tokens = sum(len(r.response_ids) for r in counted)
+        if num_tokens:
             micro_batches = distribute(rollouts, cfg.token_budget, world_size)
-            minibatches.append(Minibatch(micro_batches, num_tokens, max(1, len(counted)), max_len))
+            minibatches.append(Minibatch(micro_batches, num_tokens, len(counted), max_len))
     return minibatches
 
 

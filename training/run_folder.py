@@ -54,6 +54,7 @@ class RunLock:
 
     def __init__(self, run_dir: Path) -> None:
         self.path, self.file = run_dir / "lock", None
+        dist.barrier()  # all have looked at the folder (`open_run`) before anything is written to it
         token = from_rank0(self._begin)
         if not (run_dir / token).is_file():
             problem = f"rank {dist.get_rank()} on {socket.gethostname()} does not see the folder of rank 0"
@@ -200,6 +201,7 @@ def write_config(cfg: Config, files: dict[str, str]) -> None:
         "versions": {name: version(name) for name in ("torch", "numpy", "safetensors", "tokenizers")},
         "world_size": dist.get_world_size(),
         "identity": files,
+        "run_id": read_info(cfg.run_dir).get("run_id") or secrets.token_hex(4),  # for wandb: no other run of this name
     }
     path = cfg.run_dir / "config.json"
     if path.exists() and not read_info(cfg.run_dir):
