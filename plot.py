@@ -9,6 +9,7 @@ one's figures (a control, say).
 import json
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -17,7 +18,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from configs import UserError, run
-from schedule import read_metrics
+from schedule import read_metrics, read_text
 
 PANELS = {  # file name: (title, metric, y label)
     "reward": ("Reward", "reward_mean", "mean reward"),
@@ -25,15 +26,31 @@ PANELS = {  # file name: (title, metric, y label)
     "clip_ratio": ("Clipped responses", "response_clip_ratio", "share cut off"),
     "accuracy": ("Held-out accuracy", "eval_", "accuracy"),  # all metrics that begin so
 }
+MAX_PARTS = 100  # benchmarks, and stages, of one run
 
 
 def read_steps(run_dir: Path) -> list[dict]:
-    """The rows of a run, at least one. Raises UserError."""
+    """The rows of a run, at least one; what cannot be drawn as a number is None. Raises UserError."""
     path = run_dir / "metrics.jsonl"
-    rows = read_metrics(path)
+    rows = [row | {name: number(value) for name, value in row.items()} for row in read_metrics(path)]
+    rows = [{"stage": None, "max_response_len": None, **row} for row in rows if row["step"] is not None]
     if not rows:
         raise UserError(f"{path}: no steps yet")
+    if len(evaluations(rows)) > MAX_PARTS or len(switches(rows)) > MAX_PARTS:
+        raise UserError(f"{path}: more than {MAX_PARTS} benchmarks or stages: not one run's metrics")
     return rows
+
+
+def number(value: Any) -> float | None:
+    """The value if it is a number that can be drawn, else None."""
+    return value if type(value) in (int, float) and abs(value) < 1e15 else None  # nan is not
+
+
+def plain(text: str) -> str:
+    """A name as a label: no formula, nothing that cannot be drawn, and not too long."""
+    text = "".join(c if c.isprintable() else "?" for c in text)
+    text = " " + text if text.startswith("_") else text  # matplotlib leaves out what begins with _
+    return (text if len(text) <= 40 else text[:37] + "...").replace("$", r"\$")
 
 
 def smooth(values: list[float], window: int) -> list[float]:
@@ -45,21 +62,30 @@ def smooth(values: list[float], window: int) -> list[float]:
 
 def evaluations(rows: list[dict]) -> list[str]:
     """The metrics of a run that are accuracies, `eval_<benchmark>`."""
-    return sorted({name for row in rows for name in row if name.startswith("eval_")})
+    return sorted({name for row in rows for name in row if name.startswith("eval_") and row[name] is not None})
+
+
+def switches(rows: list[dict]) -> list[int]:
+    """The places of the rows that begin another stage than the row before."""
+    return [i for i in range(1, len(rows)) if rows[i]["stage"] != rows[i - 1]["stage"]]
 
 
 def base_accuracy(run_dir: Path, metric: str) -> float | None:
     """The base model's accuracy at the context of the evaluations within the run: the first one, unless `eval_max_len`
-    is the last; from summary.json, where the run has ended."""
+    is the last; from summary.json, where the run has ended. Raises UserError."""
     path = run_dir / "summary.json"
-    if not path.is_file():
+    if not path.exists():
         return None
-    limit = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))["config"].get("eval_max_len", 0)
-    summary = json.loads(path.read_text(encoding="utf-8"))
-    context = {0: "first", summary["first_context"]: "first", summary["last_context"]: "last"}.get(limit)
-    if context is None:
-        return None
-    return summary[f"base_{context}_benchmarks"][metric.removeprefix("eval_")]["accuracy"]
+    try:
+        limit = json.loads(read_text(run_dir / "config.json"))["config"].get("eval_max_len", 0)
+        summary = json.loads(read_text(path))
+        context = {0: "first", summary["first_context"]: "first", summary["last_context"]: "last"}.get(limit)
+        if context is None:
+            return None
+        return number(summary[f"base_{context}_benchmarks"].get(metric.removeprefix("eval_"), {}).get("accuracy"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        problem = f"{type(e).__name__}: {' '.join(str(e).split())}"
+        raise UserError(f"{path}, or config.json beside it: not a run's: {problem}; move it away") from None
 
 
 def draw_accuracies(
@@ -69,15 +95,15 @@ def draw_accuracies(
     for metric in evaluations(rows):
         base = base_accuracy(run_dir, metric)
         points = [] if base is None else [(0, base)]
-        points += [(x, row[metric]) for x, row in zip(positions, rows, strict=True) if metric in row]
-        label = f"{run_dir.name}: {metric.removeprefix('eval_')}"
+        points += [(x, row[metric]) for x, row in zip(positions, rows, strict=True) if row.get(metric) is not None]
+        label = f"{plain(run_dir.resolve().name)}: {plain(metric.removeprefix('eval_'))}"
         axes.plot(*zip(*points, strict=True), "o-", color=color, markersize=markersize, label=label)
 
 
 def draw_curve(axes: Axes, rows: list[dict], metric: str, color: str, name: str) -> None:
     """Raw values thin, a moving average within each stage thick."""
-    for stage in sorted({row["stage"] for row in rows}):
-        of_stage = [row for row in rows if row["stage"] == stage and row[metric] is not None]
+    for stage in dict.fromkeys(row["stage"] for row in rows):
+        of_stage = [row for row in rows if row["stage"] == stage and row.get(metric) is not None]
         steps, values = [row["step"] for row in of_stage], [row[metric] for row in of_stage]
         label = name if stage == rows[0]["stage"] else None  # once a run
         axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
@@ -87,14 +113,11 @@ def draw_curve(axes: Axes, rows: list[dict], metric: str, color: str, name: str)
 def mark_contexts(axes: Axes, rows: list[dict]) -> None:
     """Name each stage's context at its first step; dashed lines between stages."""
     place = {"xycoords": ("data", "axes fraction"), "xytext": (2, -9), "textcoords": "offset points"}
-    stage = None
-    for row in rows:
-        if row["stage"] == stage:
-            continue
-        if stage is not None:
-            axes.axvline(row["step"] - 0.5, color="gray", linestyle="--", linewidth=1)
-        axes.annotate(f"context {row['max_response_len']}", (row["step"], 1), fontsize=7, color="gray", **place)
-        stage = row["stage"]
+    for i in [0, *switches(rows)]:
+        if i:
+            axes.axvline(rows[i]["step"] - 0.5, color="gray", linestyle="--", linewidth=1)
+        context = f"context {rows[i]['max_response_len']}"
+        axes.annotate(context, (rows[i]["step"], 1), fontsize=7, color="gray", **place)
 
 
 def draw(axes: Axes, runs: dict[Path, list[dict]], title: str, metric: str, label: str) -> None:
@@ -103,7 +126,7 @@ def draw(axes: Axes, runs: dict[Path, list[dict]], title: str, metric: str, labe
         if metric == "eval_":
             draw_accuracies(axes, run_dir, rows, [row["step"] for row in rows], None, markersize=4)
         else:
-            draw_curve(axes, rows, metric, f"C{i}", run_dir.name)
+            draw_curve(axes, rows, metric, f"C{i}", plain(run_dir.resolve().name))
     mark_contexts(axes, next(iter(runs.values())))
     axes.set(title=title, xlabel="step", ylabel=label)
     axes.margins(y=0.12)
@@ -115,11 +138,10 @@ def draw(axes: Axes, runs: dict[Path, list[dict]], title: str, metric: str, labe
 def draw_by_tokens(axes: Axes, runs: dict[Path, list[dict]]) -> None:
     """Held-out accuracy against the tokens generated up to then, with dashed lines at the context switches."""
     for i, (run_dir, rows) in enumerate(runs.items()):
-        millions = [total / 1e6 for total in accumulate(row["tokens_generated"] for row in rows)]
+        millions = [total / 1e6 for total in accumulate(row.get("tokens_generated") or 0 for row in rows)]
         draw_accuracies(axes, run_dir, rows, millions, f"C{i}", markersize=3)
-        for step in range(1, len(rows)):
-            if rows[step]["stage"] != rows[step - 1]["stage"]:
-                axes.axvline(millions[step - 1], color=f"C{i}", linestyle="--", linewidth=1)
+        for step in switches(rows):
+            axes.axvline(millions[step - 1], color=f"C{i}", linestyle="--", linewidth=1)
     axes.set(title="Held-out accuracy", xlabel="million tokens generated", ylabel="accuracy")
     axes.grid(alpha=0.2)
     axes.legend(fontsize=8)
@@ -141,11 +163,13 @@ def draw_figures(folder: Path, runs: dict[Path, list[dict]]) -> list[str]:
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
     figure.savefig(folder / "curves.png", dpi=110)
+    plt.close(figure)
     if "accuracy" not in panels:
         return [*panels, "curves"]
     figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
     draw_by_tokens(axes, runs)
     figure.savefig(folder / "tokens.png", dpi=120)
+    plt.close(figure)
     return [*panels, "curves", "tokens"]
 
 

@@ -10,6 +10,7 @@ steps, in units of its own standard error. Reads nothing but the rows of a stage
 response_clip_ratio}. The replay takes window and patience from the config.json beside the metrics, if there is one.
 """
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 
 from configs import Config, UserError, run
 
+FIGURES = ("reward_mean", "response_len_mean", "response_clip_ratio")
 WINDOW, PATIENCE = Config.stage_window, Config.stage_patience  # 240 and 20 steps: over fewer, noise hides a slow rise
 RISING, FLAT = 3.0, 1.5  # standard errors: a share of clipped responses that rises; a reward that does not
 CLIPPED, MANY = 0.005, 0.1  # shares of clipped responses: fewer hold nobody back; more do even where they rise no more
@@ -38,11 +40,28 @@ def trend(values: np.ndarray) -> float:
     return float(slope / np.sqrt(variance / (x @ x) * (1 + r) / (1 - r)))
 
 
+def measured(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The steps that have all three FIGURES as finite numbers (null: nothing was sampled)."""
+    return [row for row in history if all(is_figure(row.get(name)) for name in FIGURES)]
+
+
+def is_figure(value: Any) -> bool:
+    return isinstance(value, (int, float)) and abs(value) < 1e100  # nan is not
+
+
 def columns(history: list[dict[str, Any]]) -> np.ndarray:
-    """(3, steps): reward, length, share clipped; steps without one of them (null: nothing was sampled) left out."""
-    names = ("reward_mean", "response_len_mean", "response_clip_ratio")
-    rows = [[row.get(name) for name in names] for row in history]
-    return np.array([r for r in rows if all(isinstance(v, (int, float)) for v in r)], np.float64).reshape(-1, 3).T
+    """(3, steps): reward, length, share clipped; steps without one of them left out."""
+    rows = [[row[name] for name in FIGURES] for row in measured(history)]
+    return np.array(rows, np.float64).reshape(-1, 3).T
+
+
+def held_back(reward: np.ndarray, clipped: np.ndarray) -> bool:
+    """Whether one window of steps looks as if the context held the model back (see `turning_point`)."""
+    reward_trend, clipped_trend = trend(reward), trend(clipped)
+    share = clipped[len(clipped) - len(clipped) // 3 :].mean()
+    squeezed = reward_trend < FLAT and clipped_trend > RISING and share > CLIPPED
+    stalled = abs(reward_trend) < FLAT and abs(clipped_trend) <= RISING and share > MANY
+    return bool(squeezed or stalled)
 
 
 def turning_point(history: list[dict[str, Any]], window: int = WINDOW, patience: int = PATIENCE) -> bool:
@@ -57,14 +76,9 @@ def turning_point(history: list[dict[str, Any]], window: int = WINDOW, patience:
     reward, _, clipped = columns(history)
     if len(reward) < window + patience - 1:
         return False
-    for end in range(len(reward) - patience + 1, len(reward) + 1):
-        reward_trend, clipped_trend = (trend(x[end - window : end]) for x in (reward, clipped))
-        share = clipped[end - window // 3 : end].mean()
-        squeezed = reward_trend < FLAT and clipped_trend > RISING and share > CLIPPED
-        stalled = abs(reward_trend) < FLAT and abs(clipped_trend) <= RISING and share > MANY
-        if not (squeezed or stalled):
-            return False
-    return not collapsed(history, window)
+    ends = range(len(reward) - patience + 1, len(reward) + 1)
+    agreed = all(held_back(reward[end - window : end], clipped[end - window : end]) for end in ends)
+    return agreed and not collapsed(history, window)
 
 
 def smoothing(window: int) -> int:
@@ -81,48 +95,75 @@ def smoothed_reward(history: list[dict[str, Any]], window: int = WINDOW) -> floa
 def collapsed(history: list[dict[str, Any]], window: int = WINDOW) -> bool:
     """Whether training has gone to ruin, where a longer context would only cost more: a mean reward, over a tenth of
     the window, of LOST less than this stage's best, while responses are longer and more of them cut off than then."""
-    values, n = columns(history), smoothing(window)
-    if values.shape[1] < 2 * n:
-        return False
-    means = np.apply_along_axis(np.convolve, 1, values, np.ones(n) / n, "valid")
-    best, now = means[:, int(np.argmax(means[0]))], means[:, -1]
-    return bool(now[0] < (1 - LOST) * best[0] and now[1] > best[1] and now[2] > best[2])
+    return bool(collapses(columns(history), window)[-1:].any())
+
+
+def collapses(values: np.ndarray, window: int) -> np.ndarray:
+    """(steps,), from (3, steps): `collapsed` after each step."""
+    n, after = smoothing(window), np.zeros(values.shape[1], bool)
+    if len(after) < 2 * n:
+        return after
+    means = np.apply_along_axis(np.convolve, 1, values, np.ones(n) / n, "valid")  # (3, steps - n + 1)
+    highest = np.maximum.accumulate(means[0])
+    is_new = np.concatenate(([True], means[0, 1:] > highest[:-1]))
+    best = means[:, np.maximum.accumulate(np.where(is_new, np.arange(len(is_new)), 0))]  # so far, at each step
+    ruined = (means[0] < (1 - LOST) * best[0]) & (means[1] > best[1]) & (means[2] > best[2])
+    after[2 * n - 1 :] = ruined[n:]
+    return after
 
 
 def replay(rows: list[dict[str, Any]], window: int = WINDOW, patience: int = PATIENCE) -> dict[str, Any]:
     """{fire_step, collapse_step, fire_steps}: after which step of a run the controller would first have asked for the
     longer context, and seen a collapse (None: never); fire_steps has the first one of each stage. A stage (rows with
-    equal `stage`, if they have one) begins its own history."""
+    equal `stage`, if they have one) begins its own history.
+
+    As `turning_point` and `collapsed` after each step, but each window is looked at once.
+    """
     fires: list[int | None] = []
-    collapse, history = None, []
-    for row in rows:
-        if not history or history[-1].get("stage") != row.get("stage"):
-            history, fires = [], [*fires, None]
-        history.append(row)
-        if fires[-1] is None and turning_point(history, window, patience):
-            fires[-1] = row["step"]
-        if collapse is None and collapsed(history, window):
-            collapse = row["step"]
+    collapse = None
+    for _, stage in itertools.groupby(rows, key=lambda row: row.get("stage")):
+        history = measured(list(stage))
+        reward, _, clipped = values = columns(history)
+        after, fire, in_a_row = collapses(values, window), None, 0
+        if collapse is None and after.any():
+            collapse = history[int(after.argmax())]["step"]
+        for end in range(window, len(history) + 1):
+            agrees = held_back(reward[end - window : end], clipped[end - window : end])
+            in_a_row = in_a_row + 1 if agrees else 0
+            if in_a_row >= patience and not after[end - 1]:
+                fire = history[end - 1]["step"]
+                break
+        fires.append(fire)
     first = next((step for step in fires if step is not None), None)
     return {"fire_step": first, "collapse_step": collapse, "fire_steps": fires}
 
 
 def run_settings(path: Path) -> tuple[int, int]:
     """(window, patience) of a run's config.json, the defaults where there is none. Raises UserError."""
-    if not path.is_file():
+    if not path.exists():
         return WINDOW, PATIENCE
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))["config"]
-        return int(config.get("stage_window", WINDOW)), int(config.get("stage_patience", PATIENCE))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise UserError(f"{path}: cannot be read: {e}") from None
+        config = json.loads(read_text(path))["config"]
+        window, patience = config.get("stage_window", WINDOW), config.get("stage_patience", PATIENCE)
+        if type(window) is not int or type(patience) is not int or window < 8 or patience < 1:
+            raise ValueError("needs whole numbers: a stage_window from 8 on, a stage_patience from 1 on")
+        return window, patience
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        raise UserError(f"{path}: cannot be read: {type(e).__name__}: {e}") from None
+
+
+def read_text(path: Path) -> str:
+    """Raises OSError, ValueError."""
+    if path.exists() and not path.is_file():
+        raise OSError("not a regular file")  # a pipe would be waited for
+    return path.read_text(encoding="utf-8")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl, without a last line that a crash has torn. Raises UserError."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as e:
+        lines = read_text(path).removesuffix("\n").split("\n")
+    except (OSError, ValueError) as e:
         raise UserError(f"{path}: cannot read the metrics: {e}") from None
     rows = []
     for number, line in enumerate(lines, 1):
@@ -131,7 +172,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             if not isinstance(row["step"], int):
                 raise TypeError("step is no integer")
             rows.append(row)
-        except (ValueError, KeyError, TypeError) as e:
+        except (ValueError, KeyError, TypeError, RecursionError) as e:
             if number < len(lines):
                 raise UserError(f"{path}:{number}: not a row of metrics: {e}") from None
     return rows

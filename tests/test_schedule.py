@@ -90,6 +90,57 @@ def test_labelled_curves(name):
             assert result["collapse_step"] is None
 
 
+def stepwise_replay(rows, window, patience):
+    """The controller asked after every step, as in training."""
+    fires, collapse, history = [], None, []
+    for row in rows:
+        if not history or history[-1]["stage"] != row["stage"]:
+            fires, history = [*fires, None], []
+        history.append(row)
+        if fires[-1] is None and turning_point(history, window, patience):
+            fires[-1] = row["step"]
+        if collapse is None and collapsed(history, window):
+            collapse = row["step"]
+    first = next((step for step in fires if step is not None), None)
+    return {"fire_step": first, "collapse_step": collapse, "fire_steps": fires}
+
+
+def test_a_replay_is_the_controller_asked_after_every_step():
+    rng, fired, ruined = np.random.default_rng(0), 0, 0
+    for _ in range(60):
+        n, window, patience = (int(rng.integers(low, high)) for low, high in ((1, 120), (8, 50), (1, 8)))
+        reward = 0.5 + rng.choice([0, 0.001, -0.01]) * np.arange(n) + rng.choice([0, 0.02]) * rng.normal(size=n)
+        clips = 0.2 + rng.choice([0, 0.002]) * np.arange(n) + rng.choice([0, 0.01]) * rng.normal(size=n)
+        history = rows(reward, clips, 1000 + 10.0 * np.arange(n))
+        for row in history:
+            row["stage"] += int(row["step"] > rng.choice([50, 200]))
+            row["reward_mean"] = rng.choice([row["reward_mean"], None, float("nan")], p=[0.9, 0.05, 0.05])
+        result = replay(history, window, patience)
+        assert result == stepwise_replay(history, window, patience)
+        fired, ruined = fired + (result["fire_step"] is not None), ruined + (result["collapse_step"] is not None)
+    assert fired > 5 and ruined > 5
+
+
+def test_a_long_replay_looks_at_each_window_once(monkeypatch):
+    looks, look = [], schedule.held_back
+    monkeypatch.setattr(schedule, "held_back", lambda *window: looks.append(1) or look(*window))
+    noise = np.random.default_rng(0).normal(size=(2, 20_000))
+    result = replay(rows(0.5 + 1e-4 * np.arange(20_000) + 0.03 * noise[0], 0.05 + 0.01 * noise[1]))
+    assert result["fire_step"] is None and len(looks) == 20_000 - schedule.WINDOW + 1
+
+
+@pytest.mark.parametrize("config", [
+    "x", "[", "[" * 100_000, "{}", '{"config": []}', '{"config": {"stage_window": 7}}',
+    '{"config": {"stage_window": "240"}}', '{"config": {"stage_patience": 0}}', '{"config": {"stage_window": 1e999}}',
+])  # fmt: skip
+def test_settings_that_are_none_are_refused_in_one_line(tmp_path, config):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(UserError, match=r"config\.json: cannot be read") as refused:
+        main([str(tmp_path / "metrics.jsonl")])
+    assert "\n" not in str(refused.value)
+
+
 def test_a_stage_begins_its_own_history():
     clips = np.linspace(0.1, 0.3, 8)
     one, other = rows(np.full(8, 0.5), clips), rows(np.full(8, 0.5), clips, stage=2)
