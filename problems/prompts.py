@@ -176,18 +176,20 @@ def encode_problems(problems: list[Problem], tokenizer: ChatTokenizer, suffix: s
     return [Prompt(problem, ids, opened) for problem, (ids, opened) in zip(problems, encoded, strict=True)]
 
 
-def unmatched_golds(prompts: list[Prompt], where: str) -> str:
-    """One line on the problems whose golds no answer can match but as the same text, or not even so; "" for none."""
-    reasons = []
-    for prompt in prompts:
-        golds = [prompt.problem.answer] if isinstance(prompt.problem.answer, str) else prompt.problem.answer
-        why_not = [NO_ANSWERS.get(gold.strip(" +-").lower()) or refusal(gold) for gold in golds]
-        if all(why_not):
-            reasons.append(f"{golds[0]!a:.40} of problem {prompt.problem.id} ({why_not[0]})")
-    if not reasons:
-        return ""
-    count = f"{len(reasons)} of {len(prompts)} problems have an answer that the grader cannot read"
-    return f"{where}: {count}, as {'; '.join(reasons[:3])}"
+def unmatched_golds(prompts_by_name: dict[str, list[Prompt]]) -> str:
+    """A line on the problems whose answers the grader cannot read: a response matches them as equal text or never."""
+    counts, examples = [], []
+    for name, prompts in prompts_by_name.items():
+        unread = 0
+        for prompt in prompts:
+            golds = [prompt.problem.answer] if isinstance(prompt.problem.answer, str) else prompt.problem.answer
+            reasons = [NO_ANSWERS.get(gold.strip(" +-").lower()) or refusal(gold) for gold in golds]
+            if all(reasons):
+                unread += 1
+                examples.append(f"{golds[0][:40]!a} of problem {prompt.problem.id} ({reasons[0]})")
+        counts.append(f"{unread} of {len(prompts)} in {name}")
+    listed = f": {'; '.join(examples[:3])}" if examples else ""
+    return f"answers that the grader cannot read: {', '.join(counts)}{listed}"
 
 
 def load_prompts(cfg: Config, tokenizer: ChatTokenizer) -> tuple[list[Prompt], int]:

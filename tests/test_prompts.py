@@ -325,10 +325,12 @@ def test_pipes_and_deep_json_are_refused_in_one_line(tiny_model_dir, tmp_path, f
 def test_golds_that_no_answer_matches_are_counted():
     golds = ["5", "####", "NaN", ["Infinity", "-inf"], ["####", "7"], "\\infty", "\\frac{1}{2}", "null"]
     prompts = [Prompt(Problem(str(i), "x", gold), [1], "") for i, gold in enumerate(golds)]
-    line = unmatched_golds(prompts, "train.jsonl")
-    assert line.startswith("train.jsonl: 4 of 8 problems have an answer that the grader cannot read, as '####' of")
+    line = unmatched_golds({"train.jsonl": prompts, "test": prompts[:1]})
+    assert line.startswith(
+        "answers that the grader cannot read: 4 of 8 in train.jsonl, 0 of 1 in test: '####' of problem 1"
+    )
     assert "'NaN' of problem 2" in line and "'Infinity' of problem 3" in line and "null" not in line
-    assert unmatched_golds(prompts[:1], "x") == ""
+    assert unmatched_golds({"x": prompts[:1]}) == "answers that the grader cannot read: 0 of 1 in x"
 
 
 @pytest.mark.parametrize(
