@@ -106,6 +106,8 @@ class Endpoint:
         self.known: dict[str, str] = {}
         self.opener = urllib.request.build_opener(_NoRedirects, _Bounded)
         self.cache.parent.mkdir(parents=True, exist_ok=True)
+        if self.cache.exists() and not self.cache.is_file():
+            raise UserError(f"{self.cache}: not a regular file")
         lines = self.cache.read_bytes().split(b"\n") if self.cache.is_file() else []
         for line in lines:
             try:

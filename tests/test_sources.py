@@ -464,6 +464,12 @@ def test_the_budget_ends_the_questions_and_the_rest_stays_open(tmp_path, serve):
     assert sum(map(bool, answers)) == 4 == len(Server.seen)
 
 
+def test_a_pipe_is_no_file_of_replies(tmp_path):
+    os.mkfifo(tmp_path / "answers.jsonl")
+    with pytest.raises(UserError, match="not a regular file"):
+        Endpoint("http://127.0.0.1:9/v1", "m", 1, tmp_path / "answers.jsonl")
+
+
 def test_a_question_that_fails_costs_no_other_its_answer(tmp_path, serve, monkeypatch):
     """400 and a reply without text are this question's alone; a server that fails keeps what it answered before."""
     monkeypatch.setattr(Server, "of_problem", {"long": 400, "cut": 298})
