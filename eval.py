@@ -56,6 +56,8 @@ class Options:
         for name in ("k", "max_tokens", "workers"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name}: {getattr(self, name)} is under its minimum 1")
+        if self.workers > 256:
+            raise UserError(f"--workers: {self.workers} is above its maximum 256")
         if not 0 <= self.temperature < math.inf or not 0 < self.top_p <= 1:
             raise UserError(f"--temperature={self.temperature}, --top_p={self.top_p}: need >= 0, and 0 < top_p <= 1")
         unknown = [dtype for dtype in self.dtype if dtype not in DTYPES]

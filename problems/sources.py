@@ -110,8 +110,11 @@ def fetch(source: Source, folder: Path) -> list[Path]:
     lock_file = folder / "sources.json"
     try:
         lock = dict(json.loads(lock_file.read_text(encoding="utf-8"))) if lock_file.is_file() else {}
-    except (ValueError, TypeError) as e:
-        raise UserError(f"{lock_file}: not a JSON object: {e}; remove it to check the downloads anew") from None
+        for entry in lock.values():
+            entry["sha256"].items()
+            entry["revision"]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
+        raise UserError(f"{lock_file}: not the downloads' checksums: {e}; remove it to check them anew") from None
     entry = lock.get(source.name)
     if entry is None or (source.revision and entry["revision"] != source.revision):
         entry = lock[source.name] = _download(source, folder)

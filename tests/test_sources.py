@@ -377,7 +377,7 @@ def test_downloads_are_pinned_go_on_after_a_break_and_are_checked(tmp_path, serv
     assert done.returncode == 2 and "not the file that was downloaded" in done.stderr
     lock_file.write_text("{")
     done = fetch(address, tmp_path, "aime")
-    assert done.returncode == 2 and "not a JSON object" in done.stderr
+    assert done.returncode == 2 and "not the downloads' checksums" in done.stderr
 
 
 def test_without_the_hub_the_way_out_is_named(tmp_path, serve):

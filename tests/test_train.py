@@ -176,6 +176,13 @@ def refusal(argv):
     return output
 
 
+def test_a_run_validated_on_one_problem_has_no_error_bars(world, tmp_path):
+    (tmp_path / "one.jsonl").write_text((world / "test.jsonl").read_text().splitlines()[0] + "\n")
+    output = train(flags(world, tmp_path, eval_data=tmp_path / "one.jsonl", eval_every=9, max_steps=1))
+    assert "accuracy at context 24: " in output and output.count("+- -") >= 4 and "+- 0.000" not in output
+    assert json.loads((tmp_path / "run/summary.json").read_text())["final_last"]["stderr"] is None
+
+
 def test_bad_input_gets_one_line_and_status_2(monkeypatch, world, tmp_path):
     find_spec = importlib.util.find_spec
 

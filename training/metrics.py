@@ -283,10 +283,11 @@ def write_summary(cfg: Config, state: RunState, final: dict[str, dict], ledger: 
     summary |= {"wall_time": ledger.wall_clock, "world_size": dist.get_world_size(), **ledger.columns(cfg)}
     if dist.get_rank() == 0:
         for when, context in contexts.items():
-            base, end = summary[f"base_{when}"], summary[f"final_{when}"]
-            before = f"{base['accuracy']:.3f} +- {base['stderr']:.3f}"
-            after = f"{end['accuracy']:.3f} +- {end['stderr']:.3f}"
-            print(f"accuracy at context {context}: {before} -> {after}")
+            texts = []
+            for figures in (summary[f"base_{when}"], summary[f"final_{when}"]):
+                error = "-" if figures["stderr"] is None else f"{figures['stderr']:.3f}"
+                texts.append(f"{figures['accuracy']:.3f} +- {error}")
+            print(f"accuracy at context {context}: {' -> '.join(texts)}")
         write_whole(cfg.run_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
 
 
