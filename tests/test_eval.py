@@ -336,7 +336,8 @@ def sums(world, tmp_path_factory):
 
 
 @pytest.mark.parametrize("argv, message", [
-    (["--k=0"], "under its minimum"), (["--workers=100000"], "above its maximum"), (["--temperature=-1"], "need >= 0"), (["--dtype=int8"], "none of"),
+    (["--k=0"], "under its minimum"), (["--workers=100000"], "above its maximum"),
+    (["--temperature=-1"], "need >= 0"), (["--dtype=int8"], "none of"),
     (["--compare", "a"], "two results folders"), (["--compare", "a", "b"], "cannot be read"),
     (["--k"], "write --k=VALUE"),
     (["--completions=x"], "takes --out_dir"), (["--completions=x", "--out_dir=y", "--k=2"], "nothing else"),
