@@ -35,7 +35,7 @@ from losses import (
     sequence_logratio,
 )
 from model import DTYPES, Qwen2, resolve_model
-from problems.prompts import ChatTokenizer, Prompt, load_benchmarks, load_prompts
+from problems.prompts import ChatTokenizer, Prompt, load_benchmarks, load_prompts, unmatched_golds
 from rollout import Rollout, Sampler, make_sampler, response_text, sample_seed
 from training import checkpoint, metrics, packing, run_folder, smoke, stages, watch
 from training.checkpoint import RunState, step_name
@@ -289,6 +289,7 @@ def set_up(cfg: Config, hook: Any, started: float) -> tuple[Run, RunState]:
     from_rank0(run_folder.begin, cfg, files, state.step)
     limit = f"max_prompt_len={cfg.max_prompt_len}"
     print0(f"{len(prompts)} prompts from {cfg.train_data}, {too_long} longer than {limit} left out")
+    print0(from_rank0(unmatched_golds, {"train_data": prompts, **benchmarks}))
     print0(f"{dist.get_world_size()} x {device.type}, attention: {model.backend}, sampler: {sampler.name}")
     if benchmarks:
         limit = f"{cfg.eval_max_len} tokens" if cfg.eval_max_len else "the stage's own length"
