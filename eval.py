@@ -187,7 +187,9 @@ def prepare(cfg: Config, options: Options) -> Evaluation:
     max_tokens = min(options.max_tokens, ModelConfig.from_folder(model).max_position_embeddings - longest)
     if max_tokens < 1:
         raise UserError(f"--model: {model} has no positions left behind the longest prompt")
-    cfg = replace(cfg, eval_k=options.k, eval_temperature=options.temperature, eval_top_p=options.top_p)
+    cfg = replace(
+        cfg, eval_k=options.k, eval_temperature=options.temperature, eval_top_p=options.top_p, vllm_sleep_level=1
+    )
     return Evaluation(cfg, model, benchmarks, max_tokens, longest + max_tokens)
 
 

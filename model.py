@@ -451,8 +451,17 @@ def stream_weights(path: str | Path) -> Iterator[tuple[str, Tensor]]:
 # -------------------------------------------------------------------------------------------------- log-probabilities
 
 
-def _chunk_logits(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
-    return torch.matmul(hidden, weight.T).float().div_(temperature)  # (C, V)
+def _aligned_rows(vocab_size: int | None, rows: int) -> int:
+    """Rows of the head that are multiplied: those of the tokens, up to a multiple of 128, which tensor cores want."""
+    return rows if vocab_size is None else min(rows, math.ceil(vocab_size / 128) * 128)
+
+
+def _chunk_logits(hidden: Tensor, weight: Tensor, temperature: float, vocab_size: int | None) -> Tensor:
+    """(C, rows); what is no token gets no probability, by a finite number, since 0 * -inf would be nan."""
+    logits = torch.matmul(hidden, weight.T).float().div_(temperature)
+    if vocab_size is not None:
+        logits[:, vocab_size:] = -1e30
+    return logits
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -464,7 +473,7 @@ class _TokenLogprobs(torch.autograd.Function):
         lse, logprobs, entropy = (torch.empty(size, device=hidden.device) for _ in range(3))
         for i in range(0, size, chunk):
             j = slice(i, i + chunk)
-            logits = _chunk_logits(hidden[j], weight[:vocab_size], temperature)
+            logits = _chunk_logits(hidden[j], weight[: _aligned_rows(vocab_size, len(weight))], temperature, vocab_size)
             lse[j] = logits.logsumexp(-1)
             logits.sub_(lse[j, None])  # log-softmax; entropy as lse - sum(p z) would lose digits where lse is large
             logprobs[j] = logits.gather(-1, targets[j, None]).squeeze(-1)
@@ -478,10 +487,11 @@ class _TokenLogprobs(torch.autograd.Function):
         hidden, weight, targets, lse, entropy = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)  # sums over chunks
-        weight, grad_of_tokens = weight[: ctx.vocab_size], grad_weight[: ctx.vocab_size]
+        rows = _aligned_rows(ctx.vocab_size, len(weight))
+        weight, grad_of_rows = weight[:rows], grad_weight[:rows]
         for i in range(0, hidden.shape[0], ctx.chunk):
             j = slice(i, i + ctx.chunk)
-            logits = _chunk_logits(hidden[j], weight, ctx.temperature).sub_(lse[j, None])  # log-softmax
+            logits = _chunk_logits(hidden[j], weight, ctx.temperature, ctx.vocab_size).sub_(lse[j, None])  # log-softmax
             probs = logits.exp()
             # d logprob = onehot - p;  d entropy = -p (log p + entropy)
             logits.add_(entropy[j, None]).mul_(grad_entropy[j, None]).add_(grad_logprobs[j, None])
@@ -490,7 +500,7 @@ class _TokenLogprobs(torch.autograd.Function):
             grad_logits.scatter_add_(-1, targets[j, None], grad_logprobs[j, None])
             grad_logits = grad_logits.div_(ctx.temperature).to(hidden.dtype)
             grad_hidden[j] = grad_logits @ weight
-            grad_of_tokens += grad_logits.T @ hidden[j]
+            grad_of_rows += grad_logits.T @ hidden[j]
             del grad_logits
         return grad_hidden, grad_weight.to(weight.dtype), None, None, None, None
 

@@ -140,10 +140,11 @@ def is_mixed(group: list[Rollout]) -> bool:
 
 def groups_to_train_on(groups: list[list[Rollout]], cfg: Config) -> list[list[Rollout]]:
     """All groups, or the first `prompts_per_step` mixed ones in the order drawn; sorted by prompt. An empty list if
-    every advantage is 0."""
+    every advantage is 0, or no token counts."""
     if cfg.drop_uniform_groups:
         groups = [group for group in groups if is_mixed(group)][: cfg.prompts_per_step]
-    if all(rollout.advantage == 0 for group in groups for rollout in group):
+    rollouts = [rollout for group in groups for rollout in group if packing.counts_in_loss(rollout, cfg.mask_truncated)]
+    if not rollouts or all(rollout.advantage == 0 for group in groups for rollout in group):
         return []
     return sorted(groups, key=lambda group: group[0].prompt_id)
 
@@ -236,7 +237,7 @@ def learn(
     cfg, sums, losses, norms = run.cfg, LossSums.zero(run.device), [], []
     figures: dict[str, Any] = dict.fromkeys(("mismatch_k3", "mismatch_max", "mismatch_ess"))
     if not minibatches:
-        print0(f"step {step}: every group is uniform (all right or all wrong): no update")
+        print0(f"step {step}: every group is uniform (all right or all wrong), or no token counts: no update")
     for i, (minibatch, batches) in enumerate(zip(minibatches, packed, strict=True)):
         minibatch_sums, on_policy_mismatch = backward(run.model, batches, minibatch, cfg)
         if i == 0:  # all tokens are scored and no weight has moved: stop here if sampler and trainer disagree

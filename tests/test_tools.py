@@ -153,3 +153,10 @@ def test_the_bench_prints_every_phase(world, tmp_path):
 def test_the_published_stages_load():
     contexts = [load_config([f"configs/{name}.py"]).max_response_len for name in ("8k", "16k", "24k")]
     assert contexts == [(8192,), (16384,), (24576,)]
+
+
+def test_the_columns_of_a_steps_updates_are_means_by_name(group_of_one):
+    sums = metrics.LossSums(*torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 10.0], dtype=torch.float64))
+    columns = metrics.loss_columns(sums, [0.5, 1.5], [None, 3.0])
+    assert columns == {"pg_loss": 0.2, "kl": 0.3, "entropy": 0.4, "pg_clip_frac": 0.5, "loss": 1.0, "grad_norm": 3.0,
+                       "tokens_trained": 10}  # fmt: skip

@@ -123,11 +123,11 @@ def rollout_metrics(groups: list[list[Rollout]]) -> dict[str, float | None]:
     return {
         "reward_mean": mean([r.reward for r in samples]),
         "response_len_mean": mean([len(r.response_ids) for r in samples]),
-        "response_len_correct": mean([len(r.response_ids) for r in samples if r.reward == 1]),
-        "response_len_incorrect": mean([len(r.response_ids) for r in samples if r.reward != 1]),
+        "response_len_correct": mean([len(r.response_ids) for r in samples if r.reward >= 1]),
+        "response_len_incorrect": mean([len(r.response_ids) for r in samples if r.reward < 1]),
         "response_clip_ratio": mean([r.finish_reason == "length" for r in samples]),
-        "solve_none": mean([all(r.reward == 0 for r in g) for g in groups]),
-        "solve_all": mean([all(r.reward == 1 for r in g) for g in groups]),
+        "solve_none": mean([all(r.reward < 1 for r in g) for g in groups]),
+        "solve_all": mean([all(r.reward >= 1 for r in g) for g in groups]),
         "tokens_generated": sum(len(r.response_ids) for r in samples),
     }
 

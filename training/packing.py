@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from configs import Config, UserError
-from model import DTYPES, ModelConfig, Qwen2, full_tensors, token_logprobs
+from model import DTYPES, ModelConfig, Qwen2, full_tensors, peak_flops, token_logprobs
 from problems.prompts import ChatTokenizer, Prompt
 from rollout import Rollout, Sampler
 
@@ -61,6 +61,7 @@ def load_model(cfg: Config, path: Path, device: torch.device, dtype: torch.dtype
     """The model of a folder, sharded over all ranks, parameters in `dtype`."""
     model = Qwen2.from_pretrained(path, dtype, device, device_mesh(cfg, device), DTYPES[cfg.dtype])
     model.vocab_size = min(model.vocab_size, ChatTokenizer(path).size)
+    peak_flops(device, DTYPES[cfg.dtype])  # for mfu: measured here, while vLLM sleeps
     return model
 
 

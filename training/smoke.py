@@ -58,6 +58,7 @@ class SmokeTest:
         self.rows: list[dict[str, Any]] = []  # of its steps
 
     def prepare(self, cfg: Config) -> Config:
+        check_wandb(cfg)
         return settings(cfg)
 
     def before_loading(self, cfg: Config) -> None:
