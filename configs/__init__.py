@@ -50,9 +50,7 @@ class Config:
     out_dir: str = "out"
     seed: int = 0  # every random number of the run is a function of this
     resume: bool = False  # go on from the newest whole checkpoint, or from the start where there is none
-    smoke: bool = (
-        False  # only try it: the worst case, two steps, a resume; then say whether it works (training/smoke.py)
-    )
+    smoke: bool = False  # only try it: the worst case, two steps, a resume; then a verdict (training/smoke.py)
     save_every: int = 20  # steps between checkpoints and exports, a stage's last step included; 0 = never
     keep_checkpoints: int = 3  # newest ones kept; besides, each stage's best, and KL references
     export_dtype: Literal["float32", "bfloat16"] = "float32"  # of hf/step_*: float32 where a later stage loads it
