@@ -34,6 +34,7 @@ from problems.prompts import ChatTokenizer, Prompt, encode_problems, load_proble
 from reward import Problem
 from rollout import Sampler, VLLMSampler, make_sampler, response_text, sample_seed
 from training.packing import init_distributed, print0
+from training.preemption import Preemption
 
 Benchmarks = dict[str, list[Prompt]]  # prompts by the benchmark's name
 
@@ -110,17 +111,24 @@ def sample(
 
 
 def evaluate(
-    sampler: Sampler, tokenizer: ChatTokenizer, pool: RewardPool, benchmarks: Benchmarks, cfg: Config, max_tokens: int
+    sampler: Sampler,
+    tokenizer: ChatTokenizer,
+    pool: RewardPool,
+    benchmarks: Benchmarks,
+    cfg: Config,
+    max_tokens: int,
+    preemption: Preemption,
 ) -> dict[str, dict[str, Any]]:
     """Validation within training: `cfg.eval_k` samples a problem, at most `max_tokens` tokens each.
 
     Returns for each benchmark, and under "all" for all problems together, `summarize`'s figures and {accuracy,
     response_len_mean, response_clip_ratio}. Every rank calls it with the same problems and gets the same numbers. A
-    response counts as right where its reward is at least 1.0.
+    response counts as right where its reward is at least 1.0. Raises Preempted, on every rank.
     """
     rank, world = dist.get_rank(), dist.get_world_size()
     requests = requests_for(benchmarks, cfg.eval_k)
-    groups = sample(sampler, tokenizer, requests[rank::world], cfg, max_tokens)
+    groups = preemption.interruptible(sample, sampler, tokenizer, requests[rank::world], cfg, max_tokens)
+    preemption.check()
     rank_rows, _ = grade((response for group in groups for response in group), pool)
     rows_of_ranks: list[list[Graded]] = [[]] * world
     dist.all_gather_object(rows_of_ranks, rank_rows)

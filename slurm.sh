@@ -1,21 +1,36 @@
 #!/bin/bash
 # One stage on 4 nodes of 8 GPUs under Slurm: `sbatch slurm.sh configs/16k.py [--key=value ...]`, from this folder, which
-# all nodes must see. A job that is requeued, or sent again, goes on from the newest checkpoint.
+# all nodes must see. Five minutes before its time is over, and when it is preempted, the run writes a checkpoint and
+# leaves with status 75: the job is queued again and goes on from there, as does one that is sent again by hand.
 #SBATCH --job-name=nanoscaler
 #SBATCH --nodes=4
-#SBATCH --ntasks-per-node=1
+#SBATCH --ntasks-per-node=8
 #SBATCH --gpus-per-node=8
-#SBATCH --cpus-per-task=64
+#SBATCH --cpus-per-task=8
 #SBATCH --exclusive
-#SBATCH --time=7-00:00:00
+#SBATCH --time=1-00:00:00
+#SBATCH --signal=B:USR1@300
 #SBATCH --requeue
+#SBATCH --open-mode=append
 #SBATCH --output=slurm-%j.log
 
-set -euo pipefail
-first_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-export OMP_NUM_THREADS=4
+set -uo pipefail
+MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000)) OMP_NUM_THREADS="${OMP_NUM_THREADS:-4}"
 
-# one torchrun a node; c10d makes the first node the meeting point
-srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" \
-    .venv/bin/torchrun --nnodes="$SLURM_NNODES" --nproc_per_node=8 --rdzv_id="$SLURM_JOB_ID" --rdzv_backend=c10d --rdzv_endpoint="$first_node:29500" \
-    train_grpo.py "$@" --resume=true
+# A task a GPU, without torchrun: that gives its processes 30 s after a signal, and hides their status.
+srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" bash -c '
+    export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS LOCAL_WORLD_SIZE=$SLURM_NTASKS_PER_NODE
+    exec .venv/bin/python train_grpo.py "$@" --resume=true' task "$@" &
+srun=$!
+trap 'kill -USR1 $srun' USR1 TERM # srun hands USR1 on to its tasks
+wait $srun
+status=$?
+while kill -0 $srun 2>/dev/null; do # a signal ends a wait, not srun
+    wait $srun
+    status=$?
+done
+if [ $status -eq 75 ]; then
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+exit $status

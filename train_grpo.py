@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from configs import Config, load_config
+from configs import Config, Preempted, load_config
 from configs import run as run_command
 from eval import evaluate
 from evaluation.report import validation_lines
@@ -41,6 +41,7 @@ from training import checkpoint, metrics, packing, run_folder, smoke, stages, wa
 from training.checkpoint import RunState, step_name
 from training.metrics import LossSums, Timer
 from training.packing import Batch, Minibatch, all_sum, from_rank0, load_model, longest_sequence, print0
+from training.preemption import Preemption
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Run:
     optimizer: torch.optim.AdamW
     ledger: metrics.Ledger
     lock: run_folder.RunLock  # no other run in this folder
+    preemption: Preemption
 
 
 # ----------------------------------------------------------------------------------------- draw, sample, grade, compare
@@ -92,7 +94,7 @@ def refill_prompts(groups: list[list[Rollout]], step: int, attempt: int, num_pro
 
 
 def sample(run: Run, state: RunState, prompt_indices: list[int], attempt: int, timer: Timer) -> list[Rollout]:
-    """This rank's share of the samples: `group_size` responses to every world-size-th prompt."""
+    """This rank's share of the samples: `group_size` responses to every world-size-th prompt. Raises Preempted."""
     cfg, stage, rank_indices = run.cfg, state.stage, prompt_indices[dist.get_rank() :: dist.get_world_size()]
     with timer("rollout"):
         seeds = []
@@ -100,9 +102,10 @@ def sample(run: Run, state: RunState, prompt_indices: list[int], attempt: int, t
             draw = (cfg.seed, stage, state.step + 1, attempt, index)
             seeds.append([sample_seed(*draw, sample_id) for sample_id in range(cfg.group_size[stage])])
         prompts = [run.prompts[index].ids for index in rank_indices]
-        groups = run.sampler.generate(prompts, seeds, cfg.max_response_len[stage], cfg.temperature, cfg.top_p)
+        arguments = prompts, seeds, cfg.max_response_len[stage], cfg.temperature, cfg.top_p
+        groups = run.preemption.interruptible(run.sampler.generate, *arguments)
     with timer("tail"):
-        dist.all_reduce(torch.zeros(1))  # wait for the rank whose answers are the longest
+        run.preemption.check()  # waits for the rank whose answers are the longest
     # the sampler numbers the prompts of its argument; from here on they have their places among all
     return [replace(rollout, prompt_id=rank_indices[rollout.prompt_id]) for group in groups for rollout in group]
 
@@ -254,7 +257,7 @@ def learn(
 # ------------------------------------------------------------------------------------------ set up, validate and finish
 
 
-def set_up(cfg: Config, hook: Any, started: float) -> tuple[Run, RunState]:
+def set_up(cfg: Config, hook: Any, preemption: Preemption, started: float) -> tuple[Run, RunState]:
     """Data, process group, sampler and models; on a resume, the newest whole checkpoint. Raises UserError for bad
     input, before a model loads unless a checkpoint does not fit it."""
     path = resolve_model(cfg.model)
@@ -279,7 +282,21 @@ def set_up(cfg: Config, hook: Any, started: float) -> tuple[Run, RunState]:
     optimizer = torch.optim.AdamW(model.parameters(), cfg.lr, betas, cfg.adam_eps, cfg.weight_decay)
     pool = RewardPool(cfg.reward_workers, cfg.reward_timeout)
     benchmarks = {} if cfg.smoke else benchmarks  # a smoke run only checks that they can be read and fit
-    run = Run(cfg, device, tokenizer, prompts, benchmarks, sampler, pool, model, reference, optimizer, ledger, lock)
+    run = Run(
+        cfg,
+        device,
+        tokenizer,
+        prompts,
+        benchmarks,
+        sampler,
+        pool,
+        model,
+        reference,
+        optimizer,
+        ledger,
+        lock,
+        preemption,
+    )
     hook.before_training(run, backward, optimizer_step)  # handed over because a wing does not import this script
 
     if newest:
@@ -287,7 +304,7 @@ def set_up(cfg: Config, hook: Any, started: float) -> tuple[Run, RunState]:
         stages.load_reference(cfg, state, reference)
         print0(f"resuming after step {state.step} from {newest}")
     stages.warn_if_too_short(cfg)
-    from_rank0(run_folder.begin, cfg, files, state.step)
+    from_rank0(run_folder.begin, cfg, files, state)
     limit = f"max_prompt_len={cfg.max_prompt_len}"
     print0(f"{len(prompts)} prompts from {cfg.train_data}, {too_long} longer than {limit} left out")
     print0(from_rank0(unmatched_golds, {"train_data": prompts, **benchmarks}))
@@ -307,13 +324,14 @@ def set_up(cfg: Config, hook: Any, started: float) -> tuple[Run, RunState]:
     return run, state
 
 
-def sync(run: Run, step: int, timer: Timer) -> tuple[int, float]:
+def sync(run: Run, step: int, timer: Timer) -> dict[str, float]:
     """Copy the trainer's weights to the sampler and check with a few samples that they arrived: ends the run if not.
-    Returns the bytes copied and the probe's k3, see training/watch.py."""
+    Returns the bytes copied and the probe's k3, see training/watch.py, by column."""
     with timer("sync"):
         size = packing.sync_weights(run.sampler, run.model, DTYPES[run.cfg.dtype])
     with timer("probe"):
-        return size, watch.probe(run.sampler, run.model, run.prompts, run.cfg, step).k3
+        k3 = watch.probe(run.sampler, run.model, run.prompts, run.cfg, step).k3
+    return {"sync_bytes": size, "mismatch_sync_k3": k3}
 
 
 def validate(run: Run, max_lens: dict[str, int], evaluated: dict[int, dict], timer: Timer) -> dict[str, dict]:
@@ -322,7 +340,9 @@ def validate(run: Run, max_lens: dict[str, int], evaluated: dict[int, dict], tim
     with timer("eval"):
         for max_len in max_lens.values():
             if max_len not in evaluated:
-                results = evaluate(run.sampler, run.tokenizer, run.pool, run.benchmarks, run.cfg, max_len)
+                results = evaluate(
+                    run.sampler, run.tokenizer, run.pool, run.benchmarks, run.cfg, max_len, run.preemption
+                )
                 evaluated[max_len] = results
                 print0(*validation_lines(results, max_len), sep="\n")
     return {name: evaluated[max_len] for name, max_len in max_lens.items()}
@@ -362,86 +382,130 @@ def tear_down(run: Run) -> None:
         dist.destroy_process_group()
 
 
+def leave(run: Run, state: RunState) -> None:
+    """A preempted run: save what the last checkpoint does not have, and let the folder go."""
+    cfg, timer = run.cfg, Timer(run.device)
+    checkpoint_dir = cfg.run_dir / "ckpt" / step_name(state.step)
+    if cfg.save_every and state.step and not from_rank0(checkpoint_dir.is_dir):
+        with timer("checkpoint"):
+            checkpoint.save_all(cfg, run.model, run.optimizer, state)
+    run.ledger.charge(timer)
+    kept = f"--resume=true goes on after step {state.step}" if cfg.save_every else "save_every=0: nothing was saved"
+    print0(f"preempted: {kept}")
+    run.pool.close()
+    run.lock.release()
+
+
+def report(run: Run, state: RunState, evaluated: dict[int, dict], log: metrics.StepLog) -> RunState:
+    """Validate the weights if that is due, and write the row of the step they come from. Raises Preempted."""
+    cfg, row, timer = run.cfg, dict(state.unreported), Timer(run.device)
+    stage_ends = stages.is_over(state, cfg) or stages.is_due(state, cfg)
+    if run.benchmarks and (stage_ends or state.step % cfg.eval_every == 0):  # without eval_every there are none
+        context = cfg.eval_max_len or row["max_response_len"]
+        results = validate(run, {"now": context}, evaluated, timer)["now"]
+        row |= {f"eval_{name}": results[name]["accuracy"] for name in run.benchmarks}
+        row |= {"time_eval": timer.seconds["eval"], "time_step": row["time_step"] + timer.seconds["eval"]}
+    run.ledger.charge(timer)
+    log.write(row | run.ledger.columns(cfg), stages.last_step(state, cfg))
+    return replace(state, unreported=None)
+
+
 # ------------------------------------------------------------------------------------------------------------ the loop
 
 
+def train(run: Run, state: RunState, log: metrics.StepLog, hook: Any) -> tuple[RunState, dict[int, dict]]:
+    """For each step draw prompts, sample, grade, compare, pack, update, sync, report, save. Returns the state after the
+    last step, and the validation results of its weights by context. Raises Preempted, once the run is saved."""
+    cfg, steps_at_start, timeouts_at_start = run.cfg, state.step, state.timeouts
+    skips, evaluated = 0, {}  # updates skipped in a row; validation results of the current weights
+
+    try:
+        run.preemption.training = True
+        if state.unreported:  # the last step was preempted while it was validated
+            state = report(run, state, evaluated, log)
+        while not stages.is_over(state, cfg):
+            step, step_started, timer = state.step + 1, time.perf_counter(), Timer(run.device)
+
+            # 0. The first step of a stage: its weights, optimizer state, data order and KL reference.
+            if stages.is_due(state, cfg):
+                if stages.wants_other_gpus(state, cfg) and state.step > steps_at_start:
+                    break  # a run that starts here was started on this stage's GPUs
+                with timer("sync"):
+                    state = stages.begin_next(cfg, state, run.model, run.reference, run.optimizer)
+                sync(run, state.step, timer)
+            max_len = cfg.max_response_len[state.stage]
+
+            # 1. Draw prompts, sample and grade responses, compare each with its group; again for uniform groups.
+            groups, attempt, cached_tokens = [], 0, 0
+            prompt_indices = draw_prompts(state, len(run.prompts), cfg)
+            while prompt_indices:
+                rollouts = sample(run, state, prompt_indices, attempt, timer)
+                cached_tokens += run.sampler.cached_tokens
+                groups += with_advantages(grade(run, rollouts, timer), prompt_indices, max_len, cfg)
+                attempt += 1
+                prompt_indices = refill_prompts(groups, step, attempt, len(run.prompts), cfg)
+            with timer("sync"):
+                run.sampler.sleep()  # the trainer gets its GPU memory
+
+            # 2. Choose what to learn from, split it into minibatches, spread these over the ranks and pack them.
+            with timer("train"):
+                chosen = groups_to_train_on(groups, cfg)
+                minibatches = packing.plan_minibatches(chosen, max_len, cfg, dist.get_world_size())
+                packed = [packing.pack_share(minibatch, cfg, run.device) for minibatch in minibatches]
+
+            # 3. Old and reference log-probabilities before any weight moves, then one update a minibatch.
+            with timer("logprobs"):
+                packed, mismatch = add_fixed_logprobs(run, packed)
+                run.preemption.check()  # from here on weights move
+            with timer("train"):
+                figures, norms = learn(run, minibatches, packed, mismatch, step)
+            skips = metrics.count_skips(norms, skips, step)
+
+            # 4. The sampler gets the new weights, and is asked whether it has them.
+            sync_figures = sync(run, step, timer)
+            evaluated = {}
+
+            # 5. Ask the schedule what this step means, validate, report.
+            timeouts, cached_tokens = map(int, all_sum([run.pool.timeouts, cached_tokens]))
+            row = {"step": step, "stage": state.stage, "max_response_len": max_len, "lr": cfg.lr}
+            row |= metrics.rollout_metrics(groups) | {"groups_trained": len(chosen)} | figures | sync_figures
+            row |= {"updates_skipped": state.skipped + norms.count(None), "prompt_tokens_cached": cached_tokens}
+            row |= {"reward_timeouts": timeouts_at_start + timeouts}
+            if cfg.save_rollouts_every and step % cfg.save_rollouts_every == 0:
+                metrics.dump_rollouts(cfg.run_dir, step, groups, run.prompts, run.tokenizer)
+            row |= metrics.time_columns(timer, time.perf_counter() - step_started, row["tokens_generated"])
+            row |= metrics.flops_columns(run.model, groups, chosen, row["time_train"])
+            run.ledger.charge(timer)
+            state = stages.after_step(state, row, cfg)
+            state = report(run, state, evaluated, log)
+
+            # 6. Save: a crash costs at most `save_every` steps.
+            stage_ends = stages.is_over(state, cfg) or stages.is_due(state, cfg)
+            if cfg.save_every and (step % cfg.save_every == 0 or stage_ends):
+                timer = Timer(run.device)
+                with timer("checkpoint"):
+                    checkpoint.save_all(cfg, run.model, run.optimizer, state)
+                run.ledger.charge(timer)
+                hook.after_checkpoint(run, row)
+            run.preemption.check_boundary()
+        run.preemption.training = False
+    except Preempted:
+        leave(run, state)
+        raise
+    return state, evaluated
+
+
 def main(argv: list[str], hook: smoke.NoHook | smoke.SmokeTest = smoke.NO_HOOK) -> None:
-    """Set up; for each step draw prompts, sample, grade, compare, pack, update, sync, report, save; finish."""
+    """Set up, train and finish. Raises UserError for bad input, Preempted after SIGTERM or SIGUSR1."""
     started, cfg = time.perf_counter(), load_config(argv)
     if cfg.smoke and hook is smoke.NO_HOOK:
         return smoke.smoke_run(main, argv)  # this function again, with a hook that does more
     cfg = hook.prepare(cfg)
-    run, state = set_up(cfg, hook, started)
-    log, steps_at_start, timeouts_at_start = metrics.StepLog(cfg), state.step, state.timeouts
-    skips, evaluated = 0, {}  # updates skipped in a row; validation results of the current weights
-
-    while not stages.is_over(state, cfg):
-        step, step_started, timer = state.step + 1, time.perf_counter(), Timer(run.device)
-
-        # 0. The first step of a stage: its weights, optimizer state, data order and KL reference.
-        if stages.is_due(state, cfg):
-            if stages.wants_other_gpus(state, cfg) and state.step > steps_at_start:
-                break  # a run that starts here was started on this stage's GPUs
-            state = stages.begin_next(cfg, state, run.model, run.reference, run.optimizer)
-            sync(run, state.step, timer)
-        max_len = cfg.max_response_len[state.stage]
-
-        # 1. Draw prompts, sample and grade responses, compare each with its group; again for refills of uniform groups.
-        groups, attempt, cached_tokens = [], 0, 0
-        prompt_indices = draw_prompts(state, len(run.prompts), cfg)
-        while prompt_indices:
-            rollouts = sample(run, state, prompt_indices, attempt, timer)
-            cached_tokens += run.sampler.cached_tokens
-            groups += with_advantages(grade(run, rollouts, timer), prompt_indices, max_len, cfg)
-            attempt += 1
-            prompt_indices = refill_prompts(groups, step, attempt, len(run.prompts), cfg)
-        with timer("sync"):
-            run.sampler.sleep()  # the trainer gets its GPU memory
-
-        # 2. Choose what to learn from, split it into minibatches, spread these over the ranks and pack them.
-        with timer("train"):
-            chosen = groups_to_train_on(groups, cfg)
-            minibatches = packing.plan_minibatches(chosen, max_len, cfg, dist.get_world_size())
-            packed = [packing.pack_share(minibatch, cfg, run.device) for minibatch in minibatches]
-
-        # 3. Old and reference log-probabilities before any weight moves, then one update a minibatch.
-        with timer("logprobs"):
-            packed, mismatch = add_fixed_logprobs(run, packed)
-        with timer("train"):
-            figures, norms = learn(run, minibatches, packed, mismatch, step)
-        skips = metrics.count_skips(norms, skips, step)
-
-        # 4. The sampler gets the new weights, and is asked whether it has them.
-        sync_bytes, sync_k3 = sync(run, step, timer)
-        evaluated = {}
-
-        # 5. Report what happened, ask the schedule what it means, validate.
-        timeouts, cached_tokens = map(int, all_sum([run.pool.timeouts, cached_tokens]))
-        row = {"step": step, "stage": state.stage, "max_response_len": max_len, "lr": cfg.lr}
-        row |= {"groups_drawn": len(groups), "groups_trained": len(chosen)} | metrics.rollout_metrics(groups) | figures
-        row |= {"sync_bytes": sync_bytes, "mismatch_sync_k3": sync_k3, "prompt_tokens_cached": cached_tokens}
-        row |= {"updates_skipped": state.skipped + norms.count(None), "reward_timeouts": timeouts_at_start + timeouts}
-        state = stages.after_step(state, row, cfg)
-        stage_ends = stages.is_over(state, cfg) or stages.is_due(state, cfg)
-        if run.benchmarks and (stage_ends or step % cfg.eval_every == 0):  # without eval_every there are none
-            results = validate(run, {"now": cfg.eval_max_len or max_len}, evaluated, timer)["now"]
-            row |= {f"eval_{name}": results[name]["accuracy"] for name in run.benchmarks}
-        if cfg.save_rollouts_every and step % cfg.save_rollouts_every == 0:
-            metrics.dump_rollouts(cfg.run_dir, step, groups, run.prompts, run.tokenizer)
-        row |= metrics.time_columns(timer, time.perf_counter() - step_started, row["tokens_generated"])
-        row |= metrics.flops_columns(run.model, groups, chosen, row["time_train"])
-        run.ledger.charge(timer)
-        log.write(row | run.ledger.columns(cfg), stages.last_step(state, cfg))
-
-        # 6. Save: a crash costs at most `save_every` steps.
-        if cfg.save_every and (step % cfg.save_every == 0 or stage_ends):
-            timer = Timer(run.device)
-            with timer("checkpoint"):
-                checkpoint.save_all(cfg, run.model, run.optimizer, state)
-            run.ledger.charge(timer)
-            hook.after_checkpoint(run, row)
-
-    finish(run, state, steps_at_start, evaluated, argv)
+    with Preemption(cfg.preempt_seconds) as preemption:
+        run, state = set_up(cfg, hook, preemption, started)
+        log, steps_at_start = metrics.StepLog(cfg), state.step
+        state, evaluated = train(run, state, log, hook)
+        finish(run, state, steps_at_start, evaluated, argv)
     hook.at_end(run)
     log.close()
     tear_down(run)

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from configs._shared import (
+    PREEMPTED_STATUS,
+    Preempted,
     UserError,
     checked,
     lost_rank,
@@ -24,7 +26,9 @@ from configs._shared import (
 )
 
 __all__ = [
+    "PREEMPTED_STATUS",
     "Config",
+    "Preempted",
     "UserError",
     "load_config",
     "lost_rank",
@@ -124,6 +128,7 @@ class Config:
     reward_workers: int = 8  # grading processes on a rank
     reward_timeout: float = 2.0  # seconds an answer may take before its worker is killed
     process_group_timeout: int = 7200  # seconds a rank may wait for the others
+    preempt_seconds: int = 180  # that a step may go on after SIGTERM or SIGUSR1, see training/preemption.py
     # evaluation
     eval_every: int = 20  # steps; 0 = never, and no summary.json
     eval_k: int = 16  # samples a problem
@@ -185,7 +190,7 @@ class Config:
                     "clip_eps_low": 0, "clip_eps_high": 0, "eval_temperature": 0, "rollout_correction_low": 0,
                     "adam_beta1": 0, "adam_beta2": 0, "stage_window": 8, "stage_patience": 1,
                     "stage_gpus": 1, "overlong_buffer": 0, "refill_attempts": 0, "shard_size": 0,
-                    "gpu_dollars_per_hour": 0, "eval_max_len": 0}  # fmt: skip
+                    "gpu_dollars_per_hour": 0, "eval_max_len": 0, "preempt_seconds": 0}  # fmt: skip
         for name, low in at_least.items():
             value = getattr(self, name)
             entries = value if isinstance(value, tuple) else (value,)
@@ -204,7 +209,12 @@ class Config:
         for name in ("top_p", "eval_top_p"):
             if not 0 < getattr(self, name) <= 1:
                 raise UserError(f"{name}: {getattr(self, name)} must be in (0, 1]")
-        for name, most in (("process_group_timeout", 10**9), ("reward_timeout", 3600), ("reward_workers", 256)):
+        for name, most in (
+            ("process_group_timeout", 10**9),
+            ("preempt_seconds", 10**9),
+            ("reward_timeout", 3600),
+            ("reward_workers", 256),
+        ):
             if getattr(self, name) > most:
                 raise UserError(f"{name}: {getattr(self, name)} is above its maximum {most}")
         for name in ("out_dir", "model", "train_data"):

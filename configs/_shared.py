@@ -15,6 +15,12 @@ class UserError(Exception):
     """Bad input (config, file, checkpoint, data, model folder): one line for the user, exit status 2."""
 
 
+class Preempted(BaseException):
+    """A scheduler wants the machine back and the run can be resumed: one line, exit status PREEMPTED_STATUS."""
+
+
+PREEMPTED_STATUS = 75  # EX_TEMPFAIL of sysexits.h: try again later
+
 # ---------------------------------------------------------------------------------------------------------------- flags
 
 
@@ -101,7 +107,8 @@ def lost_rank(e: BaseException) -> bool:
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """Call `main(argv)`; bad input prints its one line and ends with status 2, Ctrl-C with 130, a lost rank with 1."""
+    """Call `main(argv)`; bad input prints its one line and ends with status 2, Ctrl-C with 130, a lost rank with 1, a
+    preempted run with 75."""
     alone = os.environ.get("WORLD_SIZE", "1") == "1"
     status, message = 0, ""
     try:
@@ -110,6 +117,8 @@ def run(main: Callable[[list[str]], None]) -> None:
         status, message = 2, f"error: {e}"
     except KeyboardInterrupt:
         status, message = 130, "interrupted"
+    except Preempted as e:
+        status, message = PREEMPTED_STATUS, f"preempted: {e}"
     except RuntimeError as e:
         if not lost_rank(e):
             raise

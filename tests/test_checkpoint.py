@@ -60,7 +60,7 @@ def test_two_ranks_sample_the_same_tokens_and_learn_the_same(six_steps, two_rank
 def stopped_after(run_dir, folder, step):
     """A copy of a run, in another out_dir, as if it had stopped at a checkpoint."""
     shutil.copytree(run_dir, folder / "run")
-    run_folder.rewind(folder / "run", step)
+    run_folder.rewind(folder / "run", RunState(step=step))
     (folder / "run" / "summary.json").unlink()
 
 
@@ -184,7 +184,7 @@ def test_rewinding_sets_later_checkpoints_and_exports_aside_and_drops_later_metr
         (tmp_path / "hf" / f"step_{step:06d}").mkdir(parents=True)
     rows = "".join(json.dumps({"step": step}) + "\n" for step in (19, 20, 21))
     (tmp_path / "metrics.jsonl").write_text(rows + '{"st')
-    run_folder.rewind(tmp_path, 20)
+    run_folder.rewind(tmp_path, RunState(step=20))
     for kind in ("ckpt", "hf"):
         names = sorted(p.name for p in (tmp_path / kind).iterdir())
         assert names == ["step_000010", "step_000020", "step_000030.unreadable-1"]

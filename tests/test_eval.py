@@ -31,6 +31,7 @@ from problems.sources import benchmark_problem
 from reward import extract_answer
 from rollout import TorchSampler
 from runs import ROOT, run_here, run_ranks, start_ranks
+from training.preemption import Preemption
 
 RAW = SHARED / "data" / "raw" / "deepscaler"
 
@@ -399,7 +400,7 @@ def test_another_reward_is_what_evaluation_scores_with(world, group_of_one, tmp_
     limit = int(statistics.median(lengths))
     prompts = [replace(prompt, problem=replace(prompt.problem, answer="a" * limit)) for prompt in prompts]
     with RewardPool(1) as pool:
-        results = evaluation.evaluate(sampler, tokenizer, pool, {"test": prompts}, cfg, 24)
+        results = evaluation.evaluate(sampler, tokenizer, pool, {"test": prompts}, cfg, 24, Preemption(0))
     share = statistics.mean(length >= limit for length in lengths)
     assert results["test"]["accuracy"] == results["all"]["accuracy"] == share and 0 < share < 1
 

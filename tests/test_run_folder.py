@@ -10,6 +10,7 @@ import pytest
 import train_grpo
 from runs import flags, metrics, run_ranks, start_ranks, status_of, train, weights_hash
 from training import checkpoint, run_folder
+from training.checkpoint import RunState
 
 
 @pytest.fixture
@@ -112,7 +113,7 @@ def test_a_bad_line_of_metrics_costs_no_other_line(tmp_path, junk):
     rows = [json.dumps({"step": step, "text": "\u2028"}, ensure_ascii=False).encode() + b"\n" for step in (1, 2, 3, 4)]
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(rows[0] + junk + b"".join(rows[1:]) + b'{"step": 5, "to')
-    run_folder.rewind(tmp_path, 3)
+    run_folder.rewind(tmp_path, RunState(step=3))
     kept = [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
     assert [row["step"] for row in kept] == [1, 2, 3]
     (aside,) = tmp_path.glob("metrics.jsonl.unreadable-*")
@@ -121,7 +122,7 @@ def test_a_bad_line_of_metrics_costs_no_other_line(tmp_path, junk):
 
 def test_missing_rows_are_said(tmp_path, capsys):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 3}\n')
-    run_folder.rewind(tmp_path, 3)
+    run_folder.rewind(tmp_path, RunState(step=3))
     assert "has 2 of 3 steps" in capsys.readouterr().out
 
 

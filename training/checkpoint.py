@@ -43,6 +43,7 @@ class RunState:
     reference: str | None = None  # the checkpoint that is the KL reference; None: the model the run began with
     history: tuple[dict[str, Any], ...] = ()  # what schedule.py reads of each step of this stage
     decision: str | None = None  # of the schedule: "lengthen" | "collapsed"
+    unreported: dict[str, Any] | None = None  # the row of the last step, as long as its validation is to come
 
     def to_json(self) -> str:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}

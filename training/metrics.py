@@ -86,13 +86,14 @@ class Timer:
 
 
 def time_columns(timer: Timer, seconds: float, tokens: int) -> dict[str, float]:
-    """Of a step that took `seconds`: time by phase, tokens per second, memory by phase. Generation and its tail (the
-    wait for the rank with the longest answers) become means over ranks, in `timer` too: their sum is equal on all."""
+    """Of a step that has taken `seconds`: time by phase, tokens per second, memory by phase. Generation and its tail
+    (the wait for the rank with the longest answers) become means over ranks, in `timer` too: their sum is equal on
+    all."""
     waited = all_sum([timer.seconds["rollout"], timer.seconds["tail"]])
     timer.seconds["rollout"], timer.seconds["tail"] = (total / dist.get_world_size() for total in waited)
     phases = ("rollout", "tail", "reward", "logprobs", "train", "sync", "probe", "eval")
     columns = {f"time_{phase}": timer.seconds.get(phase, 0.0) for phase in phases}
-    columns |= {"time_step": seconds, "tokens_per_second": tokens / (seconds - columns["time_eval"])}
+    columns |= {"time_step": seconds, "tokens_per_second": tokens / seconds}
     memory = timer.peak_memory(("rollout", "logprobs", "train", "sync", "probe"))
     return columns | {f"memory_{phase}": gib for phase, gib in memory.items()}
 
@@ -121,6 +122,7 @@ def rollout_metrics(groups: list[list[Rollout]]) -> dict[str, float | None]:
         return sum(values) / len(values) if values else None
 
     return {
+        "groups_drawn": len(groups),
         "reward_mean": mean([r.reward for r in samples]),
         "response_len_mean": mean([len(r.response_ids) for r in samples]),
         "response_len_correct": mean([len(r.response_ids) for r in samples if r.reward >= 1]),

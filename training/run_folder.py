@@ -20,7 +20,7 @@ from typing import Any
 import torch.distributed as dist
 
 from configs import Config, UserError, write_whole
-from training.checkpoint import checkpoint_dirs, damage, hash_file
+from training.checkpoint import RunState, checkpoint_dirs, damage, hash_file
 from training.packing import from_rank0
 
 # What a resumed run may change: it alters speed, memory, length and bookkeeping of the run, not the algorithm (but see
@@ -28,7 +28,7 @@ from training.packing import from_rank0
 MAY_CHANGE = set(
     """resume out_dir max_steps save_every keep_checkpoints save_rollouts_every wandb max_num_seqs
     vllm_gpu_memory_utilization vllm_sleep_level token_budget logprob_chunk activation_checkpointing reward_workers
-    reward_timeout mismatch_limit smoke process_group_timeout world_size shard_size gpu_dollars_per_hour
+    reward_timeout mismatch_limit smoke process_group_timeout preempt_seconds world_size shard_size gpu_dollars_per_hour
     stage_gpus""".split()
 )
 
@@ -212,17 +212,18 @@ def write_config(cfg: Config, files: dict[str, str]) -> None:
 # ------------------------------------------------------------------------------------------------ back to a checkpoint
 
 
-def begin(cfg: Config, files: dict[str, str], step: int) -> None:
-    """Make the folder ready for the step after `step`. files: see `identity`. Rank 0 calls it."""
+def begin(cfg: Config, files: dict[str, str], state: RunState) -> None:
+    """Make the folder ready for the step after `state`. files: see `identity`. Rank 0 calls it."""
     write_config(cfg, files)
     (cfg.run_dir / "rollouts").mkdir(exist_ok=True)
-    rewind(cfg.run_dir, step)
+    rewind(cfg.run_dir, state)
 
 
-def rewind(run_dir: Path, step: int) -> None:
-    """Bring a run folder back to `step`: rows of later steps go, they will come again. Checkpoints after it are
+def rewind(run_dir: Path, state: RunState) -> None:
+    """Bring a run folder back to `state`: rows of later steps go, they will come again. Checkpoints after it are
     damaged, or the run would resume from them: they and their exports are set aside. What a crash left half-written
     goes."""
+    step, reported = state.step, state.step - bool(state.unreported)
     for folder in checkpoint_dirs(run_dir):
         if int(folder.name.removeprefix("step_")) > step:
             set_aside(folder, "damaged")
@@ -236,9 +237,9 @@ def rewind(run_dir: Path, step: int) -> None:
         set_aside(path, "there is no checkpoint of these steps, the run begins again")
     elif unreadable:
         set_aside(path, f"{unreadable} of its lines cannot be read and are left out")
-    rows = {row["step"]: row for row in rows if row["step"] <= step}  # no step stands twice
-    if len(rows) < step:
-        print(f"{path}: has {len(rows)} of {step} steps", flush=True)
+    rows = {row["step"]: row for row in rows if row["step"] <= reported}  # no step stands twice
+    if len(rows) < reported:
+        print(f"{path}: has {len(rows)} of {reported} steps", flush=True)
     write_whole(path, "".join(json.dumps(rows[number]) + "\n" for number in sorted(rows)))
 
 

@@ -69,6 +69,7 @@ def after_step(state: RunState, row: dict[str, Any], cfg: Config) -> RunState:
         timeouts=row["reward_timeouts"],
         history=history,
         decision=decision,
+        unreported=row,
     )
     log_decision(state, after, cfg)
     # Only checkpoints that every run would write compete for the best, not one written because of `max_steps`.

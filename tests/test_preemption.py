@@ -1,0 +1,134 @@
+"""Preemption: real signals at every moment of a run, on one rank and on two; then the bytes of an unbroken run."""
+
+import os
+import signal
+import subprocess
+
+import pytest
+
+import eval as evaluation
+import train_grpo
+from configs import PREEMPTED_STATUS
+from runs import ENV, ROOT, assert_same_run, flags, metrics, run_ranks, train
+from training import checkpoint
+
+TWO_RANKS = [pytest.mark.slow, pytest.mark.xdist_group("two_ranks")]
+
+
+def signal_at_call(owner, name, number, fault=signal.SIGTERM):
+    """From now on the `number`th call of owner.name begins with a signal to this process, on the last rank alone."""
+    function, calls = getattr(owner, name), []
+
+    def wrapped(*args, **kwargs):
+        calls.append(name)
+        if len(calls) == number and os.environ["RANK"] == str(int(os.environ["WORLD_SIZE"]) - 1):
+            os.kill(os.getpid(), fault)
+        return function(*args, **kwargs)
+
+    setattr(owner, name, wrapped)
+
+
+def in_generation(argv):
+    signal_at_call(train_grpo, "sample", 3, signal.SIGUSR1)
+    train_grpo.main(argv)
+
+
+def in_training(argv):
+    signal_at_call(train_grpo, "optimizer_step", 4)
+    train_grpo.main(argv)
+
+
+def in_validation(argv):
+    signal_at_call(evaluation, "sample", 3)  # the first two are the base model's
+    train_grpo.main(argv)
+
+
+def in_validation_at_the_end_of_a_stage(argv):
+    signal_at_call(evaluation, "sample", 4)
+    train_grpo.main(argv)
+
+
+def before_the_first_step(argv):
+    signal_at_call(train_grpo, "load_model", 1, signal.SIGUSR1)
+    train_grpo.main(argv)
+
+
+def in_a_checkpoint(argv):
+    signal_at_call(checkpoint, "save", 1)
+    train_grpo.main(argv)
+
+
+@pytest.mark.parametrize(
+    "ranks, main, seconds, saved, words",
+    [
+        (1, in_generation, 100, 3, "the step under way was finished"),
+        (1, in_generation, 0, 2, "the step under way was given up"),
+        (1, in_training, 0, 2, "the step under way was finished"),
+        (1, in_validation, 0, 3, "the step under way was given up"),
+        (1, in_validation_at_the_end_of_a_stage, 0, 4, "the step under way was given up"),
+        (1, in_a_checkpoint, 100, 3, "the step under way was finished"),
+        pytest.param(2, in_generation, 0, 2, "the step under way was given up", marks=TWO_RANKS),
+        pytest.param(2, in_training, 0, 2, "the step under way was finished", marks=TWO_RANKS),
+        pytest.param(2, in_validation, 0, 3, "the step under way was given up", marks=TWO_RANKS),
+    ],
+)
+def test_a_preempted_run_leaves_a_checkpoint_and_resumes_exactly(
+    world, tmp_path, request, ranks, main, seconds, saved, words
+):
+    whole = request.getfixturevalue("six_steps" if ranks == 1 else "two_ranks")
+    argv = flags(world, tmp_path, eval_every=3, preempt_seconds=seconds)
+    output = run_ranks(ranks, argv, PREEMPTED_STATUS, main)
+    assert output.count(f"preempted: {words}") == ranks and "Traceback" not in output
+    assert f"preempted: --resume=true goes on after step {saved}" in output
+    assert checkpoint.find(tmp_path / "run").name == f"step_{saved:06d}" and not (tmp_path / "run/lock").exists()
+    train([*argv, "--resume=true"], ranks)
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_a_signal_before_the_first_step_ends_the_run_at_once(world, tmp_path):
+    output = run_ranks(1, flags(world, tmp_path), PREEMPTED_STATUS, before_the_first_step)
+    assert output.endswith(
+        "preempted: SIGUSR1 while no step was under way: nothing is lost, start again with --resume=true\n"
+    )
+    assert not (tmp_path / "run/ckpt").exists()
+
+
+# A stand-in for Slurm: two tasks on this machine. It signals the job as Slurm does before its time is over, once the
+# first step is reported, and hands the signal on to the tasks, whose largest status is its own.
+SRUN = """#!/usr/bin/env python3
+import os, signal, subprocess, sys
+command = sys.argv[3:]
+environment = os.environ | {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}
+tasks = []
+for rank in ("0", "1"):
+    task = {"SLURM_PROCID": rank, "SLURM_LOCALID": rank}
+    tasks.append(subprocess.Popen(command, env=environment | task, stdout=subprocess.PIPE, text=True))
+signal.signal(signal.SIGUSR1, lambda *_: [task.send_signal(signal.SIGUSR1) for task in tasks])
+for line in tasks[0].stdout:
+    print(line, end="", flush=True)
+    if line.startswith("step 1/") and not os.path.exists("requeued"):
+        os.kill(os.getppid(), signal.SIGUSR1)
+sys.exit(max(task.wait() for task in tasks))
+"""
+SCONTROL = """#!/bin/sh
+[ "$1" = requeue ] && touch "$OUT/requeued" || echo 127.0.0.1
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("two_ranks")
+def test_slurm_sh_queues_a_preempted_job_again_and_it_goes_on(world, tmp_path, two_ranks):
+    if not (ROOT / ".venv/bin/python").exists():
+        pytest.skip("slurm.sh runs .venv/bin/python, and there is no .venv here")
+    for name, text in (("srun", SRUN.replace("requeued", f"{tmp_path}/requeued")), ("scontrol", SCONTROL)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    environment = ENV | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "OUT": str(tmp_path), "SLURM_JOB_ID": "7"}
+    environment |= {"SLURM_JOB_NODELIST": "node", "SLURM_CPUS_PER_TASK": "1"}
+    command = ["bash", "slurm.sh", *flags(world, tmp_path, eval_every=3)]
+    first = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert first.returncode == PREEMPTED_STATUS and (tmp_path / "requeued").exists(), first.stdout + first.stderr
+    assert len(metrics(tmp_path / "run")) < 6
+    second = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert_same_run(tmp_path / "run", two_ranks)

@@ -1,0 +1,90 @@
+"""Leaving when told to: SIGTERM and SIGUSR1, a scheduler's warnings, end a run at the boundary of a step.
+
+The step under way has `preempt_seconds` to end. After that it is given up if no weight has moved yet, so that the
+weights are those of the last boundary; a step that has begun to move them ends. Then a checkpoint is written and the
+run leaves with a status of its own (configs.PREEMPTED_STATUS), on which `slurm.sh` sends the job again. Signals reach
+ranks at different times, so what to do is agreed upon in `check` and `check_boundary`, which all ranks call together.
+"""
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from configs import Preempted
+from training.packing import all_sum
+
+Value = TypeVar("Value")
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class GivenUp(BaseException):
+    """Raised by the alarm within `Preemption.interruptible`, which catches it. (A BaseException, as KeyboardInterrupt
+    is: no library between the two may take it for an error of its own.)"""
+
+
+class Preemption:
+    """Handlers of this process's signals, for the length of a `with` block."""
+
+    def __init__(self, seconds: int) -> None:
+        """seconds: that a step may go on after a signal."""
+        self.seconds = seconds
+        self.training = False  # between steps' boundaries; before and after there is nothing to save
+        self.requested = False  # a signal has come
+        self.is_late = False  # and `seconds` have passed since
+        self.may_interrupt = False
+        self.earlier_handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> "Preemption":
+        for number in SIGNALS:
+            self.earlier_handlers[number] = signal.signal(number, self._on_signal)
+        self.earlier_handlers[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._on_alarm)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in self.earlier_handlers.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        """The first one starts the clock, the next one stops waiting."""
+        name = signal.Signals(number).name
+        if not self.training:
+            raise Preempted(f"{name} while no step was under way: nothing is lost, start again with --resume=true")
+        if self.requested or not self.seconds:
+            self.requested = True
+            self._on_alarm()
+            return
+        self.requested = True
+        signal.setitimer(signal.ITIMER_REAL, self.seconds)
+        # print() may not be called here: it may be what the signal has interrupted
+        os.write(1, f"{name}: this step has {self.seconds} s to end, then a checkpoint is written\n".encode())
+
+    def _on_alarm(self, *_: Any) -> None:
+        self.is_late = True
+        if self.may_interrupt:
+            self.may_interrupt = False
+            raise GivenUp
+
+    def interruptible(self, function: Callable[..., Value], *args: Any) -> Value | None:
+        """`function(*args)`, work that ranks do apart; None if the alarm ends it. `check` must follow."""
+        try:
+            self.may_interrupt = True
+            if self.is_late:
+                raise GivenUp
+            value = function(*args)
+            self.may_interrupt = False
+            return value
+        except GivenUp:
+            self.may_interrupt = False
+            return None
+
+    def check(self) -> None:
+        """Raises Preempted on every rank if one is late: this step is given up. Not after a weight has moved."""
+        if all_sum([self.is_late])[0]:
+            raise Preempted("the step under way was given up")
+
+    def check_boundary(self) -> None:
+        """Raises Preempted on every rank if one has had a signal."""
+        if all_sum([self.requested])[0]:
+            raise Preempted("the step under way was finished")
