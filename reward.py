@@ -92,9 +92,9 @@ def _grade(answer: str, gold: str) -> bool:
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) == 3 and argv[0] == "--worker":
+    if len(argv) == 4 and argv[0] == "--worker":
         functions = {"reward": lambda fields, text: reward_fn(Problem(*fields), text), "grade": grade}
-        work(functions, warm_up, parent=int(argv[1]), memory_mb=int(argv[2]))
+        work(functions, warm_up, parent=int(argv[1]), memory_mb=int(argv[2]), cpu_seconds=float(argv[3]))
     elif len(argv) == 3 and argv[0] == "--explain":
         print(compare.explain(argv[1], argv[2]))
     else:

@@ -126,7 +126,7 @@ class Config:
     shard_size: int = 0  # ranks that share one copy of the weights (HSDP: the GPUs of a node); 0 = all of them (FSDP)
     gpu_dollars_per_hour: float = 0.0  # for the ledger; 0 = no dollars
     reward_workers: int = 8  # grading processes on a rank
-    reward_timeout: float = 2.0  # seconds an answer may take before its worker is killed
+    reward_timeout: float = 2.0  # seconds of CPU time an answer may take; ten times as many on the clock
     process_group_timeout: int = 7200  # seconds a rank may wait for the others
     preempt_seconds: int = 180  # that a step may go on after SIGTERM or SIGUSR1, see training/preemption.py
     # evaluation

@@ -1,5 +1,5 @@
 """Rewards in worker processes that can be killed: a response is hostile input, and behind the grader's own work budget
-stand a wall-clock and a memory limit for each item.
+stand limits on each item's CPU time, wall-clock time and memory.
 
 A worker is `reward.py --worker` started by path: a fresh interpreter and no fork, so nothing of the trainer (torch,
 NCCL, CUDA) exists in it. A line to it is a batch of items, JSON [[function, argument, argument], ...]; a line from it
@@ -25,6 +25,9 @@ from typing import Any
 
 SCRIPT = Path(__file__).parents[1] / "reward.py"
 STARTUP_SECONDS = 60.0  # a worker that is not ready by then never will be
+STARTS = 3  # in a row that may fail
+WALL_FACTOR = 10  # wall-clock seconds an item may take, for each second of CPU time: a busy machine is no hang
+TICK = 0.25  # seconds between two looks at the clock
 MAX_BATCH = 64  # items sent to a worker at a time,
 MAX_BATCH_CHARS = 4 << 20  # unless their texts are longer than this together
 Item = tuple[str, Any, Any]  # name of a function in the worker, and its two arguments
@@ -34,17 +37,20 @@ Item = tuple[str, Any, Any]  # name of a function in the worker, and its two arg
 
 
 def work(
-    functions: dict[str, Callable[[Any, Any], float]], warm_up: Callable[[], None], parent: int, memory_mb: int
+    functions: dict[str, Callable[[Any, Any], float]],
+    warm_up: Callable[[], None],
+    parent: int,
+    memory_mb: int,
+    cpu_seconds: float,
 ) -> None:
     """A worker's whole life: answers batches from standard input until it ends.
 
     functions: what items may name. warm_up: called within the memory limit, before the first item. parent: the process
-    that started it, and with which it ends. An exception ends the worker without a number for the item: the pool counts
-    it, and the traceback stands on the terminal.
+    that started it, and with which it ends. cpu_seconds: that an item may take, or the system ends the worker. An
+    exception ends it too, without a number for the item: the pool counts it, and the traceback stands on the terminal.
     """
     _die_with_parent(parent)
     _limit_memory(memory_mb)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's business
     warm_up()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a reward function prints goes to the terminal
@@ -52,7 +58,9 @@ def work(
     try:
         for line in sys.stdin:
             for name, a, b in json.loads(line):
+                signal.setitimer(signal.ITIMER_PROF, cpu_seconds)  # SIGPROF ends it, in the midst of a regex too
                 print(float(functions[name](a, b)), flush=True, file=answers)
+            signal.setitimer(signal.ITIMER_PROF, 0)
     except MemoryError:  # too little memory for a traceback
         os._exit(1)
     except BrokenPipeError:  # the trainer is gone
@@ -65,6 +73,12 @@ def _die_with_parent(parent: int) -> None:
         ctypes.CDLL(None).prctl(1, ctypes.c_ulong(signal.SIGKILL))  # PR_SET_PDEATHSIG; its argument is a full word
     if os.getppid() != parent:  # it died before we asked
         os._exit(1)
+
+
+def block_signals() -> None:
+    """In the thread that starts workers, which inherit it: Ctrl-C and a scheduler's warnings, which may reach every
+    process of a job, are the trainer's business."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 
 
 def _limit_memory(megabytes: int) -> None:
@@ -80,19 +94,19 @@ def _limit_memory(megabytes: int) -> None:
 class _Worker:
     """One child process, what is still to be written to it and the items it owes numbers for, in order."""
 
-    def __init__(self, memory_mb: int) -> None:
-        command = [sys.executable, str(SCRIPT), "--worker", str(os.getpid()), str(memory_mb)]
+    def __init__(self, memory_mb: int, cpu_seconds: float, now: float) -> None:
+        command = [sys.executable, str(SCRIPT), "--worker", str(os.getpid()), str(memory_mb), str(cpu_seconds)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         os.set_blocking(self.process.stdin.fileno(), False)  # a hung child must not block us with a full pipe
         os.set_blocking(self.process.stdout.fileno(), False)
         self.ready, self.outgoing, self.incoming = False, memoryview(b""), b""
         self.owed: collections.deque[int] = collections.deque()
-        self.deadline = time.monotonic() + STARTUP_SECONDS
+        self.deadline = now + STARTUP_SECONDS
 
-    def send(self, batch: dict[int, Item], timeout: float) -> None:
+    def send(self, batch: dict[int, Item], deadline: float) -> None:
         self.owed.extend(batch)
         self.outgoing = memoryview(json.dumps(list(batch.values())).encode() + b"\n")
-        self.deadline = time.monotonic() + timeout
+        self.deadline = deadline
 
     def write(self) -> None:
         try:
@@ -125,10 +139,11 @@ def _progress_bar(name: str, total: int) -> Any:
 
 
 class RewardPool:
-    """Persistent workers with a wall-clock limit per item; `timeouts` counts the items lost to a hang or a crash.
+    """Persistent workers with a time limit per item; `timeouts` counts the items lost to a hang or a crash.
 
-    timeout: seconds a worker may go without finishing an item before it is killed (SIGKILL) and replaced.
-    memory_mb: address space of a worker. Workers start at the first call and end with `close()` or with their parent.
+    timeout: seconds of CPU time that an item may take; ten times as many on the clock, after which its worker is killed
+    and replaced. The clock stands still while this process does: a suspended job loses no answer. memory_mb: address
+    space of a worker. Workers start at the first call and end with `close()` or with their parent.
     """
 
     def __init__(self, workers: int, timeout: float = 2.0, memory_mb: int = 1024) -> None:
@@ -136,10 +151,12 @@ class RewardPool:
             raise ValueError(f"RewardPool needs at least one worker, got {workers}")
         self.size, self.timeout, self.memory_mb = workers, timeout, memory_mb
         self.timeouts = 0
+        self.failed_starts = 0  # in a row
+        self.clock, self.looked_at = 0.0, time.monotonic()  # seconds in which this process ran
         self.workers: list[_Worker] = []
         self.lock = threading.Lock()
         # A worker dies with the thread that started it (see _die_with_parent), which must not be a passing caller's.
-        self.starter = concurrent.futures.ThreadPoolExecutor(max_workers=1)
+        self.starter = concurrent.futures.ThreadPoolExecutor(max_workers=1, initializer=block_signals)
 
     def rewards(self, problems: list[Any], responses: list[str], progress: str = "") -> list[float]:
         """`reward.reward_fn` of each Problem and response, in order; 0.0 for what is lost.
@@ -166,6 +183,7 @@ class RewardPool:
 
     def _work_off(self, items: list[Item], scores: list[float], bar: Any) -> None:
         todo = collections.deque(range(len(items)))
+        self.looked_at = time.monotonic()
         batch_size = max(1, min(MAX_BATCH, len(todo) // (4 * self.size)))
         if todo:
             self._kill([w for w in self.workers if w.process.poll() is not None])  # died while idle: nobody's fault
@@ -173,18 +191,15 @@ class RewardPool:
         while todo or any(w.owed for w in self.workers):
             for worker in self.workers:
                 if worker.ready and not worker.owed and todo:
-                    worker.send(_next_batch(todo, items, batch_size), self.timeout)
+                    worker.send(_next_batch(todo, items, batch_size), self._deadline())
             self._wait()
             for worker in list(self.workers):
                 alive = self._collect(worker, scores)
                 waiting_for = worker.owed or not worker.ready
-                if alive and (not waiting_for or time.monotonic() < worker.deadline):
+                if alive and (not waiting_for or self.clock < worker.deadline):
                     continue
                 if not worker.ready:
-                    self.close()
-                    raise RuntimeError(
-                        f"a reward worker did not start; are {self.memory_mb} MB too little (memory_mb)?"
-                    )
+                    self._count_failed_start()
                 if worker.owed:
                     worker.owed.popleft()  # the culprit scores 0
                     self.timeouts += 1
@@ -200,17 +215,32 @@ class RewardPool:
 
     def _fill(self) -> None:
         while len(self.workers) < self.size:
-            self.workers.append(self.starter.submit(_Worker, self.memory_mb).result())
+            arguments = self.memory_mb, self.timeout, self.clock
+            self.workers.append(self.starter.submit(_Worker, *arguments).result())
+
+    def _count_failed_start(self) -> None:
+        """Another process may have killed it; but not three times in a row."""
+        self.failed_starts += 1
+        if self.failed_starts == STARTS:
+            self.close()
+            reason = f"are {self.memory_mb} MB too little (memory_mb)?"
+            raise RuntimeError(f"reward workers do not start, {STARTS} in a row: {reason}")
+
+    def _deadline(self) -> float:
+        return self.clock + WALL_FACTOR * self.timeout
 
     def _wait(self) -> None:
-        """Until a pipe is ready or the next deadline."""
+        """Until a pipe is ready or the next deadline, but not long; then set the clock."""
         with selectors.DefaultSelector() as selector:
             for worker in self.workers:
                 selector.register(worker.process.stdout, selectors.EVENT_READ)
                 if worker.outgoing:
                     selector.register(worker.process.stdin, selectors.EVENT_WRITE)
             deadlines = [w.deadline for w in self.workers if w.owed or not w.ready]
-            selector.select(max(0.0, min(deadlines) - time.monotonic()) if deadlines else None)
+            selector.select(max(0.0, min([TICK, *(deadline - self.clock for deadline in deadlines)])))
+        now = time.monotonic()
+        self.clock += min(now - self.looked_at, 2 * TICK)  # more has passed where this process was stopped
+        self.looked_at = now
 
     def _collect(self, worker: _Worker, scores: list[float]) -> bool:
         """Moves bytes both ways without blocking and books the scores; False when the worker has ended."""
@@ -219,10 +249,10 @@ class RewardPool:
         lines = worker.read()
         for line in lines or []:
             if line == b"ready":
-                worker.ready = True
+                worker.ready, self.failed_starts = True, 0
             else:
                 scores[worker.owed.popleft()] = float(line)
-                worker.deadline = time.monotonic() + self.timeout
+                worker.deadline = self._deadline()
         return lines is not None
 
     def close(self) -> None:

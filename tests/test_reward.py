@@ -121,7 +121,7 @@ def test_unequal_lengths_are_refused():
 
 
 def test_hung_worker_is_killed_and_only_its_item_is_lost():
-    with RewardPool(workers=1, timeout=1.0) as pool:
+    with RewardPool(workers=1, timeout=0.1) as pool:
         assert pool.rewards(problems(["1"]), [boxed("1")]) == [1.0]
         stopped = pool.workers[0].process.pid
         os.kill(stopped, signal.SIGSTOP)  # from here on it answers nothing
@@ -301,6 +301,51 @@ def test_long_responses_travel_in_several_batches():
     with RewardPool(workers=1) as pool:  # 40 MB: more than one batch may carry
         assert pool.rewards(asked, [boxed("1") + "x" * 2**20 for _ in asked]) == [1.0] * 40
         assert pool.timeouts == 0
+
+
+def test_signals_to_the_whole_job_cost_no_answer():
+    """Slurm and a terminal send theirs to every process of a job, also while workers start."""
+    with RewardPool(workers=1) as pool:
+        pool._fill()
+        for _ in range(2):
+            for fault in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+                os.kill(pool.workers[0].process.pid, fault)
+            assert pool.rewards(problems(["1"] * 3), [boxed("1")] * 3) == [1.0] * 3
+        assert pool.timeouts == 0
+
+
+def test_a_worker_that_is_killed_while_it_starts_is_replaced():
+    with RewardPool(workers=1) as pool:
+        pool._fill()
+        pool.workers[0].process.kill()  # it may be seen before the call or in it
+        assert pool.rewards(problems(["1"] * 3), [boxed("1")] * 3) == [1.0] * 3
+        assert pool.timeouts == 0
+
+
+def test_a_suspended_job_loses_no_answer(tmp_path):
+    """All of its processes are stopped for longer than the wall-clock limit, as by Slurm's gang scheduling."""
+    code = """
+import os, signal, subprocess
+from grader.pool import RewardPool
+from reward import Problem
+with RewardPool(workers=1, timeout=0.1) as pool:
+    problem, response = Problem("1", "?", "1"), "<think></think>\\\\boxed{1}"
+    assert pool.rewards([problem], [response]) == [1.0]
+    worker, wait, looks = pool.workers[0].process.pid, pool._wait, []
+    def suspended():
+        looks.append(0)
+        if len(looks) == 1:
+            os.kill(worker, signal.SIGSTOP)
+        if len(looks) == 2:  # the items are on their way
+            go_on = f"sleep 1.3; kill -CONT {os.getpid()}; sleep 0.35; kill -CONT {worker}"
+            subprocess.Popen(["sh", "-c", go_on])
+            os.kill(os.getpid(), signal.SIGSTOP)
+        wait()
+    pool._wait = suspended
+    print(pool.rewards([problem] * 20, [response] * 20) == [1.0] * 20, pool.timeouts)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=HANG_GUARD)
+    assert done.stdout == "True 0\n", done.stderr
 
 
 def test_worker_that_cannot_start_is_reported():
