@@ -308,6 +308,7 @@ def set_up(cfg: Config, hook: Any, preemption: Preemption, started: float) -> tu
     limit = f"max_prompt_len={cfg.max_prompt_len}"
     print0(f"{len(prompts)} prompts from {cfg.train_data}, {too_long} longer than {limit} left out")
     print0(from_rank0(unmatched_golds, {"train_data": prompts, **benchmarks}))
+    from_rank0(run_folder.check_disk, cfg, sum(p.numel() for p in model.parameters()))
     print0(f"{dist.get_world_size()} x {device.type}, attention: {model.backend}, sampler: {sampler.name}")
     if benchmarks:
         limit = f"{cfg.eval_max_len} tokens" if cfg.eval_max_len else "the stage's own length"
@@ -501,7 +502,7 @@ def main(argv: list[str], hook: smoke.NoHook | smoke.SmokeTest = smoke.NO_HOOK) 
     if cfg.smoke and hook is smoke.NO_HOOK:
         return smoke.smoke_run(main, argv)  # this function again, with a hook that does more
     cfg = hook.prepare(cfg)
-    with Preemption(cfg.preempt_seconds) as preemption:
+    with run_folder.disk_errors(cfg), Preemption(cfg.preempt_seconds) as preemption:
         run, state = set_up(cfg, hook, preemption, started)
         log, steps_at_start = metrics.StepLog(cfg), state.step
         state, evaluated = train(run, state, log, hook)

@@ -83,9 +83,13 @@ def parse_flags(argv: list[str], options: type) -> tuple[dict[str, Any], list[st
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file aside and rename it: whoever reads `path` finds its old content or its new one, never a part."""
+    """Write a file aside and rename it: whoever reads `path` finds its old content or its new one, never a part, also
+    after a power cut."""
     aside = path.with_name(path.name + ".tmp")
-    aside.write_text(text, encoding="utf-8")
+    with open(aside, "w", encoding="utf-8") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
     aside.rename(path)
 
 
@@ -108,7 +112,7 @@ def lost_rank(e: BaseException) -> bool:
 
 def run(main: Callable[[list[str]], None]) -> None:
     """Call `main(argv)`; bad input prints its one line and ends with status 2, Ctrl-C with 130, a lost rank with 1, a
-    preempted run with 75."""
+    preempted run with 75, one that had to stop with 1."""
     alone = os.environ.get("WORLD_SIZE", "1") == "1"
     status, message = 0, ""
     try:
@@ -117,6 +121,8 @@ def run(main: Callable[[list[str]], None]) -> None:
         status, message = 2, f"error: {e}"
     except KeyboardInterrupt:
         status, message = 130, "interrupted"
+    except SystemExit as e:  # a run that must stop says why
+        status, message = (1, e.code) if isinstance(e.code, str) else (e.code or 0, "")
     except Preempted as e:
         status, message = PREEMPTED_STATUS, f"preempted: {e}"
     except RuntimeError as e:

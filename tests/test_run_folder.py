@@ -2,14 +2,19 @@
 
 import errno
 import json
+import os
+import resource
 import shutil
 import stat
+import tempfile
 
 import pytest
 
 import train_grpo
-from runs import flags, metrics, run_ranks, start_ranks, status_of, train, weights_hash
+from configs import load_config
+from runs import assert_same_run, flags, metrics, run_ranks, start_ranks, status_of, train, weights_hash
 from training import checkpoint, run_folder
+from training import metrics as metrics_module
 from training.checkpoint import RunState
 
 
@@ -134,6 +139,82 @@ def test_a_torn_config_and_ledger_are_set_aside_and_the_run_goes_on(three_steps,
     assert "this run's settings were compared with nothing; it is kept as config.json.unreadable-1" in output
     assert "so the costs begin at 0; it is kept as ledger.json.unreadable-1" in output
     assert weights_hash(run_dir, 6) == weights_hash(six_steps, 6)
+
+
+def test_what_a_crash_left_half_written_goes(tmp_path):
+    for name in ("ckpt/step_000002", "ckpt/step_000004.tmp", "hf/step_000002", "hf/step_000004", "hf/step_mine_9"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "ledger.json.tmp").touch()
+    run_folder.rewind(tmp_path, RunState(step=2))
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*")}
+    assert left == {"ckpt/step_000002", "hf/step_000002", "hf/step_mine_9"}
+    assert not (tmp_path / "ledger.json.tmp").exists()
+
+
+# ------------------------------------------------------------------------------------------------------------ the disk
+
+
+def files_at_most(size, owner, name, number):
+    """At the `number`th call of owner.name, files of this process may not grow beyond `size` bytes: a write fails as on
+    a full disk, wherever it is made."""
+    function, calls = getattr(owner, name), []
+
+    def wrapped(*args, **kwargs):
+        calls.append(name)
+        if len(calls) == number:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+        return function(*args, **kwargs)
+
+    setattr(owner, name, wrapped)
+
+
+def full_at_an_export(argv):
+    files_at_most(10_000, checkpoint, "_save_all", 2)
+    train_grpo.main(argv)
+
+
+def full_at_a_checkpoint(argv):
+    files_at_most(10_000, checkpoint, "save", 2)
+    train_grpo.main(argv)
+
+
+def full_at_the_metrics(argv):
+    files_at_most(6000, metrics_module.StepLog, "write", 4)
+    train_grpo.main(argv)
+
+
+@pytest.mark.parametrize(
+    "main, words",
+    [
+        (full_at_an_export, "step 4 cannot be saved: "),
+        (full_at_a_checkpoint, "step 4 cannot be saved: "),
+        (full_at_the_metrics, "File too large; "),
+    ],
+)
+def test_a_full_disk_ends_the_run_with_one_line_and_it_resumes(world, tmp_path, six_steps, main, words):
+    argv = flags(world, tmp_path, eval_every=3)
+    *_, last = run_ranks(1, argv, status=1, main=main).splitlines()
+    assert words in last and "B are free" in last and "--resume=true" in last
+    assert not list((tmp_path / "run").glob("*/*.tmp"))
+    assert "resuming after step 3" in train([*argv, "--resume=true"])
+    assert_same_run(tmp_path / "run", six_steps)
+
+
+def test_a_disk_too_small_for_one_save_is_refused_before_the_first_step(world, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    output = train(flags(world, tmp_path), status=2)
+    assert "a save takes" in output and "0.0 MB are free: make room" in output and "step 1/" not in output
+    cfg = load_config([f"--out_dir={tmp_path}"])
+    assert checkpoint.save_bytes(1_777_088_000, cfg) == 16 * 1_777_088_000
+
+
+def test_a_folder_that_cannot_be_written_is_refused(world, tmp_path, monkeypatch):
+    def read_only(dir):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", read_only)
+    assert f"cannot write {tmp_path}/run: Read-only file system" in train(flags(world, tmp_path), status=2)
 
 
 # -------------------------------------------------------------------------------------------------------- the same run

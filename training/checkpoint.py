@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -152,7 +153,47 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def save_bytes(num_params: int, cfg: Config) -> int:
+    """Bytes of a checkpoint with its export: weights and Adam's two moments in float32, weights in `export_dtype`."""
+    return (4 + 8 + DTYPES[cfg.export_dtype].itemsize) * num_params
+
+
+def most_saves(cfg: Config) -> int:
+    """How many checkpoints may stand beside each other: the newest, each stage's best, KL references, a new one."""
+    references = len(cfg.stage_steps) - 1 if cfg.kl_coef and cfg.stage_reference == "reset" else 0
+    at_most = sum(steps // cfg.save_every + 1 for steps in cfg.stage_steps) if cfg.save_every else 0
+    return min(at_most, cfg.keep_checkpoints + len(cfg.stage_steps) + references + 1)
+
+
+def in_bytes(number: float) -> str:
+    """As 28.4 GB or 2.1 MB."""
+    return f"{number / 1e9:,.1f} GB" if number >= 1e9 else f"{number / 1e6:,.1f} MB"
+
+
 def save_all(cfg: Config, model: Qwen2, optimizer: torch.optim.Optimizer, state: RunState) -> None:
+    """Checkpoint and export of a step, and removal of those that are no longer kept. What cannot be written ends the
+    run with one line; what was there before stays."""
+    try:
+        _save_all(cfg, model, optimizer, state)
+    except (OSError, SafetensorError, CheckpointException) as e:
+        needed = save_bytes(sum(p.numel() for p in model.parameters()), cfg)
+        free = shutil.disk_usage(cfg.run_dir).free
+        for aside in cfg.run_dir.glob(f"*/{step_name(state.step)}.tmp"):
+            shutil.rmtree(aside, ignore_errors=True)
+        why = "the disk is full" if free < needed else reason(e)
+        failed = f"{cfg.run_dir}: step {state.step} cannot be saved: {why}"
+        sizes = f"a save takes {in_bytes(needed)}, {in_bytes(free)} are free"
+        raise SystemExit(f"{failed}: {sizes}; when that is mended, start with --resume=true") from None
+
+
+def reason(e: BaseException) -> str:
+    """An error of a save or a load in one line."""
+    if isinstance(e, CheckpointException):  # a BaseException that holds each rank's error and its traceback
+        e, _ = next(iter(e.failures.values()))
+    return str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+
+
+def _save_all(cfg: Config, model: Qwen2, optimizer: torch.optim.Optimizer, state: RunState) -> None:
     """hf/step_* first, ckpt/step_* last: a checkpoint that exists has its export."""
     name, is_writer = step_name(state.step), dist.get_rank() == 0
     hf = cfg.run_dir / "hf" / name
@@ -211,9 +252,8 @@ def load(folder: Path, model: Qwen2, optimizer: torch.optim.Optimizer) -> None:
     """Fill model and optimizer in place from a checkpoint of any world size. Raises UserError."""
     try:
         dcp.load(tensors(model, optimizer), checkpoint_id=folder)  # in place
-    except CheckpointException as e:  # a BaseException that holds each rank's error and its traceback
-        error, _ = next(iter(e.failures.values()))
-        raise UserError(f"{folder}: does not fit this model: {str(error).strip().splitlines()[0]}") from None
+    except CheckpointException as e:
+        raise UserError(f"{folder}: does not fit this model: {reason(e)}") from None
 
 
 def load_weights(folder: Path, model: Qwen2) -> None:

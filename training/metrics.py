@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import json
 import math
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -244,6 +245,8 @@ class StepLog:
         seconds_left = (last_step - row["step"]) * sum(self.recent_seconds) / len(self.recent_seconds)
         with open(self.path, "a", encoding="utf-8") as f:
             f.write(json.dumps(json_row(row), allow_nan=False) + "\n")
+            f.flush()
+            os.fsync(f.fileno())
         print(progress_line(row, last_step, seconds_left), flush=True)
         if self.wandb:
             self.wandb.log(row, step=row["step"])

@@ -19,8 +19,9 @@ from statistics import NormalDist, fmean
 import torch
 
 from configs import UserError, load_config, parse_flags
-from model import DTYPES, ModelConfig, Qwen2
+from model import ModelConfig, Qwen2
 from training import memory
+from training.checkpoint import in_bytes, most_saves, save_bytes
 from training.memory import GPUS, Job, num_params
 
 
@@ -141,7 +142,7 @@ def step_seconds(job: Job, stack: Stack) -> dict[str, float]:
         1 - 1 / cfg.minibatches + bool(cfg.kl_coef)
     )  # old log-probabilities, but for the first minibatch; reference
     rate = job.gpus * stack.share * job.gpu.peak
-    saved = (4 + 8 + DTYPES[cfg.export_dtype].itemsize) * num_params(job.model)  # bytes: weights, Adam, export
+    saved = save_bytes(num_params(job.model), cfg)
     return {
         "generate, tail": generate(job, job.mean, limit, cfg.prompts_per_step, group, stack.overhead),
         "reward": stack.reward,
@@ -224,8 +225,7 @@ def stages(argv: list[str]) -> list[Job]:
 
 def main(argv: list[str]) -> None:
     """Print memory, time and cost of every stage. Raises UserError."""
-    jobs = stages(argv)
-    cfg = jobs[0].cfg
+    jobs, cfg = stages(argv), load_config(parse_flags(argv, Flags)[1])
     known = "" if Path(cfg.model).is_dir() else " is not here: sizes of DeepSeek-R1-Distill-Qwen-1.5B"
     only = " (runs on the CPU only; bfloat16 runs on a GPU)" if cfg.dtype == "float32" else ""
     print(f"model: {cfg.model}{known}, {num_params(jobs[0].model) / 1e9:.4g} B weights, {cfg.dtype}{only}")
@@ -234,6 +234,9 @@ def main(argv: list[str]) -> None:
     for job in jobs:
         for name, hours in print_stage(job, price).items():
             total[name] += hours
+    if cfg.save_every:
+        save = save_bytes(num_params(jobs[0].model), cfg)
+        print(f"\ndisk: {in_bytes(save)} a save, {in_bytes(save * most_saves(cfg))} for all that are kept")
     if cfg.refill_attempts:
         print(f"\nrefills are not counted: generation may take up to {cfg.refill_attempts} more rounds a step")
     limit = " at most, if the controller ends no stage earlier" if cfg.stage_policy == "auto" else ""

@@ -4,15 +4,20 @@ Nothing that could not be read is deleted: it is renamed to `*.unreadable-1` and
 """
 
 import dataclasses
+import errno
 import fcntl
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,7 +25,8 @@ from typing import Any
 import torch.distributed as dist
 
 from configs import Config, UserError, write_whole
-from training.checkpoint import RunState, checkpoint_dirs, damage, hash_file
+from training import checkpoint
+from training.checkpoint import RunState, checkpoint_dirs, damage, hash_file, in_bytes
 from training.packing import from_rank0
 
 # What a resumed run may change: it alters speed, memory, length and bookkeeping of the run, not the algorithm (but see
@@ -110,6 +116,40 @@ def set_aside(path: Path, why: str) -> None:
     print(f"{path}: {why}; it is kept as {kept.name}", flush=True)
 
 
+# ---------------------------------------------------------------------------------------------------------- the disk
+
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.ESTALE, errno.EACCES}
+
+
+def check_disk(cfg: Config, num_params: int) -> None:
+    """Say what checkpoints will take; 28.4 GB each at 1.5 B. Raises UserError if not one fits."""
+    if not cfg.save_every:
+        return
+    save, there = checkpoint.save_bytes(num_params, cfg), 0
+    for kind in ("ckpt", "hf"):
+        there += sum(path.stat().st_size for path in (cfg.run_dir / kind).glob("**/*") if path.is_file())
+    most, free = checkpoint.most_saves(cfg) * save, shutil.disk_usage(cfg.run_dir).free
+    sizes = f"a save takes {in_bytes(save)}, all that are kept {in_bytes(most)}, {in_bytes(free)} are free"
+    if free < save:
+        raise UserError(f"out_dir: {cfg.run_dir}: {sizes}: make room, or save elsewhere with --out_dir")
+    print(f"{cfg.run_dir}: {sizes}", flush=True)
+    if free < most - there:
+        print("the disk will be full before the run's end: make room, or lower keep_checkpoints", flush=True)
+
+
+@contextmanager
+def disk_errors(cfg: Config) -> Iterator[None]:
+    """Around a run: what cannot be written ends it with one line, and it can be resumed."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno not in DISK_ERRORS:
+            raise
+        free = in_bytes(shutil.disk_usage(cfg.run_dir).free)
+        failed = f"{e.filename or cfg.run_dir}: {e.strerror}; {free} are free"
+        raise SystemExit(f"{failed}; when that is mended, start with --resume=true") from None
+
+
 # ------------------------------------------------------------------------------------------------------ the same run?
 
 
@@ -120,8 +160,7 @@ def open_run(cfg: Config) -> None:
         if in_use and not cfg.resume:
             raise UserError(f"{cfg.run_dir} is not empty: add --resume=true to go on, or choose another --run_name")
         cfg.run_dir.mkdir(parents=True, exist_ok=True)
-        if not os.access(cfg.run_dir, os.W_OK):
-            raise PermissionError(13, "Permission denied")
+        tempfile.TemporaryFile(dir=cfg.run_dir).close()  # raises why it cannot be written
     except OSError as e:
         raise UserError(f"out_dir: cannot write {cfg.run_dir}: {e.strerror}") from None
     info = read_info(cfg.run_dir)
@@ -214,9 +253,9 @@ def write_config(cfg: Config, files: dict[str, str]) -> None:
 
 def begin(cfg: Config, files: dict[str, str], state: RunState) -> None:
     """Make the folder ready for the step after `state`. files: see `identity`. Rank 0 calls it."""
-    write_config(cfg, files)
     (cfg.run_dir / "rollouts").mkdir(exist_ok=True)
     rewind(cfg.run_dir, state)
+    write_config(cfg, files)
 
 
 def rewind(run_dir: Path, state: RunState) -> None:
@@ -229,8 +268,13 @@ def rewind(run_dir: Path, state: RunState) -> None:
             set_aside(folder, "damaged")
             if (run_dir / "hf" / folder.name).exists():
                 set_aside(run_dir / "hf" / folder.name, "the export of a damaged checkpoint")
-    for path in [*run_dir.glob("ckpt/step_*.tmp"), *run_dir.glob("hf/step_*.tmp")]:
+    unfinished = [*run_dir.glob("ckpt/step_*.tmp"), *run_dir.glob("hf/step_*.tmp")]
+    exports = [path for path in run_dir.glob("hf/step_*") if re.fullmatch(r"step_\d{6,}", path.name)]
+    unfinished += [path for path in exports if int(path.name.removeprefix("step_")) > step]  # without a checkpoint
+    for path in unfinished:
         shutil.rmtree(path, ignore_errors=True)
+    for path in run_dir.glob("*.json.tmp"):
+        path.unlink()
     path = run_dir / "metrics.jsonl"
     rows, unreadable = read_rows(path)
     if rows and step == 0:
