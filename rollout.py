@@ -52,6 +52,7 @@ class Rollout:
     finish_reason: str  # "stop" | "length"
     reward: float = 0.0
     advantage: float = 0.0
+    answer: str | None = None  # in the response, right or wrong; None where it has none that could be graded
 
 
 def sample_seed(*parts: int | str) -> int:

@@ -36,6 +36,7 @@ from losses import (
 )
 from model import DTYPES, Qwen2, resolve_model
 from problems.prompts import ChatTokenizer, Prompt, load_benchmarks, load_prompts, unmatched_golds
+from reward import extract_answer
 from rollout import Rollout, Sampler, make_sampler, response_text, sample_seed
 from training import checkpoint, metrics, packing, run_folder, smoke, stages, watch
 from training.checkpoint import RunState, step_name
@@ -111,11 +112,13 @@ def sample(run: Run, state: RunState, prompt_indices: list[int], attempt: int, t
 
 
 def grade(run: Run, rollouts: list[Rollout], timer: Timer) -> list[Rollout]:
-    """This rank's rollouts in, those of all ranks out, with their rewards, ordered by prompt and sample."""
+    """This rank's rollouts in, those of all ranks out, with answers and rewards, ordered by prompt and sample."""
     with timer("reward"):
         texts = [response_text(run.prompts[rollout.prompt_id], rollout, run.tokenizer) for rollout in rollouts]
         rewards = run.pool.rewards([run.prompts[rollout.prompt_id].problem for rollout in rollouts], texts)
-        graded = [replace(rollout, reward=reward) for rollout, reward in zip(rollouts, rewards, strict=True)]
+        graded = []
+        for rollout, text, reward in zip(rollouts, texts, rewards, strict=True):
+            graded.append(replace(rollout, reward=reward, answer=extract_answer(text)))
         return packing.gather_rollouts(graded)
 
 
@@ -407,6 +410,7 @@ def report(run: Run, state: RunState, evaluated: dict[int, dict], log: metrics.S
         row |= {f"eval_{name}": results[name]["accuracy"] for name in run.benchmarks}
         row |= {"time_eval": timer.seconds["eval"], "time_step": row["time_step"] + timer.seconds["eval"]}
     run.ledger.charge(timer)
+    metrics.warn_if_nothing_can_be_earned(row, run.tokenizer)
     log.write(row | run.ledger.columns(cfg), stages.last_step(state, cfg))
     return replace(state, unreported=None)
 

@@ -10,11 +10,12 @@ import train_grpo
 from configs import UserError, load_config
 from grader.pool import RewardPool
 from problems.prompts import ChatTokenizer, load_prompts
-from rollout import TorchSampler
+from rollout import Rollout, TorchSampler
 from runs import flags, train
 from train_grpo import backward, optimizer_step
 from training import checkpoint, metrics, packing, run_folder, smoke, watch
 from training.checkpoint import RunState
+from training.preemption import Preemption
 
 
 def smoke_config(world, folder, **changes):
@@ -43,6 +44,7 @@ def run(world, tmp_path, group_of_one):
         optimizer=optimizer,
         ledger=metrics.Ledger(cfg.run_dir, time.perf_counter()),
         lock=run_folder.RunLock(cfg.run_dir),
+        preemption=Preemption(0),
     )
 
 
@@ -134,10 +136,29 @@ def test_a_smoke_run_tries_everything_on_copies_of_shards_and_leaves_nothing_beh
     assert not list(tmp_path.iterdir())
 
 
-def test_a_smoke_run_passes_where_rows_pad_the_vocabulary(padded_dir, world, tmp_path):
-    """Random ids of the fullest pack are tokens, never padding rows, which have no log-probability."""
-    argv = flags(world, tmp_path, model=padded_dir, kl_coef=0.1, smoke="true")
-    assert "smoke: PASSED: a pack of 128 tokens trained" in train(argv)
+def test_a_smoke_run_fails_where_nothing_could_have_been_earned(padded_dir, world, tmp_path):
+    """A random model. (Ids of the fullest pack are tokens, never padding rows, which have no log-probability.)"""
+    output = train(flags(world, tmp_path, model=padded_dir, kl_coef=0.1, smoke="true"), status=1)
+    assert "worst pack" in output
+    assert "smoke: FAILED on rank 0: two steps earned nothing, and no response had an answer" in output
+    assert "step 1: no response has the answer in \\boxed{}" in output
+
+
+def test_a_step_without_an_answer_says_what_to_look_at(world, capsys, group_of_one):
+    def rollouts(answer, reason, reward=0.0):
+        return [[Rollout(0, 0, [1], [1], [0.0], reason, reward, answer=answer)]]
+
+    tokenizer = ChatTokenizer(world / "base")
+
+    def said(groups):
+        row = {"step": 3, "max_response_len": 24} | metrics.rollout_metrics(groups)
+        metrics.warn_if_nothing_can_be_earned(row, tokenizer)
+        return capsys.readouterr().out
+
+    assert said(rollouts("7", "stop")) == "" and said(rollouts(None, "stop", 0.5)) == ""
+    cut_off = "step 3: all responses were cut off: is max_response_len=24 too short, or '<|eos|>' not what"
+    assert cut_off in said(rollouts("7", "length"))
+    assert "step 3: no response has the answer in \\boxed{} after <think> and </think>" in said(rollouts(None, "stop"))
 
 
 def test_a_smoke_run_refuses_what_the_real_run_would(world, tmp_path):

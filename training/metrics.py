@@ -22,7 +22,6 @@ from torch import Tensor
 from configs import Config, UserError, write_whole
 from model import Qwen2, peak_flops
 from problems.prompts import ChatTokenizer, Prompt
-from reward import extract_answer
 from rollout import Rollout, response_text
 from training.checkpoint import RunState, step_name
 from training.packing import all_sum, from_rank0, packed_length, print0
@@ -128,11 +127,31 @@ def rollout_metrics(groups: list[list[Rollout]]) -> dict[str, float | None]:
         "response_len_mean": mean([len(r.response_ids) for r in samples]),
         "response_len_correct": mean([len(r.response_ids) for r in samples if r.reward >= 1]),
         "response_len_incorrect": mean([len(r.response_ids) for r in samples if r.reward < 1]),
+        "answered_ratio": mean([r.answer is not None for r in samples]),
         "response_clip_ratio": mean([r.finish_reason == "length" for r in samples]),
         "solve_none": mean([all(r.reward < 1 for r in g) for g in groups]),
         "solve_all": mean([all(r.reward >= 1 for r in g) for g in groups]),
         "tokens_generated": sum(len(r.response_ids) for r in samples),
     }
+
+
+def is_hopeless(row: dict[str, Any]) -> bool:
+    """Did a step earn nothing, and was there no answer that could have earned something?"""
+    return row["reward_mean"] <= 0 and row["answered_ratio"] == 0
+
+
+def warn_if_nothing_can_be_earned(row: dict[str, Any], tokenizer: ChatTokenizer) -> None:
+    """Say what to look at after a step in which all responses were cut off, or none had an answer."""
+    step, clipped = row["step"], row["response_clip_ratio"] == 1
+    if clipped:
+        stops = ", ".join(repr(tokenizer.tokenizer.id_to_token(eos_id)) for eos_id in tokenizer.eos_ids)
+        limit = f"max_response_len={row['max_response_len']}"
+        print0(
+            f"step {step}: all responses were cut off: is {limit} too short, or {stops} not what the model ends with?"
+        )
+    if is_hopeless(row) and not clipped:
+        needed = "the answer in \\boxed{} after <think> and </think>"
+        print0(f"step {step}: no response has {needed}: look at prompt_suffix, the chat template and rollouts/")
 
 
 def dump_rollouts(
@@ -144,13 +163,12 @@ def dump_rollouts(
     with open(run_dir / "rollouts" / f"{step_name(step)}.jsonl", "w", encoding="utf-8") as f:
         for r in (r for g in groups for r in g):
             prompt = prompts[r.prompt_id]
-            text = response_text(prompt, r, tokenizer)
             row = {
                 "id": prompt.problem.id,
                 "sample_id": r.sample_id,
                 "prompt": prompt.problem.problem,
-                "response": text,
-                "answer": extract_answer(text),
+                "response": response_text(prompt, r, tokenizer),
+                "answer": r.answer,
                 "gold": prompt.problem.answer,
                 "reward": r.reward,
                 "advantage": r.advantage,

@@ -22,7 +22,7 @@ from configs import Config, UserError, lost_rank
 from model import DTYPES, Qwen2
 from rollout import Rollout
 from training import checkpoint, run_folder, watch
-from training.metrics import Timer, check_wandb
+from training.metrics import Timer, check_wandb, is_hopeless
 from training.packing import Batch, Minibatch, fixed_logprobs, from_rank0, pack, print0, sync_weights
 
 
@@ -216,6 +216,8 @@ def report(cfg: Config, worst_case: Timer, rows: list[dict[str, Any]], device: t
         print0(f"{phase:<12}{seconds[phase]:>10.1f}{peak:>18.2f}")
     fullest = max(peaks, key=lambda phase: peaks[phase])
     total = f" of {torch.cuda.mem_get_info(device)[1] / 2**30:.1f}" if device.type == "cuda" else ""
+    if all(map(is_hopeless, rows)):
+        raise SystemExit("two steps earned nothing, and no response had an answer that could be graded: see above")
     updates = sum(row["loss"] is not None for row in rows)
     lesson = "" if updates == 2 else f" ({updates} with an update: elsewhere all groups were all right or all wrong)"
     k3 = max(row["mismatch_sync_k3"] for row in rows)
