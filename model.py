@@ -432,8 +432,16 @@ def full_tensors(model: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, Te
         yield name, tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def stream_weights(path: str | Path) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of a folder's `model.safetensors` or its shards, read one at a time. Raises UserError."""
+def check_weights(path: str | Path) -> None:
+    """Raises UserError if a folder's tensors are not those of its config, by name and shape; reads no numbers."""
+    with torch.device("meta"):
+        model = Qwen2(ModelConfig.from_folder(path))
+    model.load_weights(stream_weights(path, only_shapes=True), str(path))
+
+
+def stream_weights(path: str | Path, only_shapes: bool = False) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of a folder's `model.safetensors` or its shards, read one at a time; only_shapes: without their
+    numbers, on the meta device. Raises UserError."""
     index = Path(path) / "model.safetensors.index.json"
     try:
         shards = set(read_object(index)["weight_map"].values()) if index.exists() else {"model.safetensors"}
@@ -443,7 +451,8 @@ def stream_weights(path: str | Path) -> Iterator[tuple[str, Tensor]]:
                     dtype = f.get_slice(name).get_dtype()
                     if dtype not in ("F64", "F32", "F16", "BF16"):
                         raise ValueError(f"{name} is {dtype}: only 16, 32 and 64 bit floats are supported")
-                    yield name, f.get_tensor(name)
+                    shape = f.get_slice(name).get_shape()
+                    yield name, torch.empty(shape, device="meta") if only_shapes else f.get_tensor(name)
     except (OSError, SafetensorError, ValueError, KeyError, AttributeError, TypeError, UserError) as e:
         raise UserError(f"{path}: cannot read the weights: {e}") from None
 

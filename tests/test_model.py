@@ -635,6 +635,9 @@ def test_wrong_tensors_are_refused_by_name(folder):
         (folder / "model.safetensors").write_bytes(whole)
         change_weights(folder, change)
         assert words in refusal(folder)
+        with pytest.raises(UserError) as e:  # what a run and an evaluation ask before an engine starts
+            model_file.check_weights(folder)
+        assert words in str(e.value)
 
 
 @pytest.mark.parametrize("sharded", [False, True])

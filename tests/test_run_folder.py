@@ -243,6 +243,23 @@ def test_a_resume_needs_the_same_files_wherever_they_are(world, three_steps, tmp
     assert "resuming after step 3" in resumed([*argv, f"--model={tmp_path}/../{tmp_path.name}/same"])
 
 
+def test_a_hub_commit_that_moved_is_said_and_matters_only_with_the_files(three_steps, tmp_path, world):
+    run_dir, argv = three_steps
+    snapshots = tmp_path / "models--a--b/snapshots"
+    for commit in ("a" * 40, "b" * 40):
+        shutil.copytree(world / "base", snapshots / commit)
+    argv = [*argv, f"--model={snapshots}/{'b' * 40}"]
+    info = json.loads((run_dir / "config.json").read_text())
+    info["identity"]["hub commit"] = "a" * 40
+    (run_dir / "config.json").write_text(json.dumps(info))
+    assert f"the hub's commit was {'a' * 40}, now {'b' * 40}; the model is the same" in resumed(
+        [*argv, "--max_steps=3"]
+    )
+    info["identity"]["model: tokenizer_config.json"] = "0"
+    (run_dir / "config.json").write_text(json.dumps(info))
+    assert "model: tokenizer_config.json is not what the run began with" in resumed(argv, status=2)
+
+
 def test_an_export_is_readable_by_others_and_a_damaged_one_is_no_base_model(world, three_steps, tmp_path):
     run_dir, _ = three_steps
     export = run_dir / "hf/step_000003"

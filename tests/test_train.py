@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -217,3 +218,15 @@ def test_a_folder_in_use_and_a_changed_run_are_refused(world, six_steps):
     output = refusal([*argv, "--resume=true", "--lr=0.5"])
     assert "resume: lr was 0.001 and is now 0.5; a resumed run may change only" in output and "token_budget" in output
     assert metrics(six_steps) == before
+
+
+def test_a_model_folder_that_lacks_a_tensor_is_refused_before_an_engine_starts(world, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(world / "base", tmp_path / "model")
+    tensors = load_file(tmp_path / "model/model.safetensors")
+    name = "model.layers.1.self_attn.q_proj.weight"
+    del tensors[name]
+    save_file(tensors, tmp_path / "model/model.safetensors")
+    output = train(flags(world, tmp_path, model=tmp_path / "model"), status=2)
+    assert f"error: {tmp_path}/model: 1 tensors are missing, the first is {name}" in output

@@ -201,8 +201,8 @@ def check_same_run(info: dict[str, Any], cfg: Config) -> None:
 
 
 def identity(cfg: Config, model: Path) -> dict[str, str]:
-    """{what: SHA-256} of all files that a run learns from: data, base weights, tokenizer, template. Raises UserError
-    for a model folder that is damaged by its own manifest."""
+    """{what: SHA-256} of all files that a run learns from: data, base weights, tokenizer, template; and the commit of a
+    model from the hub. Raises UserError for a model folder that is damaged by its own manifest."""
     problem = damage(model, needed=("config.json",)) if (model / "manifest.json").is_file() else None
     if problem:
         raise UserError(f"model: {model} is damaged: {problem}")
@@ -211,14 +211,19 @@ def identity(cfg: Config, model: Path) -> dict[str, str]:
     files["train_data"] = Path(cfg.train_data)
     if cfg.eval_every:
         files |= {f"eval_data: {Path(name).stem}": Path(name) for name in cfg.eval_data}
-    return {what: hash_file(path) for what, path in files.items()}
+    hashes = {what: hash_file(path) for what, path in files.items()}
+    if model.parent.name == "snapshots":  # in the hub's cache, whose folders are called by their commits
+        hashes["hub commit"] = model.name
+    return hashes
 
 
 def check_identity(cfg: Config, model: Path) -> dict[str, str]:
     """The identity of the run's files, the same as when it began. Raises UserError that names what changed."""
     now, before = identity(cfg, model), read_info(cfg.run_dir).get("identity", {})
     changed = [what for what in before if before[what] != now.get(what)]
-    if changed:
+    if changed == ["hub commit"]:
+        print(f"the hub's commit was {before['hub commit']}, now {now.get('hub commit')}; the model is the same")
+    elif changed:
         raise UserError(f"resume: {changed[0]} is not what the run began with (by its SHA-256); use another --run_name")
     return now
 
