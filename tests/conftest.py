@@ -1,17 +1,15 @@
 """Shared fixtures: a random tiny model folder, and a small world whose model is right now and then."""
 
-import json
 import os
-import random
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from model import ModelConfig, Qwen2, token_logprobs
+from model import ModelConfig, Qwen2
 from problems import tiny
-from runs import flags, train
+from runs import flags, make_world, train
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes the tests start; two threads may fight over a core
 torch.set_num_threads(1)
@@ -42,30 +40,8 @@ def padded_dir(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory) -> Path:
-    """base/ answers sums of two digits in the right form and rarely with the right digit; train.jsonl, test.jsonl."""
-    path = tmp_path_factory.mktemp("world")
-    tokenizer, rng = tiny.make_tokenizer(path / "base"), random.Random(0)
-    model = tiny.new_model(tokenizer, seed=0)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(60):
-        ids, lengths, targets = [], [], []
-        for _ in range(16):
-            a, b = rng.randint(1, 4), rng.randint(1, 4)
-            text = f"<|bos|><|user|>{a}+{b}=?<|assistant|><think>\n" + "wait " * rng.randint(0, 2)
-            row = tokenizer.encode(text + f"</think>\\boxed{{{max(1, a + b + rng.randint(-1, 1))}}}<|eos|>").ids
-            ids, targets, lengths = ids + row[:-1], targets + row[1:], [*lengths, len(row) - 1]
-        positions = torch.cat([torch.arange(n) for n in lengths])
-        cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).int()
-        hidden = model(torch.tensor(ids), positions, cu_seqlens)
-        token_logprobs(hidden, model.lm_head.weight, torch.tensor(targets), 1.0, 4096)[0].mean().neg().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    model.save_pretrained(path / "base")
-    for name, size in (("train", 64), ("test", 6)):
-        pairs = [(rng.randint(1, 4), rng.randint(1, 4)) for _ in range(size)]
-        rows = [{"problem": f"{a}+{b}=?", "answer": str(a + b)} for a, b in pairs]
-        (path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
-    return path
+    """What `runs.make_world` makes. Tests only read it."""
+    return make_world(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="session")

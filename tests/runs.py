@@ -10,14 +10,18 @@ import io
 import json
 import multiprocessing
 import os
+import random
 import socket
 import sys
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 
 import configs
 import train_grpo
+from model import token_logprobs
+from problems import tiny
 
 ROOT = Path(__file__).parents[1]
 ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -33,6 +37,33 @@ def flags(world, folder, **changes):
     values |= dict(max_response_len="24,32", stage_steps="4,2", token_budget=128, save_every=3, save_rollouts_every=1)
     values |= dict(eval_every=0, eval_k=1, max_num_seqs=16)
     return ["configs/tiny.py", *(f"--{k}={v}" for k, v in (values | changes).items())]
+
+
+def make_world(path):
+    """In a folder: base/ answers sums of two digits in the right form and rarely with the right digit; train.jsonl and
+    test.jsonl have such sums."""
+    tokenizer, rng = tiny.make_tokenizer(path / "base"), random.Random(0)
+    model = tiny.new_model(tokenizer, seed=0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(60):
+        ids, lengths, targets = [], [], []
+        for _ in range(16):
+            a, b = rng.randint(1, 4), rng.randint(1, 4)
+            text = f"<|bos|><|user|>{a}+{b}=?<|assistant|><think>\n" + "wait " * rng.randint(0, 2)
+            row = tokenizer.encode(text + f"</think>\\boxed{{{max(1, a + b + rng.randint(-1, 1))}}}<|eos|>").ids
+            ids, targets, lengths = ids + row[:-1], targets + row[1:], [*lengths, len(row) - 1]
+        positions = torch.cat([torch.arange(n) for n in lengths])
+        cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).int()
+        hidden = model(torch.tensor(ids), positions, cu_seqlens)
+        token_logprobs(hidden, model.lm_head.weight, torch.tensor(targets), 1.0, 4096)[0].mean().neg().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(path / "base")
+    for name, size in (("train", 64), ("test", 6)):
+        pairs = [(rng.randint(1, 4), rng.randint(1, 4)) for _ in range(size)]
+        rows = [{"problem": f"{a}+{b}=?", "answer": str(a + b)} for a, b in pairs]
+        (path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    return path
 
 
 # ---------------------------------------------------------------------------------------------- in the tests' process
