@@ -338,6 +338,7 @@ def curate_files(s: Settings) -> None:
         tests, malformed_tests = read_rows([Path(s.against)], s.max_malformed, read=first_answer)
         malformed += malformed_tests
         origins["against"] = checksum(Path(s.against))
+    Path(s.out_dir).mkdir(parents=True, exist_ok=True)
     curate(rows, tests, s, malformed, origins)
 
 
@@ -388,7 +389,7 @@ def main(argv: list[str]) -> None:
     command = argv[0]
     s = settings(command, argv[1:])
     try:
-        if "out_dir" in FLAGS[command]:
+        if command in ("tiny", "train", "bench"):
             Path(s.out_dir).mkdir(parents=True, exist_ok=True)
         COMMANDS[command](s)
     except OSError as e:  # input files have their own messages

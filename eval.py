@@ -206,9 +206,9 @@ def digest(problem: Problem) -> str:
     return hashlib.blake2b(repr((problem.problem, problem.answer)).encode(), digest_size=8).hexdigest()
 
 
-def claim(out: Path, evaluation: Evaluation, dtype: str) -> dict[str, Any]:
-    """What all completions in the folder have in common: written to its `eval.json`, and returned. Raises UserError
-    where the folder holds other completions."""
+def describe(out: Path, evaluation: Evaluation, dtype: str) -> dict[str, Any]:
+    """What all completions in the folder have in common, as its `eval.json` has it. Raises UserError where the folder
+    holds other completions."""
     cfg, path = evaluation.cfg, out / "eval.json"
     files = sorted(evaluation.model.glob("*.safetensors"))  # told apart by size and time, not read
     weights = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
@@ -220,9 +220,6 @@ def claim(out: Path, evaluation: Evaluation, dtype: str) -> dict[str, Any]:
         if known.get(key) != value:
             other = f"this folder's completions have {key}={known.get(key)!r}, not {value!r}"
             raise UserError(f"{path}: {other}: choose another --out_dir")
-    if os.environ.get("RANK", "0") == "0":
-        out.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(about, indent=1) + "\n")
     return about
 
 
@@ -300,7 +297,11 @@ def run_model(cfg: Config, options: Options) -> None:
     root = Path(options.out_dir or f"out/eval/{str(evaluation.model).strip('./').replace('/', '_')}")
     dtypes = options.dtype or (cfg.dtype,)
     folders = {dtype: root / dtype if len(dtypes) > 1 else root for dtype in dtypes}
-    about = {dtype: claim(out, evaluation, dtype) for dtype, out in folders.items()}
+    about = {dtype: describe(out, evaluation, dtype) for dtype, out in folders.items()}
+    if os.environ.get("RANK", "0") == "0":  # none is refused any more
+        for dtype, out in folders.items():
+            out.mkdir(parents=True, exist_ok=True)
+            write_whole(out / "eval.json", json.dumps(about[dtype], indent=1) + "\n")
     device = init_distributed(cfg)
     if device.type == "cuda" and cfg.sampler == "torch" and "float32" in dtypes:
         raise UserError("--dtype: float32 does not run through FlashAttention on a GPU: --sampler=vllm or --device=cpu")

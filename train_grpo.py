@@ -60,6 +60,7 @@ class Run:
     reference: Qwen2 | None  # frozen; None if kl_coef is 0
     optimizer: torch.optim.AdamW
     ledger: metrics.Ledger
+    log: metrics.StepLog
     lock: run_folder.RunLock  # no other run in this folder
     preemption: Preemption
 
@@ -275,7 +276,8 @@ def set_up(cfg: Config, hook: Any, preemption: Preemption, started: float) -> tu
     state = checkpoint.read_state(newest) if newest else RunState()
     stages.check_gpus(state, cfg)
     files = from_rank0(run_folder.check_identity, cfg, path)
-    ledger = metrics.Ledger(cfg.run_dir, started)
+    run_id = from_rank0(run_folder.run_id, cfg)
+    ledger, log = metrics.Ledger(cfg.run_dir, started), metrics.StepLog(cfg, run_id)
 
     sampler = make_sampler(cfg, path, device, longest)  # first: vLLM counts its share of a GPU's free memory
     model = load_model(cfg, path, device, torch.float32)
@@ -285,21 +287,8 @@ def set_up(cfg: Config, hook: Any, preemption: Preemption, started: float) -> tu
     optimizer = torch.optim.AdamW(model.parameters(), cfg.lr, betas, cfg.adam_eps, cfg.weight_decay)
     pool = RewardPool(cfg.reward_workers, cfg.reward_timeout)
     benchmarks = {} if cfg.smoke else benchmarks  # a smoke run only checks that they can be read and fit
-    run = Run(
-        cfg,
-        device,
-        tokenizer,
-        prompts,
-        benchmarks,
-        sampler,
-        pool,
-        model,
-        reference,
-        optimizer,
-        ledger,
-        lock,
-        preemption,
-    )
+    guards = ledger, log, lock, preemption
+    run = Run(cfg, device, tokenizer, prompts, benchmarks, sampler, pool, model, reference, optimizer, *guards)
     hook.before_training(run, backward, optimizer_step)  # handed over because a wing does not import this script
 
     if newest:
@@ -307,7 +296,7 @@ def set_up(cfg: Config, hook: Any, preemption: Preemption, started: float) -> tu
         stages.load_reference(cfg, state, reference)
         print0(f"resuming after step {state.step} from {newest}")
     stages.warn_if_too_short(cfg)
-    from_rank0(run_folder.begin, cfg, files, state)
+    from_rank0(run_folder.begin, cfg, files, run_id, state)
     limit = f"max_prompt_len={cfg.max_prompt_len}"
     print0(f"{len(prompts)} prompts from {cfg.train_data}, {too_long} longer than {limit} left out")
     print0(from_rank0(unmatched_golds, {"train_data": prompts, **benchmarks}))
@@ -379,6 +368,7 @@ def finish(run: Run, state: RunState, steps_at_start: int, evaluated: dict[int, 
 
 def tear_down(run: Run) -> None:
     dist.barrier()  # no rank leaves while another may still need it
+    run.log.close()
     run.pool.close()
     run.lock.release()
     run.sampler.close()
@@ -396,11 +386,12 @@ def leave(run: Run, state: RunState) -> None:
     run.ledger.charge(timer)
     kept = f"--resume=true goes on after step {state.step}" if cfg.save_every else "save_every=0: nothing was saved"
     print0(f"preempted: {kept}")
+    run.log.close()
     run.pool.close()
     run.lock.release()
 
 
-def report(run: Run, state: RunState, evaluated: dict[int, dict], log: metrics.StepLog) -> RunState:
+def report(run: Run, state: RunState, evaluated: dict[int, dict]) -> RunState:
     """Validate the weights if that is due, and write the row of the step they come from. Raises Preempted."""
     cfg, row, timer = run.cfg, dict(state.unreported), Timer(run.device)
     stage_ends = stages.is_over(state, cfg) or stages.is_due(state, cfg)
@@ -411,14 +402,14 @@ def report(run: Run, state: RunState, evaluated: dict[int, dict], log: metrics.S
         row |= {"time_eval": timer.seconds["eval"], "time_step": row["time_step"] + timer.seconds["eval"]}
     run.ledger.charge(timer)
     metrics.warn_if_nothing_can_be_earned(row, run.tokenizer)
-    log.write(row | run.ledger.columns(cfg), stages.last_step(state, cfg))
+    run.log.write(row | run.ledger.columns(cfg), stages.last_step(state, cfg))
     return replace(state, unreported=None)
 
 
 # ------------------------------------------------------------------------------------------------------------ the loop
 
 
-def train(run: Run, state: RunState, log: metrics.StepLog, hook: Any) -> tuple[RunState, dict[int, dict]]:
+def train(run: Run, state: RunState, hook: Any) -> tuple[RunState, dict[int, dict]]:
     """For each step draw prompts, sample, grade, compare, pack, update, sync, report, save. Returns the state after the
     last step, and the validation results of its weights by context. Raises Preempted, once the run is saved."""
     cfg, steps_at_start, timeouts_at_start = run.cfg, state.step, state.timeouts
@@ -427,7 +418,7 @@ def train(run: Run, state: RunState, log: metrics.StepLog, hook: Any) -> tuple[R
     try:
         run.preemption.training = True
         if state.unreported:  # the last step was preempted while it was validated
-            state = report(run, state, evaluated, log)
+            state = report(run, state, evaluated)
         while not stages.is_over(state, cfg):
             step, step_started, timer = state.step + 1, time.perf_counter(), Timer(run.device)
 
@@ -482,7 +473,7 @@ def train(run: Run, state: RunState, log: metrics.StepLog, hook: Any) -> tuple[R
             row |= metrics.flops_columns(run.model, groups, chosen, row["time_train"])
             run.ledger.charge(timer)
             state = stages.after_step(state, row, cfg)
-            state = report(run, state, evaluated, log)
+            state = report(run, state, evaluated)
 
             # 6. Save: a crash costs at most `save_every` steps.
             stage_ends = stages.is_over(state, cfg) or stages.is_due(state, cfg)
@@ -508,11 +499,10 @@ def main(argv: list[str], hook: smoke.NoHook | smoke.SmokeTest = smoke.NO_HOOK) 
     cfg = hook.prepare(cfg)
     with run_folder.disk_errors(cfg), Preemption(cfg.preempt_seconds) as preemption:
         run, state = set_up(cfg, hook, preemption, started)
-        log, steps_at_start = metrics.StepLog(cfg), state.step
-        state, evaluated = train(run, state, log, hook)
+        steps_at_start = state.step
+        state, evaluated = train(run, state, hook)
         finish(run, state, steps_at_start, evaluated, argv)
     hook.at_end(run)
-    log.close()
     tear_down(run)
 
 

@@ -43,6 +43,7 @@ def run(world, tmp_path, group_of_one):
         reference=None,
         optimizer=optimizer,
         ledger=metrics.Ledger(cfg.run_dir, time.perf_counter()),
+        log=metrics.StepLog(cfg, "id"),
         lock=run_folder.RunLock(cfg.run_dir),
         preemption=Preemption(0),
     )

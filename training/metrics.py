@@ -25,7 +25,7 @@ from problems.prompts import ChatTokenizer, Prompt
 from rollout import Rollout, response_text
 from training.checkpoint import RunState, step_name
 from training.packing import all_sum, from_rank0, packed_length, print0
-from training.run_folder import read_info, set_aside
+from training.run_folder import set_aside
 
 # ----------------------------------------------------------------------------------------------------- time and memory
 
@@ -241,19 +241,22 @@ def check_wandb(cfg: Config) -> None:
 class StepLog:
     """Where the steps are reported, on rank 0: metrics.jsonl, the terminal, and wandb if asked."""
 
-    def __init__(self, cfg: Config) -> None:
+    def __init__(self, cfg: Config, run_id: str) -> None:
         """Raises UserError where wandb cannot start."""
         self.path, self.wandb = cfg.run_dir / "metrics.jsonl", None
         self.recent_seconds: list[float] = []  # of the last steps, for the estimate of what is left
-        if cfg.wandb and dist.get_rank() == 0:
-            import wandb
+        if cfg.wandb:
+            from_rank0(self._start_wandb, cfg, run_id)
 
-            try:  # the same run after a resume
-                run_id = f"{cfg.run_name}-{read_info(cfg.run_dir)['run_id']}"
-                settings = dataclasses.asdict(cfg)
-                self.wandb = wandb.init(project="nanoscaler", id=run_id, config=settings, resume="allow")
-            except Exception as e:  # no login, no network, a bad name: wandb has an error of its own for each
-                raise UserError(f"wandb: {e}") from None
+    def _start_wandb(self, cfg: Config, run_id: str) -> None:
+        """Go on with the run of this id, or begin it."""
+        import wandb
+
+        try:
+            name, settings = f"{cfg.run_name}-{run_id}", dataclasses.asdict(cfg)
+            self.wandb = wandb.init(project="nanoscaler", id=name, config=settings, resume="allow")
+        except Exception as e:  # no login, no network, a bad name: wandb has an error of its own for each
+            raise UserError(f"wandb: {e}") from None
 
     def write(self, row: dict[str, Any], last_step: int) -> None:
         """Append the row, flushed, and print the step's line; `last_step` is the run's, as far as is known."""

@@ -228,7 +228,12 @@ def check_identity(cfg: Config, model: Path) -> dict[str, str]:
     return now
 
 
-def write_config(cfg: Config, files: dict[str, str]) -> None:
+def run_id(cfg: Config) -> str:
+    """Tells a run from another of its name, for wandb; a resumed one keeps it."""
+    return read_info(cfg.run_dir).get("run_id") or secrets.token_hex(4)
+
+
+def write_config(cfg: Config, files: dict[str, str], run_id: str) -> None:
     """Print every field, non-defaults marked, and write config.json. files: see `identity`."""
     for f in dataclasses.fields(cfg):
         value = getattr(cfg, f.name)
@@ -245,7 +250,7 @@ def write_config(cfg: Config, files: dict[str, str]) -> None:
         "versions": {name: version(name) for name in ("torch", "numpy", "safetensors", "tokenizers")},
         "world_size": dist.get_world_size(),
         "identity": files,
-        "run_id": read_info(cfg.run_dir).get("run_id") or secrets.token_hex(4),  # for wandb: no other run of this name
+        "run_id": run_id,
     }
     path = cfg.run_dir / "config.json"
     if path.exists() and not read_info(cfg.run_dir):
@@ -256,11 +261,11 @@ def write_config(cfg: Config, files: dict[str, str]) -> None:
 # ------------------------------------------------------------------------------------------------ back to a checkpoint
 
 
-def begin(cfg: Config, files: dict[str, str], state: RunState) -> None:
+def begin(cfg: Config, files: dict[str, str], run_id: str, state: RunState) -> None:
     """Make the folder ready for the step after `state`. files: see `identity`. Rank 0 calls it."""
     (cfg.run_dir / "rollouts").mkdir(exist_ok=True)
     rewind(cfg.run_dir, state)
-    write_config(cfg, files)
+    write_config(cfg, files, run_id)
 
 
 def rewind(run_dir: Path, state: RunState) -> None:
