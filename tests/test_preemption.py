@@ -5,6 +5,7 @@ import signal
 import subprocess
 
 import pytest
+import torch.distributed.checkpoint as dcp
 
 import eval as evaluation
 import train_grpo
@@ -91,6 +92,19 @@ def test_a_signal_before_the_first_step_ends_the_run_at_once(world, tmp_path):
         "preempted: SIGUSR1 while no step was under way: nothing is lost, start again with --resume=true\n"
     )
     assert not (tmp_path / "run/ckpt").exists()
+
+
+def in_the_load_of_a_checkpoint(argv):
+    """torch.distributed.checkpoint takes whatever is raised in it for a failure of its own."""
+    signal_at_call(dcp.FileSystemReader, "read_data", 1)
+    train_grpo.main(argv)
+
+
+def test_a_signal_in_the_load_of_a_checkpoint_is_no_damage(world, tmp_path):
+    argv = flags(world, tmp_path)
+    train([*argv, "--max_steps=3"])
+    output = run_ranks(1, [*argv, "--resume=true"], PREEMPTED_STATUS, in_the_load_of_a_checkpoint)
+    assert "preempted: SIGTERM while no step was under way" in output and "does not fit" not in output
 
 
 # A stand-in for Slurm: two tasks on this machine. It signals the job as Slurm does before its time is over, once the

@@ -176,20 +176,24 @@ def save_all(cfg: Config, model: Qwen2, optimizer: torch.optim.Optimizer, state:
     try:
         _save_all(cfg, model, optimizer, state)
     except (OSError, SafetensorError, CheckpointException) as e:
+        if not isinstance(rank_error(e), Exception):  # Ctrl-C
+            raise rank_error(e) from None
         needed = save_bytes(sum(p.numel() for p in model.parameters()), cfg)
         free = shutil.disk_usage(cfg.run_dir).free
         for aside in cfg.run_dir.glob(f"*/{step_name(state.step)}.tmp"):
             shutil.rmtree(aside, ignore_errors=True)
-        why = "the disk is full" if free < needed else reason(e)
+        why = "the disk is full" if free < needed else in_one_line(rank_error(e))
         failed = f"{cfg.run_dir}: step {state.step} cannot be saved: {why}"
         sizes = f"a save takes {in_bytes(needed)}, {in_bytes(free)} are free"
         raise SystemExit(f"{failed}: {sizes}; when that is mended, start with --resume=true") from None
 
 
-def reason(e: BaseException) -> str:
-    """An error of a save or a load in one line."""
-    if isinstance(e, CheckpointException):  # a BaseException that holds each rank's error and its traceback
-        e, _ = next(iter(e.failures.values()))
+def rank_error(e: BaseException) -> BaseException:
+    """What went wrong on a rank, of torch's CheckpointException, which holds the errors of all."""
+    return next(iter(e.failures.values()))[0] if isinstance(e, CheckpointException) else e
+
+
+def in_one_line(e: BaseException) -> str:
     return str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
 
 
@@ -250,15 +254,23 @@ def read_state(folder: Path) -> RunState:
 
 def load(folder: Path, model: Qwen2, optimizer: torch.optim.Optimizer) -> None:
     """Fill model and optimizer in place from a checkpoint of any world size. Raises UserError."""
-    try:
-        dcp.load(tensors(model, optimizer), checkpoint_id=folder)  # in place
-    except CheckpointException as e:
-        raise UserError(f"{folder}: does not fit this model: {reason(e)}") from None
+    load_tensors(folder, tensors(model, optimizer))
 
 
 def load_weights(folder: Path, model: Qwen2) -> None:
-    """Fill a model of any parameter type from the weights in a checkpoint."""
-    dcp.load({name: p.detach() for name, p in model.named_parameters()}, checkpoint_id=folder)  # in place
+    """Fill a model of any parameter type from the weights in a checkpoint. Raises UserError."""
+    load_tensors(folder, {name: p.detach() for name, p in model.named_parameters()})
+
+
+def load_tensors(folder: Path, named_tensors: dict[str, Tensor]) -> None:
+    """In place. Raises UserError where the checkpoint has others, or cannot be read."""
+    try:
+        dcp.load(named_tensors, checkpoint_id=folder)
+    except CheckpointException as e:
+        error = rank_error(e)
+        if not isinstance(error, Exception):  # Ctrl-C, or a scheduler's signal
+            raise error from None
+        raise UserError(f"{folder}: does not fit this model: {in_one_line(error)}") from None
 
 
 # ------------------------------------------------------------------------------------------- the best, and what is kept
