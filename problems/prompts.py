@@ -136,7 +136,15 @@ class ChatTokenizer:
         template's, or ours if it writes none. Raises UserError."""
         return [(ids, opened) for ids, opened in map_in_child(self._encoder, texts)]
 
+    def _check_decoder(self) -> None:
+        """Raises UserError where it multiplies what it decodes. In the child of `prompts`, whose limits may end it."""
+        for first in range(0, self.size, 1024):
+            text = self.tokenizer.decode(list(range(first, min(first + 1024, self.size))), skip_special_tokens=False)
+            if len(text) > MAX_RENDERED:
+                raise UserError(f"{self.path}/tokenizer.json: 1024 tokens decode to {len(text):,} characters")
+
     def _encoder(self) -> Callable[[str], tuple[list[int], str]]:
+        self._check_decoder()
         template = compile_template(self.template)
         variables = {**self.special, "tools": None, "documents": None, "add_generation_prompt": True}
 

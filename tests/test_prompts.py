@@ -4,7 +4,7 @@ import json
 import os
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from configs import Config, UserError
 from model import ModelConfig
@@ -256,6 +256,18 @@ def test_a_normalizer_that_multiplies_its_text_is_stopped(tiny_model_dir, tmp_pa
     tokenizer.normalizer = normalizers.Sequence([normalizers.Replace("1", "1111") for _ in range(20)])
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(UserError, match="the chat template or the tokenizer takes more than"):
+        ChatTokenizer(tmp_path).prompts(["1"])
+
+
+@pytest.mark.parametrize(
+    "times, words", [(5, "1024 tokens decode to"), (20, "template or the tokenizer takes more than")]
+)
+def test_a_decoder_that_multiplies_its_text_is_stopped(tiny_model_dir, tmp_path, times, words):
+    tokenizer = with_template(tiny_model_dir, tmp_path, "{{ messages[0]['content'] }}").tokenizer
+    bomb = [decoders.Replace("1", "1" * 16) for _ in range(times)]
+    tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), *bomb])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UserError, match=words):
         ChatTokenizer(tmp_path).prompts(["1"])
 
 

@@ -1,12 +1,15 @@
 """The loop: what a run writes, one seam for rewards, what ends a run, clear refusals."""
 
 import hashlib
+import importlib.machinery
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
@@ -209,6 +212,53 @@ def test_bad_input_gets_one_line_and_status_2(monkeypatch, world, tmp_path):
     assert "eval_data: the file names" in refused(eval_data="a/test.jsonl,b/test.jsonl")
     assert "wandb: not installed" in refused(wandb="true")
     assert "cannot read the problems" in refused(eval_data=tmp_path / "none.jsonl", eval_every=1)
+
+
+def test_wandb_that_cannot_start_is_refused_before_a_model_loads_and_a_run_has_its_own_id(monkeypatch, world, tmp_path):
+    started = []
+
+    def init(**options):
+        started.append(options)
+        if len(started) == 1:
+            raise RuntimeError("no API key\nlog in")
+        return types.SimpleNamespace(log=lambda row, step: None, finish=lambda: None)
+
+    module = types.ModuleType("wandb")
+    module.init, module.__spec__ = init, importlib.machinery.ModuleSpec("wandb", None)
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    argv = flags(world, tmp_path, wandb="true", max_steps=3)
+    output = train(argv, status=2)
+    assert output == "error: wandb: no API key\n" and not (tmp_path / "run/config.json").exists()
+    train(argv)
+    train([*argv, "--resume=true", "--max_steps=4"])
+    train([*argv, "--run_name=again"])
+    _, first, resumed, again = [options["id"] for options in started]
+    assert first == resumed and first.startswith("run-") and again.startswith("again-")
+    shutil.rmtree(tmp_path / "run")
+    train(argv)
+    assert started[-1]["id"] not in (first, again)  # a fresh run of the same name is another one
+
+
+def test_what_is_reported_is_on_the_disk(monkeypatch, world, tmp_path):
+    synced, fsync = [], os.fsync
+
+    def counted(descriptor):
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    if not os.path.isdir("/proc/self/fd"):
+        pytest.skip("no /proc on this system")
+    monkeypatch.setattr(os, "fsync", counted)
+    train(flags(world, tmp_path, max_steps=1))
+    names = {os.path.relpath(path, tmp_path / "run") for path in synced}
+    assert {
+        "metrics.jsonl",
+        "ledger.json.tmp",
+        "config.json.tmp",
+        "ckpt",
+        "hf",
+        "ckpt/step_000001.tmp/state.json",
+    } <= names
 
 
 def test_a_folder_in_use_and_a_changed_run_are_refused(world, six_steps):

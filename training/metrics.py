@@ -256,7 +256,9 @@ class StepLog:
             name, settings = f"{cfg.run_name}-{run_id}", dataclasses.asdict(cfg)
             self.wandb = wandb.init(project="nanoscaler", id=name, config=settings, resume="allow")
         except Exception as e:  # no login, no network, a bad name: wandb has an error of its own for each
-            raise UserError(f"wandb: {e}") from None
+            raise UserError(
+                f"wandb: {str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__}"
+            ) from None
 
     def write(self, row: dict[str, Any], last_step: int) -> None:
         """Append the row, flushed, and print the step's line; `last_step` is the run's, as far as is known."""
