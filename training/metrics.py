@@ -23,7 +23,7 @@ from configs import Config, UserError, write_whole
 from model import Qwen2, peak_flops
 from problems.prompts import ChatTokenizer, Prompt
 from rollout import Rollout, response_text
-from training.checkpoint import RunState, step_name
+from training.checkpoint import RunState, in_one_line, step_name
 from training.packing import all_sum, from_rank0, packed_length, print0
 from training.run_folder import set_aside
 
@@ -256,9 +256,7 @@ class StepLog:
             name, settings = f"{cfg.run_name}-{run_id}", dataclasses.asdict(cfg)
             self.wandb = wandb.init(project="nanoscaler", id=name, config=settings, resume="allow")
         except Exception as e:  # no login, no network, a bad name: wandb has an error of its own for each
-            raise UserError(
-                f"wandb: {str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__}"
-            ) from None
+            raise UserError(f"wandb: {in_one_line(e)}") from None
 
     def write(self, row: dict[str, Any], last_step: int) -> None:
         """Append the row, flushed, and print the step's line; `last_step` is the run's, as far as is known."""
