@@ -40,6 +40,7 @@ from reward import extract_answer
 from rollout import Rollout, Sampler, make_sampler, response_text, sample_seed
 from training import checkpoint, metrics, packing, run_folder, smoke, stages, watch
 from training.checkpoint import RunState, step_name
+from training.ledger import Ledger
 from training.metrics import LossSums, Timer
 from training.packing import Batch, Minibatch, all_sum, from_rank0, load_model, longest_sequence, print0
 from training.preemption import Preemption
@@ -59,7 +60,7 @@ class Run:
     model: Qwen2  # the policy, in float32 shards
     reference: Qwen2 | None  # frozen; None if kl_coef is 0
     optimizer: torch.optim.AdamW
-    ledger: metrics.Ledger
+    ledger: Ledger
     log: metrics.StepLog
     lock: run_folder.RunLock  # no other run in this folder
     preemption: Preemption
@@ -277,7 +278,7 @@ def set_up(cfg: Config, hook: Any, preemption: Preemption, started: float) -> tu
     stages.check_gpus(state, cfg)
     files = from_rank0(run_folder.check_identity, cfg, path)
     run_id = from_rank0(run_folder.run_id, cfg)
-    ledger, log = metrics.Ledger(cfg.run_dir, started), metrics.StepLog(cfg, run_id)
+    ledger, log = Ledger(cfg.run_dir, started), metrics.StepLog(cfg, run_id)
 
     sampler = make_sampler(cfg, path, device, longest)  # first: vLLM counts its share of a GPU's free memory
     model = load_model(cfg, path, device, torch.float32)
@@ -361,7 +362,8 @@ def finish(run: Run, state: RunState, steps_at_start: int, evaluated: dict[int, 
             print0("evaluating the final model at the first and at the last context")
             final = validate(run, cfg.end_contexts, evaluated, timer)
             run.ledger.charge(timer)
-            metrics.write_summary(cfg, state, final, run.ledger)
+            costs = {"wall_time": run.ledger.wall_clock, **run.ledger.columns(cfg)}
+            metrics.write_summary(cfg, state, final, costs)
             timer = Timer(run.device)
     run.ledger.charge(timer)
 

@@ -15,6 +15,7 @@ from runs import flags, train
 from train_grpo import backward, optimizer_step
 from training import checkpoint, metrics, packing, run_folder, smoke, watch
 from training.checkpoint import RunState
+from training.ledger import Ledger
 from training.preemption import Preemption
 
 
@@ -42,7 +43,7 @@ def run(world, tmp_path, group_of_one):
         model=model,
         reference=None,
         optimizer=optimizer,
-        ledger=metrics.Ledger(cfg.run_dir, time.perf_counter()),
+        ledger=Ledger(cfg.run_dir, time.perf_counter()),
         log=metrics.StepLog(cfg, "id"),
         lock=run_folder.RunLock(cfg.run_dir),
         preemption=Preemption(0),

@@ -18,7 +18,8 @@ from schedule import replay
 from train_grpo import groups_to_train_on, is_mixed, refill_prompts, with_advantages
 from training import checkpoint, packing, stages
 from training.checkpoint import RunState
-from training.metrics import Ledger, Timer
+from training.ledger import Ledger
+from training.metrics import Timer
 
 # --------------------------------------------------------------------------------------------------- the end of a stage
 

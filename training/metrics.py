@@ -1,5 +1,5 @@
 """What a run reports: seconds and memory by phase, figures of a step's rollouts and their texts, the row and the
-progress line of each step, the summary at the end, and the ledger of what it has cost.
+progress line of each step, and the summary at the end.
 """
 
 import dataclasses
@@ -25,7 +25,6 @@ from problems.prompts import ChatTokenizer, Prompt
 from rollout import Rollout, response_text
 from training.checkpoint import RunState, in_one_line, step_name
 from training.packing import all_sum, from_rank0, packed_length, print0
-from training.run_folder import set_aside
 
 # ----------------------------------------------------------------------------------------------------- time and memory
 
@@ -296,8 +295,8 @@ def progress_line(row: dict[str, Any], last_step: int, seconds_left: float) -> s
     return "  ".join(parts)
 
 
-def write_summary(cfg: Config, state: RunState, final: dict[str, dict], ledger: "Ledger") -> None:
-    """summary.json: base and final over all benchmarks' problems at the first and the last context, and the cost."""
+def write_summary(cfg: Config, state: RunState, final: dict[str, dict], costs: dict[str, float]) -> None:
+    """summary.json: base and final over all benchmarks' problems at the first and the last context, and `costs`."""
     contexts, summary = cfg.end_contexts, {}
     for model, results in (("base", state.base), ("final", final)):
         for when in contexts:
@@ -306,7 +305,7 @@ def write_summary(cfg: Config, state: RunState, final: dict[str, dict], ledger: 
             summary[f"{model}_{when}_benchmarks"] = results[when]
     summary |= {f"{when}_context": context for when, context in contexts.items()}
     summary |= {"steps": state.step, "tokens": state.tokens, "verdict": state.decision}
-    summary |= {"wall_time": ledger.wall_clock, "world_size": dist.get_world_size(), **ledger.columns(cfg)}
+    summary |= {"world_size": dist.get_world_size(), **costs}
     if dist.get_rank() == 0:
         for when, context in contexts.items():
             texts = []
@@ -315,60 +314,3 @@ def write_summary(cfg: Config, state: RunState, final: dict[str, dict], ledger: 
                 texts.append(f"{figures['accuracy']:.3f} +- {error}")
             print(f"accuracy at context {context}: {' -> '.join(texts)}")
         write_whole(cfg.run_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
-
-
-# ----------------------------------------------------------------------------------------------------------- the ledger
-
-PHASES = ("start", "generate", "tail", "reward", "logprobs", "train", "sync", "checkpoint", "eval", "other")
-LEDGER_PHASE = {"rollout": "generate", "probe": "sync"}  # phase of the loop: its name in the ledger, if another
-
-
-class Ledger:
-    """What a run has cost: GPU-seconds of all ranks by phase, kept in ledger.json over all its resumptions.
-
-    "other" is the time outside every measured phase, so that the phases add up to the wall clock. It begins with the
-    first line of `train_grpo.main` (imports and waiting for nodes come before) and is written after every step, so work
-    that a crash undoes is counted too, but for the step it happened in. All ranks read the file and rank 0 writes it.
-    """
-
-    def __init__(self, run_dir: Path, started: float) -> None:
-        """`started`: the time.perf_counter() from which this process is charged. What an older file lacks begins at 0;
-        a file that cannot be read is set aside."""
-        self.path, self.charged_at = run_dir / "ledger.json", started
-        self.seconds, self.wall_clock = from_rank0(self._read)
-
-    def _read(self) -> tuple[dict[str, float], float]:
-        """Seconds by phase and of the wall clock so far. Rank 0 calls it."""
-        if self.path.is_file():
-            try:
-                saved = json.loads(self.path.read_text(encoding="utf-8"))
-                seconds = {phase: float(saved["gpu_seconds"].get(phase, 0.0)) for phase in PHASES}
-                return seconds, float(saved.get("wall_clock", sum(seconds.values())))
-            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-                set_aside(self.path, f"cannot be read ({type(e).__name__}), so the costs begin at 0")
-        return dict.fromkeys(PHASES, 0.0), 0.0
-
-    def charge(self, timer: Timer) -> None:
-        """Add the time since the last charge; `timer` has measured the phases of it."""
-        now, world_size = time.perf_counter(), dist.get_world_size()
-        elapsed, self.charged_at = now - self.charged_at, now
-        for phase, seconds in timer.seconds.items():
-            self.seconds[LEDGER_PHASE.get(phase, phase)] += world_size * seconds
-        self.seconds["other"] += world_size * (elapsed - sum(timer.seconds.values()))
-        self.wall_clock += elapsed
-        if dist.get_rank() == 0:
-            write_whole(self.path, json.dumps({"wall_clock": self.wall_clock, "gpu_seconds": self.seconds}))
-
-    def columns(self, cfg: Config) -> dict[str, float]:
-        """GPU-hours of the run so far, in all and by phase, and dollars where a price is set."""
-        hours = sum(self.seconds.values()) / 3600
-        columns = {"gpu_hours": hours} | {f"gpu_hours_{phase}": s / 3600 for phase, s in self.seconds.items()}
-        return columns | ({"dollars": hours * cfg.gpu_dollars_per_hour} if cfg.gpu_dollars_per_hour else {})
-
-    def table(self, cfg: Config) -> str:
-        total, price = sum(self.seconds.values()), cfg.gpu_dollars_per_hour
-        lines = [f"{'phase':<12}{'GPU-hours':>12}{'share':>9}" + (f"{'dollars':>12}" if price else "")]
-        for phase, seconds in [*self.seconds.items(), ("total", total)]:
-            line = f"{phase:<12}{seconds / 3600:>12,.4f}{seconds / max(total, 1e-9):>9.1%}"
-            lines.append(line + (f"{seconds / 3600 * price:>12,.2f}" if price else ""))
-        return "\n".join(lines)
