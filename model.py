@@ -11,7 +11,6 @@ import inspect
 import json
 import math
 import shutil
-import stat
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -29,7 +28,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
-from configs import UserError
+from configs import UserError, check_regular, read_json
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Dense bf16 matrix-product peaks in FLOP/s, from NVIDIA's data sheets; other devices are measured.
@@ -50,20 +49,13 @@ LIMITS = dict(vocab_size=10_000_000, hidden_size=100_000, intermediate_size=1_00
               max_position_embeddings=1_000_000_000)  # fmt: skip
 
 
-def check_regular(path: Path) -> Path:
-    """The path itself. Raises OSError where it is missing, or a pipe or device, which might never end."""
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError(None, "not a regular file", str(path))
-    return path
-
-
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file of a model folder. Raises UserError."""
     try:
-        value = json.loads(check_regular(path).read_text(encoding="utf-8"))
+        value = read_json(path)
     except OSError as e:
         raise UserError(f"{path.parent}: not a model folder: {e.strerror}: {path.name}") from None
-    except (ValueError, RecursionError) as e:
+    except ValueError as e:
         raise UserError(f"{path}: not JSON: {e}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: not a JSON object")

@@ -6,7 +6,6 @@ tokens generated for it, which is what runs with other contexts are compared by.
 one's figures (a control, say).
 """
 
-import json
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from configs import UserError, run
-from schedule import read_metrics, read_text
+from configs import UserError, read_json, run
+from schedule import read_metrics
 
 PANELS = {  # file name: (title, metric, y label)
     "reward": ("Reward", "reward_mean", "mean reward"),
@@ -55,9 +54,9 @@ def plain(text: str) -> str:
 
 def smooth(values: list[float], window: int) -> list[float]:
     """Centred moving average; near the ends the window shrinks to what is there."""
-    half = window // 2
-    windows = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
-    return [sum(near) / len(near) for near in windows]
+    half, sums = window // 2, [0.0, *accumulate(values)]
+    windows = [(max(0, i - half), min(len(values), i + half + 1)) for i in range(len(values))]
+    return [(sums[last] - sums[first]) / (last - first) for first, last in windows]
 
 
 def evaluations(rows: list[dict]) -> list[str]:
@@ -77,13 +76,13 @@ def base_accuracy(run_dir: Path, metric: str) -> float | None:
     if not path.exists():
         return None
     try:
-        limit = json.loads(read_text(run_dir / "config.json"))["config"].get("eval_max_len", 0)
-        summary = json.loads(read_text(path))
+        limit = read_json(run_dir / "config.json")["config"].get("eval_max_len", 0)
+        summary = read_json(path)
         context = {0: "first", summary["first_context"]: "first", summary["last_context"]: "last"}.get(limit)
         if context is None:
             return None
         return number(summary[f"base_{context}_benchmarks"].get(metric.removeprefix("eval_"), {}).get("accuracy"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         problem = f"{type(e).__name__}: {' '.join(str(e).split())}"
         raise UserError(f"{path}, or config.json beside it: not a run's: {problem}; move it away") from None
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from configs import Config, UserError, run
+from configs import Config, UserError, read_json, run
 
 FIGURES = ("reward_mean", "response_len_mean", "response_clip_ratio")
 WINDOW, PATIENCE = Config.stage_window, Config.stage_patience  # 240 and 20 steps: over fewer, noise hides a slow rise
@@ -143,7 +143,7 @@ def run_settings(path: Path) -> tuple[int, int]:
     if not path.exists():
         return WINDOW, PATIENCE
     try:
-        config = json.loads(read_text(path))["config"]
+        config = read_json(path)["config"]
         window, patience = config.get("stage_window", WINDOW), config.get("stage_patience", PATIENCE)
         if type(window) is not int or type(patience) is not int or window < 8 or patience < 1:
             raise ValueError("needs whole numbers: a stage_window from 8 on, a stage_patience from 1 on")

@@ -16,11 +16,14 @@ from configs._shared import (
     PREEMPTED_STATUS,
     Preempted,
     UserError,
+    check_regular,
     checked,
+    flush,
     lost_rank,
     markdown_table,
     parse_flag,
     parse_flags,
+    read_json,
     run,
     write_whole,
 )
@@ -30,12 +33,15 @@ __all__ = [
     "Config",
     "Preempted",
     "UserError",
+    "check_regular",
+    "flush",
     "load_config",
     "lost_rank",
     "markdown_table",
     "parse_config_file",
     "parse_flag",
     "parse_flags",
+    "read_json",
     "run",
     "write_whole",
 ]
@@ -252,8 +258,8 @@ def parse_config_file(path: str) -> dict[str, Any]:
         tree = ast.parse((Path(path) if Path(path).exists() else beside).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f"{path}: cannot read the config file: {e}") from None
-    except (SyntaxError, ValueError) as e:
-        raise UserError(f"{path}: not a config file: {e}") from None
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as e:
+        raise UserError(f"{path}: not a config file: {e or 'nested too deeply'}") from None
     body = [n for n in tree.body if not (isinstance(n, ast.ImportFrom) and n.module == "configs")]
     body = [n for n in body if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]  # the docstring
     call = body[0].value if len(body) == 1 and isinstance(body[0], ast.Expr) else None

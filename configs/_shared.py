@@ -4,7 +4,9 @@ Import it from `configs`. (The other files of this folder are the configs themse
 """
 
 import dataclasses
+import json
 import os
+import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -82,15 +84,38 @@ def parse_flags(argv: list[str], options: type) -> tuple[dict[str, Any], list[st
 # ------------------------------------------------------------------------------------------------ files and exit status
 
 
+def check_regular(path: Path) -> Path:
+    """The path itself. Raises OSError where it is missing, or a pipe or device, which might never end."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(None, "not a regular file", str(path))
+    return path
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds. Raises OSError, or ValueError (too deep nesting is one)."""
+    try:
+        return json.loads(check_regular(path).read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def flush(path: Path) -> None:
+    """Have a file or the entries of a folder on disk before going on."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a file aside and rename it: whoever reads `path` finds its old content or its new one, never a part, also
     after a power cut."""
     aside = path.with_name(path.name + ".tmp")
-    with open(aside, "w", encoding="utf-8") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
+    aside.write_text(text, encoding="utf-8")
+    flush(aside)
     aside.rename(path)
+    flush(path.parent)  # the new name
 
 
 def markdown_table(head: list[str], rows: list[list[str]]) -> str:

@@ -11,9 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from configs import UserError
+from configs import UserError, check_regular
 from evaluation.grade import Key, Response, as_response
-from model import check_regular
 from reward import Problem
 
 RESERVED = ("all", "average")  # what no benchmark may be called: both stand beside benchmarks in results

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from configs import UserError, markdown_table, write_whole
+from configs import UserError, check_regular, markdown_table, read_json, write_whole
 from evaluation.grade import Graded, Key
 from evaluation.stats import macro, paired
-from model import check_regular
 
 # DeepScaleR's blog post: pass@1 in percent, mean of 16 samples, in the order of TITLES.
 TITLES = {
@@ -117,8 +116,8 @@ def as_markdown(results: dict[str, dict[str, Any]], about: dict[str, Any]) -> st
 def read_object(path: Path) -> dict[str, Any]:
     """A JSON object; an empty one where there is no file. Raises UserError."""
     try:
-        return dict(json.loads(check_regular(path).read_text(encoding="utf-8"))) if path.exists() else {}
-    except (OSError, ValueError, TypeError, RecursionError) as e:
+        return dict(read_json(path)) if path.exists() else {}
+    except (OSError, ValueError, TypeError) as e:
         raise UserError(f"{path}: not a JSON object: {e}; remove it") from None
 
 

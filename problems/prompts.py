@@ -11,9 +11,9 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from configs import Config, UserError
+from configs import Config, UserError, check_regular
 from grader.compare import refusal
-from model import check_regular, read_object
+from model import read_object
 from problems.rows import EmptyLine, objects
 from problems.templates import MAX_RENDERED, compile_template, map_in_child
 from reward import Problem

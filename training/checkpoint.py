@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
-from configs import Config, UserError
+from configs import Config, UserError, check_regular, flush, read_json
 from model import DTYPES, Qwen2
 from training.packing import from_rank0
 
@@ -54,7 +53,10 @@ class RunState:
     @classmethod
     def from_json(cls, text: str) -> "RunState":
         """A field that an older file lacks has its default. Raises ValueError."""
-        fields = json.loads(text)
+        try:
+            fields = json.loads(text)
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
         if not isinstance(fields, dict):
             raise ValueError("not a JSON object")
         fields["decision"] = fields.pop("verdict", None)
@@ -66,11 +68,17 @@ def step_name(step: int) -> str:
     return f"step_{step:06d}"
 
 
+def step_of(path: Path) -> int | None:
+    """The step of a checkpoint or an export; None if it is not called as one."""
+    number = path.name.removeprefix("step_")
+    return int(number) if number.isdecimal() and number.isascii() and path.name == step_name(int(number)) else None
+
+
 def checkpoint_dirs(run_dir: Path) -> list[Path]:
     """The folders of finished checkpoints, the newest first; `damage` tells whether one is whole. Copies under other
     names and stray files are none."""
-    folders = [p for p in (run_dir / "ckpt").glob("step_*") if re.fullmatch(r"step_\d{6,}", p.name) and p.is_dir()]
-    return sorted(folders, key=lambda folder: int(folder.name.removeprefix("step_")), reverse=True)
+    folders = [path for path in (run_dir / "ckpt").glob("step_*") if step_of(path) is not None and path.is_dir()]
+    return sorted(folders, key=step_of, reverse=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------- save
@@ -91,7 +99,7 @@ def tensors(model: Qwen2, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]
 
 def hash_file(path: Path) -> str:
     digest = hashlib.sha256()
-    with open(path, "rb") as f:
+    with open(check_regular(path), "rb") as f:
         while block := f.read(1 << 24):
             digest.update(block)
     return digest.hexdigest()
@@ -142,15 +150,6 @@ def publish(aside: Path, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)
     flush(folder.parent)  # the new name
-
-
-def flush(path: Path) -> None:
-    """Have a file or the entries of a folder on disk before going on."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def save_bytes(num_params: int, cfg: Config) -> int:
@@ -214,10 +213,17 @@ def _save_all(cfg: Config, model: Qwen2, optimizer: torch.optim.Optimizer, state
 # -------------------------------------------------------------------------------------------------------- find and load
 
 
+def check_export(folder: Path) -> None:
+    """Raises UserError for a model folder that is damaged by its own manifest, which our exports have."""
+    problem = damage(folder, needed=("config.json",)) if (folder / "manifest.json").exists() else None
+    if problem:
+        raise UserError(f"model: {folder} is damaged: {problem}")
+
+
 def damage(folder: Path, needed: tuple[str, ...] = ("state.json", ".metadata")) -> str | None:
     """What is wrong with a checkpoint (or another folder with a manifest), in a few words, or None if it is whole."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest = read_json(folder / "manifest.json")
         for name, entry in manifest.items():
             if (folder / name).stat().st_size != entry["bytes"]:
                 return f"{name} has {(folder / name).stat().st_size} bytes instead of {entry['bytes']}"
@@ -315,5 +321,9 @@ def prune(run_dir: Path, keep: int) -> None:
 
 
 def remove(run_dir: Path, name: str) -> None:
-    for kind in ("hf", "ckpt"):  # a kill in between leaves no export without its checkpoint
-        shutil.rmtree(run_dir / kind / name, ignore_errors=True)
+    """Checkpoint and export. They lose their names first: a kill leaves none half removed, or one without the other."""
+    folders = [run_dir / kind / name for kind in ("hf", "ckpt") if (run_dir / kind / name).exists()]
+    for folder in folders:
+        folder.rename(folder.with_suffix(".tmp"))
+    for folder in folders:
+        shutil.rmtree(folder.with_suffix(".tmp"), ignore_errors=True)

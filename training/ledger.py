@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from configs import Config, write_whole
+from configs import Config, read_json, write_whole
 from training.metrics import Timer
 from training.packing import from_rank0
 from training.run_folder import set_aside
@@ -33,10 +33,10 @@ class Ledger:
         """Seconds by phase and of the wall clock so far. Rank 0 calls it."""
         if self.path.is_file():
             try:
-                saved = json.loads(self.path.read_text(encoding="utf-8"))
+                saved = read_json(self.path)
                 seconds = {phase: float(saved["gpu_seconds"].get(phase, 0.0)) for phase in PHASES}
                 return seconds, float(saved.get("wall_clock", sum(seconds.values())))
-            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
                 set_aside(self.path, f"cannot be read ({type(e).__name__}), so the costs begin at 0")
         return dict.fromkeys(PHASES, 0.0), 0.0
 

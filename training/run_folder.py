@@ -8,7 +8,6 @@ import errno
 import fcntl
 import json
 import os
-import re
 import secrets
 import shutil
 import socket
@@ -24,9 +23,9 @@ from typing import Any
 
 import torch.distributed as dist
 
-from configs import Config, UserError, write_whole
+from configs import Config, UserError, read_json, write_whole
 from training import checkpoint
-from training.checkpoint import RunState, checkpoint_dirs, damage, hash_file, in_bytes
+from training.checkpoint import RunState, checkpoint_dirs, hash_file, in_bytes, step_of
 from training.packing import from_rank0
 
 # What a resumed run may change: it alters speed, memory, length and bookkeeping of the run, not the algorithm (but see
@@ -161,6 +160,7 @@ def open_run(cfg: Config) -> None:
             raise UserError(f"{cfg.run_dir} is not empty: add --resume=true to go on, or choose another --run_name")
         cfg.run_dir.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=cfg.run_dir).close()  # raises why it cannot be written
+        check_kinds(cfg.run_dir)
     except OSError as e:
         raise UserError(f"out_dir: cannot write {cfg.run_dir}: {e.strerror}") from None
     info = read_info(cfg.run_dir)
@@ -168,11 +168,21 @@ def open_run(cfg: Config) -> None:
         check_same_run(info, cfg)
 
 
+def check_kinds(run_dir: Path) -> None:
+    """Raises UserError where a pipe, a folder or a dangling link has the name of a file or folder of a run."""
+    for name in ("config.json", "metrics.jsonl", "ledger.json", "summary.json", "lock"):
+        if os.path.lexists(run_dir / name) and not (run_dir / name).is_file():
+            raise UserError(f"{run_dir / name}: not a regular file: move it away")
+    for name in ("ckpt", "hf", "rollouts"):
+        if os.path.lexists(run_dir / name) and not (run_dir / name).is_dir():
+            raise UserError(f"{run_dir / name}: not a folder: move it away")
+
+
 def read_info(run_dir: Path) -> dict[str, Any]:
     """What config.json says; {} if there is none, or none that can be read."""
     try:
-        info = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        info = read_json(run_dir / "config.json")
+    except (OSError, ValueError):
         return {}
     return info if isinstance(info, dict) and isinstance(info.get("config"), dict) else {}
 
@@ -203,15 +213,18 @@ def check_same_run(info: dict[str, Any], cfg: Config) -> None:
 def identity(cfg: Config, model: Path) -> dict[str, str]:
     """{what: SHA-256} of all files that a run learns from: data, base weights, tokenizer, template; and the commit of a
     model from the hub. Raises UserError for a model folder that is damaged by its own manifest."""
-    problem = damage(model, needed=("config.json",)) if (model / "manifest.json").is_file() else None
-    if problem:
-        raise UserError(f"model: {model} is damaged: {problem}")
+    checkpoint.check_export(model)
     of_model = [model / name for name in MODEL_FILES if (model / name).is_file()]
     files = {f"model: {path.name}": path for path in [*of_model, *sorted(model.glob("*.safetensors"))]}
     files["train_data"] = Path(cfg.train_data)
     if cfg.eval_every:
         files |= {f"eval_data: {Path(name).stem}": Path(name) for name in cfg.eval_data}
-    hashes = {what: hash_file(path) for what, path in files.items()}
+    hashes = {}
+    for what, path in files.items():
+        try:
+            hashes[what] = hash_file(path)
+        except OSError as e:
+            raise UserError(f"{what.partition(':')[0]}: cannot read {path}: {e.strerror}") from None
     if model.parent.name == "snapshots":  # in the hub's cache, whose folders are called by their commits
         hashes["hub commit"] = model.name
     return hashes
@@ -219,8 +232,10 @@ def identity(cfg: Config, model: Path) -> dict[str, str]:
 
 def check_identity(cfg: Config, model: Path) -> dict[str, str]:
     """The identity of the run's files, the same as when it began. Raises UserError that names what changed."""
-    now, before = identity(cfg, model), read_info(cfg.run_dir).get("identity", {})
-    changed = [what for what in before if before[what] != now.get(what)]
+    now, before = identity(cfg, model), read_info(cfg.run_dir).get("identity")
+    before = before if isinstance(before, dict) else now
+    changed = sorted(what for what in {**before, **now} if before.get(what) != now.get(what))
+    changed.sort(key="hub commit".__eq__)  # last, since it alone says little
     if changed == ["hub commit"]:
         print(f"the hub's commit was {before['hub commit']}, now {now.get('hub commit')}; the model is the same")
     elif changed:
@@ -265,6 +280,7 @@ def begin(cfg: Config, files: dict[str, str], run_id: str, state: RunState) -> N
     """Make the folder ready for the step after `state`. files: see `identity`. Rank 0 calls it."""
     (cfg.run_dir / "rollouts").mkdir(exist_ok=True)
     rewind(cfg.run_dir, state)
+    checkpoint.prune(cfg.run_dir, cfg.keep_checkpoints)  # which may have been interrupted
     write_config(cfg, files, run_id)
 
 
@@ -274,13 +290,12 @@ def rewind(run_dir: Path, state: RunState) -> None:
     goes."""
     step, reported = state.step, state.step - bool(state.unreported)
     for folder in checkpoint_dirs(run_dir):
-        if int(folder.name.removeprefix("step_")) > step:
+        if step_of(folder) > step:
             set_aside(folder, "damaged")
             if (run_dir / "hf" / folder.name).exists():
                 set_aside(run_dir / "hf" / folder.name, "the export of a damaged checkpoint")
     unfinished = [*run_dir.glob("ckpt/step_*.tmp"), *run_dir.glob("hf/step_*.tmp")]
-    exports = [path for path in run_dir.glob("hf/step_*") if re.fullmatch(r"step_\d{6,}", path.name)]
-    unfinished += [path for path in exports if int(path.name.removeprefix("step_")) > step]  # without a checkpoint
+    unfinished += [path for path in run_dir.glob("hf/step_*") if (step_of(path) or 0) > step]  # without a checkpoint
     for path in unfinished:
         shutil.rmtree(path, ignore_errors=True)
     for path in run_dir.glob("*.json.tmp"):
@@ -315,6 +330,6 @@ def read_rows(path: Path) -> tuple[list[dict[str, Any]], int]:
 def is_finished(run_dir: Path, step: int) -> bool:
     """Has the evaluation after `step` been written? (A summary of an earlier step does not count.)"""
     try:
-        return json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))["steps"] == step
+        return read_json(run_dir / "summary.json")["steps"] == step
     except (OSError, ValueError, KeyError, TypeError):
         return False

@@ -9,7 +9,6 @@ The loop knows none of this: it calls a hook at five moments, `NoHook` in a real
 train_grpo.Run: a wing does not import the script.)
 """
 
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from typing import Any
 
 import torch
 
-from configs import Config, UserError, lost_rank
+from configs import Config, UserError, lost_rank, read_json
 from model import DTYPES, Qwen2
 from rollout import Rollout
 from training import checkpoint, run_folder, watch
@@ -117,7 +116,7 @@ def _remove_folder(cfg: Config) -> None:
     if not cfg.run_dir.exists():
         return
     try:
-        is_smoke_run = json.loads((cfg.run_dir / "config.json").read_text(encoding="utf-8"))["config"]["smoke"]
+        is_smoke_run = read_json(cfg.run_dir / "config.json")["config"]["smoke"]
     except (OSError, ValueError, KeyError, TypeError):
         is_smoke_run = not any(cfg.run_dir.iterdir())  # it was stopped before it wrote anything
     if not is_smoke_run:
