@@ -280,10 +280,11 @@ def set_up(cfg: Config, hook: Any, preemption: Preemption, started: float) -> tu
     run_id = from_rank0(run_folder.run_id, cfg)
     ledger, log = Ledger(cfg.run_dir, started), metrics.StepLog(cfg, run_id)
 
-    sampler = make_sampler(cfg, path, device, longest)  # first: vLLM counts its share of a GPU's free memory
-    model = load_model(cfg, path, device, torch.float32)
+    with Timer(device)("load"):
+        sampler = make_sampler(cfg, path, device, longest)  # first: vLLM counts its share of a GPU's free memory
+        model = load_model(cfg, path, device, torch.float32)
+        reference = load_model(cfg, path, device, DTYPES[cfg.dtype]).requires_grad_(False) if cfg.kl_coef else None
     model.set_activation_checkpointing(cfg.activation_checkpointing)
-    reference = load_model(cfg, path, device, DTYPES[cfg.dtype]).requires_grad_(False) if cfg.kl_coef else None
     betas = cfg.adam_beta1, cfg.adam_beta2
     optimizer = torch.optim.AdamW(model.parameters(), cfg.lr, betas, cfg.adam_eps, cfg.weight_decay)
     pool = RewardPool(cfg.reward_workers, cfg.reward_timeout)

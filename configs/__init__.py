@@ -159,10 +159,11 @@ class Config:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, checked(field.name, field.type, getattr(self, field.name)))
-        for name in ("out_dir", "model", "train_data"):
-            object.__setattr__(self, name, os.path.expanduser(getattr(self, name)))
-        object.__setattr__(self, "eval_data", tuple(map(os.path.expanduser, self.eval_data)))
         self._check_ranges()
+        object.__setattr__(self, "out_dir", os.path.expanduser(self.out_dir))
+        for name in ("model", "train_data"):
+            object.__setattr__(self, name, here_or_beside(getattr(self, name)))
+        object.__setattr__(self, "eval_data", tuple(map(here_or_beside, self.eval_data)))
         self._check_choices()
         stages = len(self.max_response_len)
         for name in ("group_size", "stage_steps"):
@@ -223,9 +224,18 @@ class Config:
         ):
             if getattr(self, name) > most:
                 raise UserError(f"{name}: {getattr(self, name)} is above its maximum {most}")
-        for name in ("out_dir", "model", "train_data"):
-            if "\0" in getattr(self, name):
-                raise UserError(f"{name}: {getattr(self, name)!r} is no path")
+        for name in ("out_dir", "run_name", "model", "train_data", "eval_data"):
+            value = getattr(self, name)
+            for path in value if isinstance(value, tuple) else (value,):
+                if (
+                    "\0" in path
+                    or len(path.encode()) > 4000
+                    or any(len(part.encode()) > 250 for part in path.split("/"))
+                ):
+                    raise UserError(f"{name}: {path[:60]!r} is no path: too long, or with a null character")
+        for field in dataclasses.fields(self):
+            if field.type is float and getattr(self, field.name) > 1e30:  # float32 ends at 3e38
+                raise UserError(f"{field.name}: {getattr(self, field.name)} is above its maximum 1e+30")
         for name in ("clip_eps_low", "adam_beta1", "adam_beta2"):
             if getattr(self, name) >= 1 and not (name == "clip_eps_low" and self.policy_loss == "cispo"):
                 raise UserError(f"{name}: {getattr(self, name)} must be under 1")
@@ -240,6 +250,8 @@ class Config:
             raise UserError("refill_attempts: only dropped groups are replaced; needs drop_uniform_groups=true")
         if self.stage_from == "best" and not self.save_every:
             raise UserError("stage_from: best is a checkpoint's; needs save_every above 0")
+        if self.sampler == "vllm" and max(self.temperature, self.eval_temperature) > 2:
+            raise UserError("temperature: vllm takes none above 2; use --sampler=torch")
         if self.stage_gpus and len(self.stage_gpus) != len(self.max_response_len):
             raise UserError(f"stage_gpus: {len(self.stage_gpus)} entries for {len(self.max_response_len)} stages")
         if self.shard_size and any(n % self.shard_size for n in self.stage_gpus):
@@ -248,6 +260,13 @@ class Config:
             raise UserError("stage_gpus: other GPUs go on from a checkpoint; needs save_every above 0")
         if self.eval_max_len > self.max_response_len[-1]:
             raise UserError(f"eval_max_len: {self.eval_max_len} is beyond the longest max_response_len")
+
+
+def here_or_beside(path: str) -> str:
+    """A file or folder here or, as for the configs, beside this project's scripts; `~` is the home folder."""
+    path = os.path.expanduser(path)
+    beside = Path(__file__).parents[1] / path
+    return str(beside) if not os.path.lexists(path) and beside.exists() else path
 
 
 def parse_config_file(path: str) -> dict[str, Any]:

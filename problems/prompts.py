@@ -3,6 +3,7 @@
 Reads rows {problem, answer, ...} and a Hugging Face folder's tokenizer files; writes nothing.
 """
 
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from problems.templates import MAX_RENDERED, compile_template, map_in_child
 from reward import Problem
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+MAX_TOKEN = 4096  # characters that a token may stand for
 NO_ANSWERS = dict.fromkeys(("nan", "null", "inf", "infinity"), "what a program writes in place of an answer")
 
 
@@ -64,8 +66,21 @@ class ChatTokenizer:
         self.special = self._special_tokens(config)
         bos_id = self.tokenizer.token_to_id(self.special.get("bos_token", ""))
         self.bos_id = None if config.get("add_bos_token") is False else bos_id  # put before a template without one
-        self.size = max(self.tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        vocab = self.tokenizer.get_vocab(with_added_tokens=True)
+        self.size = max(vocab.values(), default=-1) + 1
+        self._check_decoder(max(map(len, vocab), default=0))
         self.eos_ids = self._eos_ids()
+
+    def _check_decoder(self, longest: int) -> None:
+        """Raises UserError where a few tokens would decode to gigabytes: `longest` characters a token are too many, or
+        replacements multiply them. (Nothing else in a decoder lengthens text.)"""
+        state = json.loads(self.tokenizer.decoder.__getstate__()) if self.tokenizer.decoder else {}
+        for step in state.get("decoders", [state]):
+            pattern = step.get("pattern", {})  # {"String": text} or {"Regex": text}, of any length
+            if step.get("type") == "Replace" and len(step["content"]) > max(1, len(pattern.get("String", ""))):
+                longest *= len(step["content"])
+        if longest > MAX_TOKEN:
+            raise UserError(f"{self.path}/tokenizer.json: a token may decode to {longest:,} characters")
 
     def _template(self, config: dict[str, Any]) -> str:
         """chat_template.jinja, else tokenizer_config.json's; of several, by name, the one called default."""
@@ -136,15 +151,7 @@ class ChatTokenizer:
         template's, or ours if it writes none. Raises UserError."""
         return [(ids, opened) for ids, opened in map_in_child(self._encoder, texts)]
 
-    def _check_decoder(self) -> None:
-        """Raises UserError where it multiplies what it decodes. In the child of `prompts`, whose limits may end it."""
-        for first in range(0, self.size, 1024):
-            text = self.tokenizer.decode(list(range(first, min(first + 1024, self.size))), skip_special_tokens=False)
-            if len(text) > MAX_RENDERED:
-                raise UserError(f"{self.path}/tokenizer.json: 1024 tokens decode to {len(text):,} characters")
-
     def _encoder(self) -> Callable[[str], tuple[list[int], str]]:
-        self._check_decoder()
         template = compile_template(self.template)
         variables = {**self.special, "tools": None, "documents": None, "add_generation_prompt": True}
 
@@ -184,18 +191,25 @@ def encode_problems(problems: list[Problem], tokenizer: ChatTokenizer, suffix: s
     return [Prompt(problem, ids, opened) for problem, (ids, opened) in zip(problems, encoded, strict=True)]
 
 
+def unread_golds(prompts: list[Prompt]) -> list[str]:
+    """The answers that the grader cannot read, with problem and reason: a response matches them as equal text or
+    never."""
+    unread = []
+    for prompt in prompts:
+        golds = [prompt.problem.answer] if isinstance(prompt.problem.answer, str) else prompt.problem.answer
+        reasons = [NO_ANSWERS.get(gold.strip(" +-").lower()) or refusal(gold) for gold in golds]
+        if all(reasons):
+            unread.append(f"{golds[0][:40]!a} of problem {prompt.problem.id} ({reasons[0]})")
+    return unread
+
+
 def unmatched_golds(prompts_by_name: dict[str, list[Prompt]]) -> str:
-    """A line on the problems whose answers the grader cannot read: a response matches them as equal text or never."""
+    """A line on the `unread_golds` of several files."""
     counts, examples = [], []
     for name, prompts in prompts_by_name.items():
-        unread = 0
-        for prompt in prompts:
-            golds = [prompt.problem.answer] if isinstance(prompt.problem.answer, str) else prompt.problem.answer
-            reasons = [NO_ANSWERS.get(gold.strip(" +-").lower()) or refusal(gold) for gold in golds]
-            if all(reasons):
-                unread += 1
-                examples.append(f"{golds[0][:40]!a} of problem {prompt.problem.id} ({reasons[0]})")
-        counts.append(f"{unread} of {len(prompts)} in {name}")
+        unread = unread_golds(prompts)
+        counts.append(f"{len(unread)} of {len(prompts)} in {name}")
+        examples += unread
     listed = f": {'; '.join(examples[:3])}" if examples else ""
     return f"answers that the grader cannot read: {', '.join(counts)}{listed}"
 

@@ -9,7 +9,8 @@ from typing import Literal, get_args, get_origin
 
 import pytest
 
-from configs import RENAMED, Config, UserError, load_config, parse_flag
+import data_prep
+from configs import RENAMED, Config, UserError, load_config, parse_flag, parse_flags
 
 ROOT = Path(__file__).parents[1]
 
@@ -88,6 +89,16 @@ def test_paths_begin_at_home_and_configs_are_found_from_anywhere(tmp_path, monke
     assert cfg.train_data == f"{tmp_path}/t.jsonl" and cfg.eval_data == (f"{tmp_path}/a.jsonl", "b.jsonl")
     monkeypatch.chdir(tmp_path)
     assert load_config(["configs/8k.py"]).run_name == "8k"
+    beside = load_config(["--train_data=tests/runs.py", "--eval_data=tests/storm.py", "--model=tests"])
+    assert beside.train_data == f"{ROOT}/tests/runs.py" and beside.model == f"{ROOT}/tests"
+    assert beside.eval_data == (f"{ROOT}/tests/storm.py",) and beside.out_dir == "out"
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests/runs.py").write_text("")
+    assert load_config(["--train_data=tests/runs.py"]).train_data == "tests/runs.py"
+    assert parse_flags(["--out_dir=~/x", "--raw_dir", "~/y"], data_prep.Settings)[0] == {
+        "out_dir": f"{tmp_path}/x",
+        "raw_dir": f"{tmp_path}/y",
+    }
 
 
 def test_stages_come_as_comma_separated_flags():
@@ -270,6 +281,11 @@ def test_faithful_is_what_the_code_did_and_modern_what_later_recipes_do():
         ("--reward_workers=100000", "maximum 256"),
         ("--reward_timeout=1e300", "maximum 3600"),
         ("--out_dir=a\0b", "is no path"),
+        ("--run_name=a\0b", "is no path"),
+        ("--model=" + "a" * 300, "is no path"),
+        ("--eval_data=" + "a/" * 3000, "is no path"),
+        ("--clip_eps_high=1e39", "above its maximum 1e+30"),
+        ("--entropy_coef=1e31", "above its maximum 1e+30"),
         ("--run_name=../up", "plain folder name"),
         ("--run_name=", "plain folder name"),
         ("--run_name=..", "plain folder name"),
@@ -288,6 +304,7 @@ def test_an_old_name_is_refused_with_the_new_one(tmp_path):
 
 
 def test_settings_that_exclude_each_other_are_refused():
+    assert "temperature: vllm takes none above 2" in refusal("--sampler=vllm", "--temperature=2.5")
     assert "max_response_len" in refusal("--max_response_len=96,64", "--group_size=8,8", "--stage_steps=1,1")
     assert "group_size: 1 entries for 2 stages" in refusal("--max_response_len=64,96")
     assert "stage_steps: 1 entries for 2 stages" in refusal("--max_response_len=64,96", "--group_size=8,8")

@@ -413,6 +413,16 @@ def arguments(world, benchmarks, out, *flags):
     return [*model, "--temperature=1", "--top_p=1", "--max_tokens=30", *flags]
 
 
+def test_a_damaged_export_is_not_evaluated(world, six_steps, tmp_path):
+    shutil.copytree(six_steps / "hf/step_000006", tmp_path / "base")
+    data = bytearray((tmp_path / "base/model.safetensors").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "base/model.safetensors").write_bytes(data)
+    status, output = run_here(evaluation.main, arguments(tmp_path, world / "test.jsonl", tmp_path / "out"))
+    assert status == 2 and "base is damaged: model.safetensors does not match its hash" in output
+    assert not (tmp_path / "out").exists()
+
+
 def evaluated(*args):
     """An evaluation in this process, and what it printed."""
     status, output = run_here(evaluation.main, arguments(*args))

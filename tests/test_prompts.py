@@ -4,7 +4,7 @@ import json
 import os
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from configs import Config, UserError
 from model import ModelConfig
@@ -259,16 +259,34 @@ def test_a_normalizer_that_multiplies_its_text_is_stopped(tiny_model_dir, tmp_pa
         ChatTokenizer(tmp_path).prompts(["1"])
 
 
-@pytest.mark.parametrize(
-    "times, words", [(5, "1024 tokens decode to"), (20, "template or the tokenizer takes more than")]
-)
-def test_a_decoder_that_multiplies_its_text_is_stopped(tiny_model_dir, tmp_path, times, words):
+@pytest.mark.parametrize("pattern", ["1", "12", Regex("12*"), Regex("")])
+def test_a_decoder_that_multiplies_its_text_is_refused(tiny_model_dir, tmp_path, pattern):
     tokenizer = with_template(tiny_model_dir, tmp_path, "{{ messages[0]['content'] }}").tokenizer
-    bomb = [decoders.Replace("1", "1" * 16) for _ in range(times)]
+    bomb = [decoders.Replace(pattern, "12" * 16) for _ in range(5)]  # of one token, or of two
     tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), *bomb])
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(UserError, match=words):
-        ChatTokenizer(tmp_path).prompts(["1"])
+    with pytest.raises(UserError, match="tokenizer.json: a token may decode to"):
+        ChatTokenizer(tmp_path)
+
+
+def test_a_long_token_is_refused_and_a_common_decoder_is_not(tiny_model_dir, tmp_path):
+    tokenizer = with_template(tiny_model_dir, tmp_path, "{{ messages[0]['content'] }}").tokenizer
+    common = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(common)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    assert ChatTokenizer(tmp_path).size == tokenizer.get_vocab_size()
+    tokenizer.add_tokens(["x" * 100_000])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UserError, match="a token may decode to 100,000 characters"):
+        ChatTokenizer(tmp_path)
+
+
+def test_marks_of_generation_and_breaks_of_loops_are_run_as_transformers_does(tiny_model_dir, tmp_path):
+    template = "{% for m in messages * 3 %}{% if loop.index > 1 %}{% break %}{% endif %}{{ m['content'] }}{% endfor %}"
+    template += "{% generation %}<|assistant|>{% endgeneration %}{{ {'a': '\u00e9'} | tojson(ensure_ascii=true) }}"
+    template += "{{ strftime_now('%%') }}"
+    ids, opened = with_template(tiny_model_dir, tmp_path, template).prompts(["3+8=?"])[0]
+    assert opened == '<|assistant|>{"a": "\\u00e9"}%'
 
 
 def test_a_template_that_does_not_show_the_problem_is_refused(tiny_model_dir, tmp_path):

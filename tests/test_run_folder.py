@@ -67,6 +67,7 @@ def test_ranks_without_a_common_folder_are_refused_before_a_step(world, tmp_path
 def test_copies_and_stray_files_are_no_checkpoints_and_stay(three_steps, six_steps, world):
     run_dir, argv = three_steps
     shutil.copytree(run_dir / "ckpt/step_000003", run_dir / "ckpt/step_best_3")
+    shutil.copytree(run_dir / "ckpt/step_000003", run_dir / "ckpt/step_0000003")
     (run_dir / "ckpt/step_mine_1").mkdir()
     (run_dir / "ckpt/step_000009").write_text("not a folder")
     (run_dir / "ckpt/step_000005.tmp").mkdir()
@@ -74,7 +75,7 @@ def test_copies_and_stray_files_are_no_checkpoints_and_stay(three_steps, six_ste
     assert checkpoint.find(run_dir).name == "step_000003"
     assert "resuming after step 3" in resumed(argv)
     names = {path.name for path in (run_dir / "ckpt").iterdir()}
-    assert {"step_best_3", "step_mine_1", "step_000009", "step_000006"} <= names
+    assert {"step_best_3", "step_0000003", "step_mine_1", "step_000009", "step_000006"} <= names
     assert not list(run_dir.glob("*/*.tmp"))
     assert weights_hash(run_dir, 6) == weights_hash(six_steps, 6)
 
@@ -149,6 +150,58 @@ def test_what_a_crash_left_half_written_goes(tmp_path):
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*")}
     assert left == {"ckpt/step_000002", "hf/step_000002", "hf/step_mine_9"}
     assert not (tmp_path / "ledger.json.tmp").exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "summary.json", "ckpt"])
+@pytest.mark.parametrize("kind", ["pipe", "folder", "dangling link"])
+def test_what_is_no_file_or_folder_of_a_run_is_refused(world, tmp_path, name, kind):
+    path = tmp_path / "run" / name
+    path.parent.mkdir()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        (path / "x" if name != "ckpt" else path.parent).mkdir(parents=True, exist_ok=True)
+        if name == "ckpt":
+            path.write_text("")  # of a folder the opposite
+    else:
+        path.symlink_to(tmp_path / "nowhere")
+    output = resumed(flags(world, tmp_path), status=2)
+    assert output.startswith(f"error: {path}: not a ") and output.endswith("move it away\n")
+
+
+def test_deep_json_is_no_summary_manifest_state_or_smoke_run(three_steps, six_steps):
+    run_dir, argv = three_steps
+    deep = "[" * 100_000
+    shutil.copytree(run_dir / "ckpt/step_000003", run_dir / "ckpt/step_000002")
+    (run_dir / "ckpt/step_000002/state.json").write_text(deep)
+    shutil.copytree(run_dir / "ckpt/step_000003", run_dir / "ckpt/step_000005")
+    (run_dir / "ckpt/step_000005/manifest.json").write_text(deep)
+    (run_dir / "summary.json").write_text(deep)
+    output = resumed(argv)
+    assert "nested too deeply" in output and weights_hash(run_dir, 6) == weights_hash(six_steps, 6)
+    (run_dir / "summary.json").write_text(deep)
+    assert "Traceback" not in resumed(argv)
+    (run_dir.parent / "run-smoke").mkdir()
+    (run_dir.parent / "run-smoke/config.json").write_text(deep)
+    assert "is not a smoke run" in train([*argv, "--smoke=true"], status=2)
+
+
+def test_an_interrupted_removal_leaves_no_half_of_a_checkpoint(three_steps, monkeypatch):
+    run_dir, _ = three_steps
+    shutil.copytree(run_dir / "ckpt/step_000003", run_dir / "ckpt/step_000001")
+    shutil.copytree(run_dir / "hf/step_000003", run_dir / "hf/step_000001")
+
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", killed)
+        checkpoint.prune(run_dir, 1)
+    names = {str(path.relative_to(run_dir)) for path in run_dir.glob("*/step_*")} - {"rollouts"}
+    assert {"ckpt/step_000003", "ckpt/step_000001.tmp", "hf/step_000003", "hf/step_000001.tmp"} <= names
+    assert not {"ckpt/step_000001", "hf/step_000001"} & names
+    run_folder.rewind(run_dir, RunState(step=3))
+    assert not list(run_dir.glob("*/*.tmp"))
 
 
 # ------------------------------------------------------------------------------------------------------------ the disk
@@ -240,6 +293,14 @@ def test_a_resume_needs_the_same_files_wherever_they_are(world, three_steps, tmp
         output = resumed([*argv, flag], status=2)
         assert f"resume: {what} is not what the run began with" in output and "Traceback" not in output
     shutil.copytree(world / "base", tmp_path / "same")
+    template = json.loads((world / "base/tokenizer_config.json").read_text())["chat_template"]
+    (tmp_path / "same/chat_template.jinja").write_text(template)  # it comes before the other one
+    output = resumed([*argv, f"--model={tmp_path}/same"], status=2)
+    assert "resume: model: chat_template.jinja is not what the run began with" in output
+    (tmp_path / "same/chat_template.jinja").unlink()
+    info = json.loads((run_dir / "config.json").read_text())
+    (run_dir / "config.json").write_text(json.dumps(info | {"identity": None}))
+    assert "resuming after step 3" in resumed([*argv, "--max_steps=3"])
     assert "resuming after step 3" in resumed([*argv, f"--model={tmp_path}/../{tmp_path.name}/same"])
 
 

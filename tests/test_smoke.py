@@ -140,10 +140,16 @@ def test_a_smoke_run_tries_everything_on_copies_of_shards_and_leaves_nothing_beh
 
 def test_a_smoke_run_fails_where_nothing_could_have_been_earned(padded_dir, world, tmp_path):
     """A random model. (Ids of the fullest pack are tokens, never padding rows, which have no log-probability.)"""
-    output = train(flags(world, tmp_path, model=padded_dir, kl_coef=0.1, smoke="true"), status=1)
-    assert "worst pack" in output
+    output = train(flags(world, tmp_path, model=padded_dir, kl_coef=0.1, smoke="true"), status=2)
     assert "smoke: FAILED on rank 0: two steps earned nothing, and no response had an answer" in output
     assert "step 1: no response has the answer in \\boxed{}" in output
+
+
+def test_a_smoke_run_fails_where_the_grader_reads_no_gold(world, tmp_path):
+    rows = [json.loads(line) | {"answer": "####"} for line in (world / "train.jsonl").read_text().splitlines()]
+    (tmp_path / "odd.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    output = train(flags(world, tmp_path, train_data=tmp_path / "odd.jsonl", smoke="true"), status=2)
+    assert "smoke: FAILED on rank 0: train_data: two steps earned nothing, and the grader cannot read one" in output
 
 
 def test_a_step_without_an_answer_says_what_to_look_at(world, capsys, group_of_one):

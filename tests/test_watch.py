@@ -245,6 +245,10 @@ def test_out_of_memory_names_the_phase_and_the_settings_to_lower():
     with pytest.raises(SystemExit, match=r"phase 'rollout': .*can't allocate memory"):
         with timer("rollout"):
             torch.empty(1 << 50)
+    with pytest.raises(SystemExit, match="phase 'load': MemoryError"), timer("load"):
+        raise MemoryError
+    with pytest.raises(SystemExit, match="phase 'load': unable to mmap 5 bytes"), timer("load"):
+        raise RuntimeError("unable to mmap 5 bytes from file <x>: Cannot allocate memory (12)")
 
 
 def test_other_errors_pass_through_the_timer():

@@ -60,10 +60,12 @@ class Timer:
         start = self._now()
         try:
             yield
-        except RuntimeError as e:
-            if not re.search("out of memory|can't allocate memory", str(e)):  # of GPUs, by torch or vLLM; of the CPU
+        except (RuntimeError, MemoryError) as e:
+            # of GPUs, by torch or vLLM; of the CPU, by torch or the system
+            is_memory = re.search("out of memory|(can't|Cannot) allocate memory", str(e))
+            if not (is_memory or isinstance(e, MemoryError)):
                 raise
-            reason = str(e).splitlines()[0]
+            reason = in_one_line(e)
             advice = (
                 "Lower token_budget or logprob_chunk (the trainer), vllm_gpu_memory_utilization (vLLM), or use more"
             )
@@ -150,7 +152,7 @@ def warn_if_nothing_can_be_earned(row: dict[str, Any], tokenizer: ChatTokenizer)
         )
     if is_hopeless(row) and not clipped:
         needed = "the answer in \\boxed{} after <think> and </think>"
-        print0(f"step {step}: no response has {needed}: look at prompt_suffix, the chat template and rollouts/")
+        print0(f"step {step}: no response has {needed}: look at prompt_suffix, the chat template, lr, and rollouts/")
 
 
 def dump_rollouts(

@@ -19,6 +19,7 @@ import torch
 
 from configs import Config, UserError, lost_rank, read_json
 from model import DTYPES, Qwen2
+from problems.prompts import Prompt, unread_golds
 from rollout import Rollout
 from training import checkpoint, run_folder, watch
 from training.metrics import Timer, check_wandb, is_hopeless
@@ -72,6 +73,8 @@ class SmokeTest:
         wipe_and_resume(run, row["step"])
 
     def at_end(self, run: Any) -> None:
+        if not any(row["reward_mean"] > 0 for row in self.rows):
+            from_rank0(check_that_something_can_be_earned, self.rows, run.prompts)
         report(run.cfg, self.worst_case, self.rows, run.device)
         remove_folder(run.cfg)
 
@@ -202,6 +205,14 @@ def wipe_and_resume(run: Any, step: int) -> None:
 # ------------------------------------------------------------------------------------------------------------- verdict
 
 
+def check_that_something_can_be_earned(rows: list[dict[str, Any]], prompts: list[Prompt]) -> None:
+    """After two steps that earned nothing. Raises UserError."""
+    if all(map(is_hopeless, rows)):
+        raise UserError("two steps earned nothing, and no response had an answer that could be graded: see above")
+    if len(unread_golds(prompts)) == len(prompts):
+        raise UserError("train_data: two steps earned nothing, and the grader cannot read one of its answers")
+
+
 def report(cfg: Config, worst_case: Timer, rows: list[dict[str, Any]], device: torch.device) -> None:
     """Seconds and memory by phase, and the verdict. All ranks call it; rank 0 prints."""
     peaks = worst_case.peak_memory(("worst pack",))
@@ -215,8 +226,6 @@ def report(cfg: Config, worst_case: Timer, rows: list[dict[str, Any]], device: t
         print0(f"{phase:<12}{seconds[phase]:>10.1f}{peak:>18.2f}")
     fullest = max(peaks, key=lambda phase: peaks[phase])
     total = f" of {torch.cuda.mem_get_info(device)[1] / 2**30:.1f}" if device.type == "cuda" else ""
-    if all(map(is_hopeless, rows)):
-        raise SystemExit("two steps earned nothing, and no response had an answer that could be graded: see above")
     updates = sum(row["loss"] is not None for row in rows)
     lesson = "" if updates == 2 else f" ({updates} with an update: elsewhere all groups were all right or all wrong)"
     k3 = max(row["mismatch_sync_k3"] for row in rows)
