@@ -1,7 +1,8 @@
 #!/bin/bash
 # One stage on 4 nodes of 8 GPUs under Slurm: `sbatch slurm.sh configs/16k.py [--key=value ...]`, from this folder, which
-# all nodes must see. Five minutes before its time is over, and when it is preempted, the run writes a checkpoint and
-# leaves with status 75: the job is queued again and goes on from there, as does one that is sent again by hand.
+# all nodes must see. Five minutes before its time is over, and when it is preempted or cancelled, the run writes a
+# checkpoint and leaves with status 75. In the first case this script queues the job again, in the second Slurm does; it
+# goes on from the checkpoint, as does a job that is sent again by hand.
 #SBATCH --job-name=nanoscaler
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=8
@@ -23,14 +24,16 @@ srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" bash -c '
     export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS LOCAL_WORLD_SIZE=$SLURM_NTASKS_PER_NODE
     exec .venv/bin/python train_grpo.py "$@" --resume=true' task "$@" &
 srun=$!
-trap 'kill -USR1 $srun' USR1 TERM # srun hands USR1 on to its tasks
+time_is_over=no
+trap 'time_is_over=yes; kill -USR1 $srun' USR1 # srun hands USR1 on to its tasks
+trap 'kill -USR1 $srun' TERM
 wait $srun
 status=$?
 while kill -0 $srun 2>/dev/null; do # a signal ends a wait, not srun
     wait $srun
     status=$?
 done
-if [ $status -eq 75 ]; then
+if [ $status -eq 75 ] && [ $time_is_over = yes ]; then
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit $status
