@@ -11,7 +11,7 @@ import signal
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from configs import Preempted
+from configs import PREEMPTED_STATUS, Preempted
 from training.packing import all_sum
 
 Value = TypeVar("Value")
@@ -29,16 +29,17 @@ class Preemption:
     def __init__(self, seconds: int) -> None:
         """seconds: that a step may go on after a signal."""
         self.seconds = seconds
-        self.training = False  # between steps' boundaries; before and after there is nothing to save
+        self.training = False  # else there is nothing to save, and the process ends at once
         self.requested = False  # a signal has come
         self.is_late = False  # and `seconds` have passed since
         self.may_interrupt = False
         self.earlier_handlers: dict[int, Any] = {}
 
     def __enter__(self) -> "Preemption":
-        for number in SIGNALS:
-            self.earlier_handlers[number] = signal.signal(number, self._on_signal)
-        self.earlier_handlers[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._on_alarm)
+        handlers = dict.fromkeys(SIGNALS, self._on_signal) | {signal.SIGALRM: self._on_alarm}
+        for number, handler in handlers.items():
+            self.earlier_handlers[number] = signal.signal(number, handler)
+            signal.siginterrupt(number, False)  # libraries in C++ may not expect that a signal ends their reads
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -47,23 +48,21 @@ class Preemption:
             signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: Any) -> None:
-        """The first one starts the clock, the next one stops waiting."""
+        """The first one starts the clock, the next one stops waiting. (print() may not be called here: it may be what
+        the signal has interrupted. And an exception might be swallowed by what it meets.)"""
         name = signal.Signals(number).name
         if not self.training:
-            raise Preempted(f"{name} while no step was under way: nothing is lost, start again with --resume=true")
-        if self.requested or not self.seconds:
-            self.requested = True
-            self._on_alarm()
-            return
+            message = f"preempted: {name} while no step was under way: nothing is lost, start again with --resume=true"
+            os.write(2, f"{message}\n".encode())
+            os._exit(PREEMPTED_STATUS)
+        seconds = 0 if self.requested else self.seconds
         self.requested = True
-        signal.setitimer(signal.ITIMER_REAL, self.seconds)
-        # print() may not be called here: it may be what the signal has interrupted
-        os.write(1, f"{name}: this step has {self.seconds} s to end, then a checkpoint is written\n".encode())
+        os.write(1, f"{name}: this step has {seconds} s to end, then a checkpoint is written\n".encode())
+        signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-6), 1.0)  # every second, should one be swallowed
 
     def _on_alarm(self, *_: Any) -> None:
         self.is_late = True
         if self.may_interrupt:
-            self.may_interrupt = False
             raise GivenUp
 
     def interruptible(self, function: Callable[..., Value], *args: Any) -> Value | None:
@@ -77,6 +76,7 @@ class Preemption:
             return value
         except GivenUp:
             self.may_interrupt = False
+            signal.setitimer(signal.ITIMER_REAL, 0)
             return None
 
     def check(self) -> None:
