@@ -59,6 +59,13 @@ def extract_answer(response: str) -> str | None:
     return last_boxed(response[end:]) if end >= 0 else None
 
 
+def gold_problem(gold: str) -> str | None:
+    """Why no response can earn a reward with this gold, unless it repeats its text; None where one can."""
+    if gold.strip(" +-").lower() in ("nan", "null", "inf", "infinity"):
+        return "what a program writes in place of an answer"
+    return compare.refusal(gold)
+
+
 def last_boxed(text: str) -> str | None:
     """The content of the last \\boxed{...}, or None; if that one is unclosed or empty, no earlier one counts."""
     openings = deque(re.finditer(r"\\boxed\s*\{", text), maxlen=1)  # the last one

@@ -1,8 +1,8 @@
 #!/bin/bash
 # One stage on 4 nodes of 8 GPUs under Slurm: `sbatch slurm.sh configs/16k.py [--key=value ...]`, from this folder, which
-# all nodes must see. Five minutes before its time is over, and when it is preempted or cancelled, the run writes a
-# checkpoint and leaves with status 75. In the first case this script queues the job again, in the second Slurm does; it
-# goes on from the checkpoint, as does a job that is sent again by hand.
+# all nodes must see. Five minutes before its time is over the run writes a checkpoint and leaves with status 75, and this
+# script queues the job again. After a preemption Slurm does so itself. Either goes on from the newest checkpoint, as does
+# a job that is sent again by hand.
 #SBATCH --job-name=nanoscaler
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=8
@@ -26,7 +26,7 @@ srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" bash -c '
 srun=$!
 time_is_over=no
 trap 'time_is_over=yes; kill -USR1 $srun' USR1 # srun hands USR1 on to its tasks
-trap 'kill -USR1 $srun' TERM
+trap : TERM # Slurm has told the tasks too: let them write their checkpoint
 wait $srun
 status=$?
 while kill -0 $srun 2>/dev/null; do # a signal ends a wait, not srun

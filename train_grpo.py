@@ -9,9 +9,11 @@ thirty-two. Every rank runs all of this file; functions whose result is the same
 Dimensions: T packed tokens of a batch.
 """
 
+import contextlib
 import math
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -262,6 +264,14 @@ def learn(
 # ------------------------------------------------------------------------------------------ set up, validate and finish
 
 
+def load_models(cfg: Config, path: Path, device: torch.device) -> tuple[Qwen2, Qwen2 | None]:
+    """The policy, and the KL reference if there is a KL penalty."""
+    model = load_model(cfg, path, device, torch.float32)
+    model.set_activation_checkpointing(cfg.activation_checkpointing)
+    reference = load_model(cfg, path, device, DTYPES[cfg.dtype]).requires_grad_(False) if cfg.kl_coef else None
+    return model, reference
+
+
 def set_up(cfg: Config, hook: Any, preemption: Preemption, started: float) -> tuple[Run, RunState]:
     """Data, process group, sampler and models; on a resume, the newest whole checkpoint. Raises UserError for bad
     input, before a model loads unless a checkpoint does not fit it."""
@@ -282,15 +292,27 @@ def set_up(cfg: Config, hook: Any, preemption: Preemption, started: float) -> tu
 
     with Timer(device)("load"):
         sampler = make_sampler(cfg, path, device, longest)  # first: vLLM counts its share of a GPU's free memory
-        model = load_model(cfg, path, device, torch.float32)
-        reference = load_model(cfg, path, device, DTYPES[cfg.dtype]).requires_grad_(False) if cfg.kl_coef else None
-    model.set_activation_checkpointing(cfg.activation_checkpointing)
+        model, reference = load_models(cfg, path, device)
     betas = cfg.adam_beta1, cfg.adam_beta2
     optimizer = torch.optim.AdamW(model.parameters(), cfg.lr, betas, cfg.adam_eps, cfg.weight_decay)
     pool = RewardPool(cfg.reward_workers, cfg.reward_timeout)
     benchmarks = {} if cfg.smoke else benchmarks  # a smoke run only checks that they can be read and fit
-    guards = ledger, log, lock, preemption
-    run = Run(cfg, device, tokenizer, prompts, benchmarks, sampler, pool, model, reference, optimizer, *guards)
+    run = Run(
+        cfg=cfg,
+        device=device,
+        tokenizer=tokenizer,
+        prompts=prompts,
+        benchmarks=benchmarks,
+        sampler=sampler,
+        pool=pool,
+        model=model,
+        reference=reference,
+        optimizer=optimizer,
+        ledger=ledger,
+        log=log,
+        lock=lock,
+        preemption=preemption,
+    )
     hook.before_training(run, backward, optimizer_step)  # handed over because a wing does not import this script
 
     if newest:
@@ -302,7 +324,8 @@ def set_up(cfg: Config, hook: Any, preemption: Preemption, started: float) -> tu
     limit = f"max_prompt_len={cfg.max_prompt_len}"
     print0(f"{len(prompts)} prompts from {cfg.train_data}, {too_long} longer than {limit} left out")
     print0(from_rank0(unmatched_golds, {"train_data": prompts, **benchmarks}))
-    from_rank0(run_folder.check_disk, cfg, sum(p.numel() for p in model.parameters()))
+    if not stages.is_over(state, cfg):
+        from_rank0(run_folder.check_disk, cfg, sum(p.numel() for p in model.parameters()))
     print0(f"{dist.get_world_size()} x {device.type}, attention: {model.backend}, sampler: {sampler.name}")
     if benchmarks:
         limit = f"{cfg.eval_max_len} tokens" if cfg.eval_max_len else "the stage's own length"
@@ -387,11 +410,14 @@ def leave(run: Run, state: RunState) -> None:
         with timer("checkpoint"):
             checkpoint.save_all(cfg, run.model, run.optimizer, state)
     run.ledger.charge(timer)
-    kept = f"--resume=true goes on after step {state.step}" if cfg.save_every else "save_every=0: nothing was saved"
-    print0(f"preempted: {kept}")
     run.log.close()
     run.pool.close()
     run.lock.release()
+    with contextlib.suppress(OSError):  # nobody reads it any more
+        print0(f"preempted: --resume=true goes on after step {state.step}")
+    dist.barrier()  # launchers may end all ranks when one has left
+    if not cfg.save_every:
+        raise SystemExit("preempted, and save_every=0 keeps no checkpoint")
 
 
 def report(run: Run, state: RunState, evaluated: dict[int, dict]) -> RunState:
@@ -415,7 +441,8 @@ def report(run: Run, state: RunState, evaluated: dict[int, dict]) -> RunState:
 def train(run: Run, state: RunState, hook: Any) -> tuple[RunState, dict[int, dict]]:
     """For each step draw prompts, sample, grade, compare, pack, update, sync, report, save. Returns the state after the
     last step, and the validation results of its weights by context. Raises Preempted, once the run is saved."""
-    cfg, steps_at_start, timeouts_at_start = run.cfg, state.step, state.timeouts
+    cfg, timeouts_at_start = run.cfg, state.timeouts
+    steps_at_start = state.step - bool(state.unreported)
     skips, evaluated = 0, {}  # updates skipped in a row; validation results of the current weights
 
     try:
@@ -432,6 +459,7 @@ def train(run: Run, state: RunState, hook: Any) -> tuple[RunState, dict[int, dic
                 with timer("sync"):
                     state = stages.begin_next(cfg, state, run.model, run.reference, run.optimizer)
                 sync(run, state.step, timer)
+            run.preemption.check_boundary()
             max_len = cfg.max_response_len[state.stage]
 
             # 1. Draw prompts, sample and grade responses, compare each with its group; again for uniform groups.
@@ -486,8 +514,9 @@ def train(run: Run, state: RunState, hook: Any) -> tuple[RunState, dict[int, dic
                     checkpoint.save_all(cfg, run.model, run.optimizer, state)
                 run.ledger.charge(timer)
                 hook.after_checkpoint(run, row)
-            run.preemption.check_boundary()
         run.preemption.training = False
+        if not stages.wants_other_gpus(state, cfg):  # else the run is at an end here
+            run.preemption.check_boundary()
     except Preempted:
         leave(run, state)
         raise

@@ -162,8 +162,8 @@ class Config:
         self._check_ranges()
         object.__setattr__(self, "out_dir", os.path.expanduser(self.out_dir))
         for name in ("model", "train_data"):
-            object.__setattr__(self, name, here_or_beside(getattr(self, name)))
-        object.__setattr__(self, "eval_data", tuple(map(here_or_beside, self.eval_data)))
+            object.__setattr__(self, name, os.path.expanduser(getattr(self, name)))
+        object.__setattr__(self, "eval_data", tuple(map(os.path.expanduser, self.eval_data)))
         self._check_choices()
         stages = len(self.max_response_len)
         for name in ("group_size", "stage_steps"):
@@ -227,12 +227,8 @@ class Config:
         for name in ("out_dir", "run_name", "model", "train_data", "eval_data"):
             value = getattr(self, name)
             for path in value if isinstance(value, tuple) else (value,):
-                if (
-                    "\0" in path
-                    or len(path.encode()) > 4000
-                    or any(len(part.encode()) > 250 for part in path.split("/"))
-                ):
-                    raise UserError(f"{name}: {path[:60]!r} is no path: too long, or with a null character")
+                if not is_path(path):
+                    raise UserError(f"{name}: {path[:60]!r} is no path: empty, too long, or with a null character")
         for field in dataclasses.fields(self):
             if field.type is float and getattr(self, field.name) > 1e30:  # float32 ends at 3e38
                 raise UserError(f"{field.name}: {getattr(self, field.name)} is above its maximum 1e+30")
@@ -262,11 +258,22 @@ class Config:
             raise UserError(f"eval_max_len: {self.eval_max_len} is beyond the longest max_response_len")
 
 
-def here_or_beside(path: str) -> str:
-    """A file or folder here or, as for the configs, beside this project's scripts; `~` is the home folder."""
-    path = os.path.expanduser(path)
-    beside = Path(__file__).parents[1] / path
-    return str(beside) if not os.path.lexists(path) and beside.exists() else path
+def is_path(text: str) -> bool:
+    """Whether a file system could have it."""
+    parts = os.fsencode(text).split(b"/")
+    return 0 < len(text) <= 4000 and "\0" not in text and max(map(len, parts)) <= 250
+
+
+def beside_scripts(values: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a config file and the defaults, with data that is not here but beside this project's scripts, as
+    the config files are."""
+    data = {"train_data": Config.train_data, "eval_data": Config.eval_data} | values
+    for name in ("train_data", "eval_data"):
+        paths = data[name] if isinstance(data[name], (tuple, list)) else (data[name],)
+        beside = [Path(__file__).parents[1] / str(path) for path in paths]
+        if beside and all(path.is_file() for path in beside) and not any(Path(str(path)).exists() for path in paths):
+            data[name] = tuple(map(str, beside)) if name == "eval_data" else str(beside[0])
+    return values | data
 
 
 def parse_config_file(path: str) -> dict[str, Any]:
@@ -312,7 +319,7 @@ def load_config(argv: list[str]) -> Config:
             raise UserError(f"{where}: is now called {RENAMED[name]}")
         raise UserError(f"{where}: no such setting (configs/__init__.py lists them all)")
     try:
-        return Config(**{**in_file, **flags})
+        return Config(**{**beside_scripts(in_file), **flags})
     except UserError as e:  # a message of Config begins with the name of the field
         name = str(e).partition(":")[0]
         where = "--" if name in flags else f"{files[0]}: " if name in in_file else ""

@@ -55,7 +55,7 @@ def parse_flag(name: str, kind: Any, text: str) -> Any:
             return kind(text)
         except ValueError:
             raise UserError(f"{name}: {text!r} is not {'an int' if kind is int else 'a float'}") from None
-    return os.path.expanduser(text)  # the shell does it at the beginning of a word only
+    return os.path.expanduser(text) if text.startswith("~/") else text  # the shell does so only where a word begins
 
 
 def parse_flags(argv: list[str], options: type) -> tuple[dict[str, Any], list[str]]:

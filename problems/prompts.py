@@ -13,15 +13,13 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from configs import Config, UserError, check_regular
-from grader.compare import refusal
 from model import read_object
 from problems.rows import EmptyLine, objects
 from problems.templates import MAX_RENDERED, compile_template, map_in_child
-from reward import Problem
+from reward import Problem, gold_problem
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 MAX_TOKEN = 4096  # characters that a token may stand for
-NO_ANSWERS = dict.fromkeys(("nan", "null", "inf", "infinity"), "what a program writes in place of an answer")
 
 
 def load_problems(path: str | Path) -> list[Problem]:
@@ -197,7 +195,7 @@ def unread_golds(prompts: list[Prompt]) -> list[str]:
     unread = []
     for prompt in prompts:
         golds = [prompt.problem.answer] if isinstance(prompt.problem.answer, str) else prompt.problem.answer
-        reasons = [NO_ANSWERS.get(gold.strip(" +-").lower()) or refusal(gold) for gold in golds]
+        reasons = [gold_problem(gold) for gold in golds]
         if all(reasons):
             unread.append(f"{golds[0][:40]!a} of problem {prompt.problem.id} ({reasons[0]})")
     return unread

@@ -83,7 +83,11 @@ def strike(argv, ranks, fault, seconds):
 
 def judge(output, statuses, fault, seconds):
     """What is wrong with the end of a run, or None."""
-    allowed = {0, 1}  # finished before it, or ended by one line: a full disk, a lost rank
+    allowed = {0}  # finished before it
+    if fault == "full disk" or (fault == "unreadable checkpoint" and "cannot be saved" in output):
+        allowed |= {1}
+    if len(statuses) > 1 and "lost contact with another rank" in output:
+        allowed |= {1}
     if fault.startswith("SIGKILL"):
         allowed |= {-signal.SIGKILL}
     if fault in ("SIGTERM", "SIGUSR1"):  # or killed before there was a handler
@@ -110,7 +114,8 @@ def storm(kills, ranks, seed, folder, report=print):
     while sum(counts.values()) < kills or run_dir.exists():
         if sum(counts.values()) < kills:
             fault, seconds = rng.choice(FAULTS), rng.uniform(0, 0.8 * duration)
-            problem, statuses = strike([*argv, "--resume=true"], ranks, fault, seconds)
+            patience = f"--preempt_seconds={rng.choice((0, 180))}"
+            problem, statuses = strike([*argv, "--resume=true", patience], ranks, fault, seconds)
         else:
             fault, seconds, statuses = "none", 0.0, [0] * ranks
             run_ranks(ranks, [*argv, "--resume=true"])

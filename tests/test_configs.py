@@ -89,12 +89,13 @@ def test_paths_begin_at_home_and_configs_are_found_from_anywhere(tmp_path, monke
     assert cfg.train_data == f"{tmp_path}/t.jsonl" and cfg.eval_data == (f"{tmp_path}/a.jsonl", "b.jsonl")
     monkeypatch.chdir(tmp_path)
     assert load_config(["configs/8k.py"]).run_name == "8k"
-    beside = load_config(["--train_data=tests/runs.py", "--eval_data=tests/storm.py", "--model=tests"])
-    assert beside.train_data == f"{ROOT}/tests/runs.py" and beside.model == f"{ROOT}/tests"
-    assert beside.eval_data == (f"{ROOT}/tests/storm.py",) and beside.out_dir == "out"
+    (tmp_path / "own.py").write_text("Config(train_data='tests/runs.py', eval_data=('tests/storm.py',))")
+    beside = load_config(["own.py"])  # a config's data may lie beside the scripts, as the configs do
+    assert beside.train_data == f"{ROOT}/tests/runs.py" and beside.eval_data == (f"{ROOT}/tests/storm.py",)
+    assert load_config(["--train_data=tests/runs.py"]).train_data == "tests/runs.py"  # a flag's is where it says
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests/runs.py").write_text("")
-    assert load_config(["--train_data=tests/runs.py"]).train_data == "tests/runs.py"
+    assert load_config(["own.py"]).train_data == "tests/runs.py"
     assert parse_flags(["--out_dir=~/x", "--raw_dir", "~/y"], data_prep.Settings)[0] == {
         "out_dir": f"{tmp_path}/x",
         "raw_dir": f"{tmp_path}/y",
@@ -286,8 +287,10 @@ def test_faithful_is_what_the_code_did_and_modern_what_later_recipes_do():
         ("--eval_data=" + "a/" * 3000, "is no path"),
         ("--clip_eps_high=1e39", "above its maximum 1e+30"),
         ("--entropy_coef=1e31", "above its maximum 1e+30"),
+        ("--model=", "is no path: empty"),
+        ("--model=/tmp/\udcff" + "x" * 300, "is no path"),
         ("--run_name=../up", "plain folder name"),
-        ("--run_name=", "plain folder name"),
+        ("--run_name=", "is no path: empty"),
         ("--run_name=..", "plain folder name"),
     ],
 )

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import time
 
 import pytest
 import torch.distributed.checkpoint as dcp
@@ -12,6 +13,7 @@ import train_grpo
 from configs import PREEMPTED_STATUS
 from runs import ENV, ROOT, assert_same_run, flags, metrics, run_ranks, train
 from training import checkpoint
+from training.preemption import Preemption
 
 TWO_RANKS = [pytest.mark.slow, pytest.mark.xdist_group("two_ranks")]
 
@@ -49,6 +51,16 @@ def in_validation_at_the_end_of_a_stage(argv):
     train_grpo.main(argv)
 
 
+def in_the_last_step_of_a_stage(argv):
+    signal_at_call(train_grpo, "sample", 4)
+    train_grpo.main(argv)
+
+
+def in_the_first_step_of_a_stage(argv):
+    signal_at_call(train_grpo, "sample", 5)
+    train_grpo.main(argv)
+
+
 def before_the_first_step(argv):
     signal_at_call(train_grpo, "load_model", 1, signal.SIGUSR1)
     train_grpo.main(argv)
@@ -67,6 +79,7 @@ def in_a_checkpoint(argv):
         (1, in_training, 0, 2, "the step under way was finished"),
         (1, in_validation, 0, 3, "the step under way was given up"),
         (1, in_validation_at_the_end_of_a_stage, 0, 4, "the step under way was given up"),
+        (1, in_the_first_step_of_a_stage, 0, 4, "the step under way was given up"),
         (1, in_a_checkpoint, 100, 3, "the step under way was finished"),
         pytest.param(2, in_generation, 0, 2, "the step under way was given up", marks=TWO_RANKS),
         pytest.param(2, in_training, 0, 2, "the step under way was finished", marks=TWO_RANKS),
@@ -107,6 +120,31 @@ def test_a_signal_in_the_load_of_a_checkpoint_is_no_damage(world, tmp_path):
     assert "preempted: SIGTERM while no step was under way" in output and "does not fit" not in output
 
 
+def test_signals_are_one_warning_for_some_seconds_and_the_next_gives_the_step_up(monkeypatch, capfd):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with Preemption(180) as preemption:
+        preemption.training = True
+        for at, seconds_left in ((0.0, 180), (1.0, 180), (10.0, 0)):
+            now[0] = at
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert preemption.requested and signal.getitimer(signal.ITIMER_REAL)[0] <= max(seconds_left, 1)
+        assert preemption.interruptible(signal.pause) is None  # the alarm ends it
+        assert preemption.is_late
+    assert capfd.readouterr().out.count("SIGTERM: this step has") == 2
+
+
+def test_without_checkpoints_a_preempted_run_does_not_ask_to_be_started_again(world, tmp_path):
+    output = run_ranks(1, flags(world, tmp_path, save_every=0), 1, in_generation)
+    assert "preempted, and save_every=0 keeps no checkpoint" in output
+
+
+@pytest.mark.slow
+def test_a_signal_in_the_last_step_of_a_stages_gpus_ends_the_run_with_the_next_command(world, tmp_path):
+    output = run_ranks(1, flags(world, tmp_path, stage_gpus="1,2"), 0, in_the_last_step_of_a_stage)
+    assert "the next stage wants 2 GPUs. Go on with" in output
+
+
 # A stand-in for Slurm: two tasks on this machine. It signals the job as Slurm does before its time is over, once the
 # first step is reported, and hands the signal on to the tasks, whose largest status is its own.
 SRUN = """#!/usr/bin/env python3
@@ -122,7 +160,11 @@ for line in tasks[0].stdout:
     print(line, end="", flush=True)
     if line.startswith("step 1/") and not os.path.exists("requeued"):
         os.kill(os.getppid(), signal.SIGUSR1)
-sys.exit(max(task.wait() for task in tasks))
+os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)  # until one of them has ended
+for task in tasks:  # --kill-on-bad-exit: the others are ended, and a signal would be the status
+    task.terminate()
+statuses = [task.wait() for task in tasks]
+sys.exit(max(status if status >= 0 else 128 - status for status in statuses))
 """
 SCONTROL = """#!/bin/sh
 [ "$1" = requeue ] && touch "$OUT/requeued" || echo 127.0.0.1

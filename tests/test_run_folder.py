@@ -109,6 +109,7 @@ def test_a_resume_without_a_checkpoint_keeps_the_earlier_metrics_and_says_so(thr
     output = resumed([*argv, "--max_steps=1"])
     assert "there is no checkpoint of these steps, the run begins again; it is kept as metrics.jsonl" in output
     assert (run_dir / "metrics.jsonl.unreadable-1").read_bytes() == before
+    assert (run_dir / "hf/step_000003.unreadable-1/model.safetensors").is_file()  # the model is not lost
     assert [row["step"] for row in metrics(run_dir)] == [1]
 
 
@@ -148,7 +149,7 @@ def test_what_a_crash_left_half_written_goes(tmp_path):
     (tmp_path / "ledger.json.tmp").touch()
     run_folder.rewind(tmp_path, RunState(step=2))
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*")}
-    assert left == {"ckpt/step_000002", "hf/step_000002", "hf/step_mine_9"}
+    assert left == {"ckpt/step_000002", "hf/step_000002", "hf/step_000004.unreadable-1", "hf/step_mine_9"}
     assert not (tmp_path / "ledger.json.tmp").exists()
 
 
@@ -184,6 +185,24 @@ def test_deep_json_is_no_summary_manifest_state_or_smoke_run(three_steps, six_st
     (run_dir.parent / "run-smoke").mkdir()
     (run_dir.parent / "run-smoke/config.json").write_text(deep)
     assert "is not a smoke run" in train([*argv, "--smoke=true"], status=2)
+
+
+def test_no_checkpoint_goes_while_the_state_of_one_cannot_be_read(three_steps, monkeypatch, capsys):
+    run_dir, _ = three_steps
+    for step in (1, 2):
+        shutil.copytree(run_dir / "ckpt/step_000003", run_dir / f"ckpt/step_00000{step}")
+    read_state = checkpoint.read_state
+
+    def failing(folder):
+        if folder.name == "step_000001":
+            raise OSError(errno.EIO, "Input/output error", str(folder))
+        return read_state(folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "read_state", failing)
+        checkpoint.prune(run_dir, 1)
+    assert "step_000001: Input/output error: no checkpoint is removed this time" in capsys.readouterr().out
+    assert len(checkpoint.checkpoint_dirs(run_dir)) == 3
 
 
 def test_an_interrupted_removal_leaves_no_half_of_a_checkpoint(three_steps, monkeypatch):
@@ -251,6 +270,22 @@ def test_a_full_disk_ends_the_run_with_one_line_and_it_resumes(world, tmp_path, 
     assert not list((tmp_path / "run").glob("*/*.tmp"))
     assert "resuming after step 3" in train([*argv, "--resume=true"])
     assert_same_run(tmp_path / "run", six_steps)
+
+
+def test_a_disk_that_does_not_even_answer_is_one_line(world, tmp_path, monkeypatch):
+    def stale(*args):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(checkpoint, "_save_all", stale)
+    usage, calls = shutil.disk_usage, []
+
+    def first_only(path):
+        calls.append(path)
+        return usage(path) if len(calls) == 1 else stale()
+
+    monkeypatch.setattr(shutil, "disk_usage", first_only)
+    *_, last = train(flags(world, tmp_path), status=1).splitlines()
+    assert "step 3 cannot be saved: [Errno" in last and "its disk does not answer (Stale file handle)" in last
 
 
 def test_a_disk_too_small_for_one_save_is_refused_before_the_first_step(world, tmp_path, monkeypatch):

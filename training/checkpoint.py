@@ -177,14 +177,20 @@ def save_all(cfg: Config, model: Qwen2, optimizer: torch.optim.Optimizer, state:
     except (OSError, SafetensorError, CheckpointException) as e:
         if not isinstance(rank_error(e), Exception):  # Ctrl-C
             raise rank_error(e) from None
-        needed = save_bytes(sum(p.numel() for p in model.parameters()), cfg)
-        free = shutil.disk_usage(cfg.run_dir).free
         for aside in cfg.run_dir.glob(f"*/{step_name(state.step)}.tmp"):
             shutil.rmtree(aside, ignore_errors=True)
-        why = "the disk is full" if free < needed else in_one_line(rank_error(e))
-        failed = f"{cfg.run_dir}: step {state.step} cannot be saved: {why}"
-        sizes = f"a save takes {in_bytes(needed)}, {in_bytes(free)} are free"
-        raise SystemExit(f"{failed}: {sizes}; when that is mended, start with --resume=true") from None
+        needed = in_bytes(save_bytes(sum(p.numel() for p in model.parameters()), cfg))
+        failed = f"{cfg.run_dir}: step {state.step} cannot be saved: {in_one_line(rank_error(e))}"
+        sizes = f"a save takes {needed}, {free_bytes(cfg.run_dir)}"
+        raise SystemExit(f"{failed}; {sizes}; when that is mended, start with --resume=true") from None
+
+
+def free_bytes(folder: Path) -> str:
+    """How much room its disk has, in words."""
+    try:
+        return f"{in_bytes(shutil.disk_usage(folder).free)} are free now"
+    except OSError as e:  # the disk that has just failed
+        return f"and its disk does not answer ({e.strerror})"
 
 
 def rank_error(e: BaseException) -> BaseException:
@@ -283,12 +289,13 @@ def load_tensors(folder: Path, named_tensors: dict[str, Tensor]) -> None:
 
 
 def read_states(run_dir: Path) -> dict[str, RunState]:
-    """The state of each checkpoint by name; those that cannot be read are left out."""
+    """The state of each checkpoint by name; damaged ones are left out. Raises OSError for one that is there and cannot
+    be read, which may be otherwise tomorrow."""
     states = {}
     for folder in checkpoint_dirs(run_dir):
         try:
             states[folder.name] = read_state(folder)
-        except (OSError, ValueError):
+        except (FileNotFoundError, ValueError):
             continue
     return states
 
@@ -310,8 +317,12 @@ def best(run_dir: Path, stage: int) -> str | None:
 
 def prune(run_dir: Path, keep: int) -> None:
     """Remove all but the `keep` newest checkpoints, the best of each stage and the KL references of all these; exports
-    too."""
-    states = read_states(run_dir)
+    too. Nothing goes while the state of one cannot be read, since it may be the best."""
+    try:
+        states = read_states(run_dir)
+    except OSError as e:
+        print(f"{e.filename}: {e.strerror}: no checkpoint is removed this time", flush=True)
+        return
     kept = {folder.name for folder in checkpoint_dirs(run_dir)[:keep]}
     kept |= {entries[0][1] for entries in ranking(run_dir).values()}
     kept |= {states[name].reference for name in kept if name in states}

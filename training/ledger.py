@@ -16,11 +16,11 @@ LEDGER_PHASE = {"rollout": "generate", "probe": "sync"}  # phase of the loop: it
 
 
 class Ledger:
-    """What a run has cost: GPU-seconds of all ranks by phase, kept in ledger.json over all its resumptions.
+    """The figures of ledger.json, which all ranks read and rank 0 writes.
 
     "other" is the time outside every measured phase, so that the phases add up to the wall clock. It begins with the
     first line of `train_grpo.main` (imports and waiting for nodes come before) and is written after every step, so work
-    that a crash undoes is counted too, but for the step it happened in. All ranks read the file and rank 0 writes it.
+    that a crash undoes is counted too, but for the step it happened in.
     """
 
     def __init__(self, run_dir: Path, started: float) -> None:

@@ -6,8 +6,10 @@ run leaves with a status of its own (configs.PREEMPTED_STATUS), on which `slurm.
 ranks at different times, so what to do is agreed upon in `check` and `check_boundary`, which all ranks call together.
 """
 
+import contextlib
 import os
 import signal
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -16,6 +18,7 @@ from training.packing import all_sum
 
 Value = TypeVar("Value")
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+ONE_WARNING = 5.0  # seconds within which signals are one warning: launchers hand on what their children have had too
 
 
 class GivenUp(BaseException):
@@ -30,7 +33,7 @@ class Preemption:
         """seconds: that a step may go on after a signal."""
         self.seconds = seconds
         self.training = False  # else there is nothing to save, and the process ends at once
-        self.requested = False  # a signal has come
+        self.requested, self.requested_at = False, 0.0  # a signal has come
         self.is_late = False  # and `seconds` have passed since
         self.may_interrupt = False
         self.earlier_handlers: dict[int, Any] = {}
@@ -42,22 +45,27 @@ class Preemption:
             signal.siginterrupt(number, False)  # libraries in C++ may not expect that a signal ends their reads
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        """A preempted rank ends with its own status, whatever a launcher sends once the first of the others is gone."""
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self.earlier_handlers.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if kind is Preempted and number in SIGNALS else handler)
 
     def _on_signal(self, number: int, frame: Any) -> None:
-        """The first one starts the clock, the next one stops waiting. (print() may not be called here: it may be what
-        the signal has interrupted. And an exception might be swallowed by what it meets.)"""
+        """The first one starts the clock, one some seconds later stops waiting. (print() may not be called here: it may
+        be what the signal has interrupted. And an exception might be swallowed by what it meets.)"""
         name = signal.Signals(number).name
         if not self.training:
             message = f"preempted: {name} while no step was under way: nothing is lost, start again with --resume=true"
-            os.write(2, f"{message}\n".encode())
+            with contextlib.suppress(OSError):
+                os.write(2, f"{message}\n".encode())
             os._exit(PREEMPTED_STATUS)
+        if self.requested and time.monotonic() - self.requested_at < ONE_WARNING:
+            return
         seconds = 0 if self.requested else self.seconds
-        self.requested = True
-        os.write(1, f"{name}: this step has {seconds} s to end, then a checkpoint is written\n".encode())
+        self.requested, self.requested_at = True, time.monotonic()
+        with contextlib.suppress(OSError):  # nobody reads it any more
+            os.write(1, f"{name}: this step has {seconds} s to end, then a checkpoint is written\n".encode())
         signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-6), 1.0)  # every second, should one be swallowed
 
     def _on_alarm(self, *_: Any) -> None:

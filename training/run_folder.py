@@ -125,8 +125,9 @@ def check_disk(cfg: Config, num_params: int) -> None:
     if not cfg.save_every:
         return
     save, there = checkpoint.save_bytes(num_params, cfg), 0
-    for kind in ("ckpt", "hf"):
-        there += sum(path.stat().st_size for path in (cfg.run_dir / kind).glob("**/*") if path.is_file())
+    for folder in [*cfg.run_dir.glob("ckpt/step_*"), *cfg.run_dir.glob("hf/step_*")]:
+        if step_of(folder) is not None and folder.is_dir():
+            there += sum(path.stat().st_size for path in folder.iterdir())
     most, free = checkpoint.most_saves(cfg) * save, shutil.disk_usage(cfg.run_dir).free
     sizes = f"a save takes {in_bytes(save)}, all that are kept {in_bytes(most)}, {in_bytes(free)} are free"
     if free < save:
@@ -144,8 +145,7 @@ def disk_errors(cfg: Config) -> Iterator[None]:
     except OSError as e:
         if e.errno not in DISK_ERRORS:
             raise
-        free = in_bytes(shutil.disk_usage(cfg.run_dir).free)
-        failed = f"{e.filename or cfg.run_dir}: {e.strerror}; {free} are free"
+        failed = f"{e.filename or cfg.run_dir}: {e.strerror}; {checkpoint.free_bytes(cfg.run_dir)}"
         raise SystemExit(f"{failed}; when that is mended, start with --resume=true") from None
 
 
@@ -280,7 +280,6 @@ def begin(cfg: Config, files: dict[str, str], run_id: str, state: RunState) -> N
     """Make the folder ready for the step after `state`. files: see `identity`. Rank 0 calls it."""
     (cfg.run_dir / "rollouts").mkdir(exist_ok=True)
     rewind(cfg.run_dir, state)
-    checkpoint.prune(cfg.run_dir, cfg.keep_checkpoints)  # which may have been interrupted
     write_config(cfg, files, run_id)
 
 
@@ -294,9 +293,10 @@ def rewind(run_dir: Path, state: RunState) -> None:
             set_aside(folder, "damaged")
             if (run_dir / "hf" / folder.name).exists():
                 set_aside(run_dir / "hf" / folder.name, "the export of a damaged checkpoint")
-    unfinished = [*run_dir.glob("ckpt/step_*.tmp"), *run_dir.glob("hf/step_*.tmp")]
-    unfinished += [path for path in run_dir.glob("hf/step_*") if (step_of(path) or 0) > step]  # without a checkpoint
-    for path in unfinished:
+    for path in run_dir.glob("hf/step_*"):
+        if (step_of(path) or 0) > step:
+            set_aside(path, "an export without a checkpoint")
+    for path in [*run_dir.glob("ckpt/step_*.tmp"), *run_dir.glob("hf/step_*.tmp")]:
         shutil.rmtree(path, ignore_errors=True)
     for path in run_dir.glob("*.json.tmp"):
         path.unlink()

@@ -166,7 +166,8 @@ def load_reference(cfg: Config, state: RunState, reference: Qwen2 | None) -> Non
 
 def check_gpus(state: RunState, cfg: Config) -> None:
     """Raises UserError where the next step belongs to a stage that `stage_gpus` wants other GPUs for."""
-    stage, gpus = state.stage + (1 if is_due(state, cfg) else 0), dist.get_world_size()
+    begins_next = is_due(state, cfg) and not state.unreported  # else the stage before ends with its validation
+    stage, gpus = state.stage + (1 if begins_next else 0), dist.get_world_size()
     if cfg.stage_gpus and gpus != cfg.stage_gpus[stage]:
         need = f"stage {stage + 1} is for {cfg.stage_gpus[stage]} GPUs, here are {gpus}"
         raise UserError(f"stage_gpus: {need}; start it on as many, or change stage_gpus")
