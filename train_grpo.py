@@ -402,21 +402,25 @@ def tear_down(run: Run) -> None:
         dist.destroy_process_group()
 
 
+def save(run: Run, state: RunState) -> None:
+    timer = Timer(run.device)
+    with timer("checkpoint"):
+        checkpoint.save_all(run.cfg, run.model, run.optimizer, state)
+    run.ledger.charge(timer)
+
+
 def leave(run: Run, state: RunState) -> None:
     """A preempted run: save what the last checkpoint does not have, and let the folder go."""
-    cfg, timer = run.cfg, Timer(run.device)
-    checkpoint_dir = cfg.run_dir / "ckpt" / step_name(state.step)
-    if cfg.save_every and state.step and not from_rank0(checkpoint_dir.is_dir):
-        with timer("checkpoint"):
-            checkpoint.save_all(cfg, run.model, run.optimizer, state)
-    run.ledger.charge(timer)
+    checkpoint_dir = run.cfg.run_dir / "ckpt" / step_name(state.step)
+    if run.cfg.save_every and state.step and not from_rank0(checkpoint_dir.is_dir):
+        save(run, state)
     run.log.close()
     run.pool.close()
     run.lock.release()
     with contextlib.suppress(OSError):  # nobody reads it any more
         print0(f"preempted: --resume=true goes on after step {state.step}")
     dist.barrier()  # launchers may end all ranks when one has left
-    if not cfg.save_every:
+    if not run.cfg.save_every:
         raise SystemExit("preempted, and save_every=0 keeps no checkpoint")
 
 
@@ -509,10 +513,7 @@ def train(run: Run, state: RunState, hook: Any) -> tuple[RunState, dict[int, dic
             # 6. Save: a crash costs at most `save_every` steps.
             stage_ends = stages.is_over(state, cfg) or stages.is_due(state, cfg)
             if cfg.save_every and (step % cfg.save_every == 0 or stage_ends):
-                timer = Timer(run.device)
-                with timer("checkpoint"):
-                    checkpoint.save_all(cfg, run.model, run.optimizer, state)
-                run.ledger.charge(timer)
+                save(run, state)
                 hook.after_checkpoint(run, row)
         run.preemption.training = False
         if not stages.wants_other_gpus(state, cfg):  # else the run is at an end here
