@@ -297,8 +297,14 @@ def test_a_disk_too_small_for_one_save_is_refused_before_the_first_step(world, t
     assert checkpoint.save_bytes(1_777_088_000, cfg) == 16 * 1_777_088_000
 
 
+def test_the_trial_of_another_rank_is_no_run(world, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/.trial-abc").touch()  # a file system without unnamed files shows it for a moment
+    assert "step 1/" in train(flags(world, tmp_path, max_steps=1))
+
+
 def test_a_folder_that_cannot_be_written_is_refused(world, tmp_path, monkeypatch):
-    def read_only(dir):
+    def read_only(dir, prefix):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     monkeypatch.setattr(tempfile, "TemporaryFile", read_only)

@@ -155,11 +155,12 @@ def disk_errors(cfg: Config) -> Iterator[None]:
 def open_run(cfg: Config) -> None:
     """Check the run folder before anything loads. Raises UserError for one in use, or a resume that changes the run."""
     try:
-        in_use = cfg.run_dir.is_dir() and any(path.name != "lock" for path in cfg.run_dir.iterdir())
+        names = [path.name for path in cfg.run_dir.iterdir()] if cfg.run_dir.is_dir() else []
+        in_use = any(name != "lock" and not name.startswith(".") for name in names)  # .: other ranks' trials
         if in_use and not cfg.resume:
             raise UserError(f"{cfg.run_dir} is not empty: add --resume=true to go on, or choose another --run_name")
         cfg.run_dir.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=cfg.run_dir).close()  # raises why it cannot be written
+        tempfile.TemporaryFile(prefix=".trial-", dir=cfg.run_dir).close()  # raises why it cannot be written
         check_kinds(cfg.run_dir)
     except OSError as e:
         raise UserError(f"out_dir: cannot write {cfg.run_dir}: {e.strerror}") from None
