@@ -38,6 +38,7 @@ from grader.parser import (
     num,
     parse,
     product,
+    symbols,
 )
 from grader.text import MAX_CHARS, Refused, clean, is_words, plain_number, squeeze
 from grader.values import Evaluator, Work, is_exact, same_value
@@ -101,9 +102,13 @@ def _unlabel(node: Node) -> tuple[Node, Node] | None:
         return None
     ops, sides = node.args
     if ops in (("=",), ("≡",), ("∈",)):
-        if _is_label(sides[0]):
-            return sides[0], sides[1]
-        return (sides[1], sides[0]) if ops != ("∈",) and _is_label(sides[1]) else None
+        for label, value in ((sides[0], sides[1]), (sides[1], sides[0])):
+            is_equation = label.op == "sym" and label.args[0] in symbols(value)  # x^2 = x names nothing
+            if _is_label(label) and not is_equation:
+                return label, value
+            if ops == ("∈",):
+                break
+        return None
     ops, sides = _ascending(ops, sides)
     if set(ops) <= set("<≤"):
         if len(ops) == 1:
@@ -461,6 +466,9 @@ def agrees_with_rounded(answer: Sequence[Node], gold: Sequence[Node], value: Num
 # ---------------------------------------------------------------- the whole comparison
 
 
+NEGATION = re.compile(r"(?i)\W*(?:not?|never)\W*\s[^a-z]*\d")  # `not 0`, which letters would read as n o t 0 = 0
+
+
 class Reading(NamedTuple):
     """An answer after `clean`, the same without spaces (`squeeze`), and whether it consists of words alone."""
 
@@ -493,6 +501,8 @@ def equal(answer: str, gold: str, work: Work | None = None) -> bool:
         return work.because("nothing there", False)
     if a.plain == b.plain:
         return work.because("the same text", True)
+    if NEGATION.match(a.cleaned) or NEGATION.match(b.cleaned):
+        return work.because("a negation", False)
     if a.words or b.words:  # letters of a word do not commute; case does not matter in words
         texts = [re.sub("[()]", "", re.sub(r"\s+and\s+", ",", r.cleaned.lower())) for r in (a, b)]
         return work.because("words", squeeze(texts[0]) == squeeze(texts[1]) and len(a.plain) > 1)

@@ -474,6 +474,8 @@ def same_scalar(a: Node, b: Node, work: Work) -> bool:
         return work.because("the same expression", True)
     if any(node in (INFINITY, MINUS_INFINITY) for node in (a, b)):
         return work.because("infinity", False)
+    if "∞" in symbols((a, b)):  # it is no letter: 0 times it is not 0, and 1 to its power not 1
+        return work.because("arithmetic with infinity", False)
     if not (a.flags | b.flags) & SYMBOL:
         try:
             return all(_same_number(a, b, work, log_base) for log_base in _log_bases(a, b))

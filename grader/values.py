@@ -151,6 +151,7 @@ class Evaluator:
                 raise Refused("arithmetic with infinity")
             return self.point[args[0]]
         if op == "const":
+            self.work.spend(20)
             return {"pi": +self.mp.pi, "e": +self.mp.e, "i": self.mp.mpc(0, 1)}[args[0]]
         if op == "fn":
             return self.function(args[0], args[1])
@@ -323,6 +324,7 @@ class Evaluator:
     def binomial(self, top: Any, bottom: Any) -> Any:
         whole = all(is_exact(v) and v.denominator == 1 for v in (top, bottom))
         if whole and 0 <= bottom and 0 <= top <= MAX_FACTORIAL:
+            self.work.spend(int(min(bottom, abs(top - bottom))) ** 2 // 10_000)
             return self.work.exact(math.comb(int(top), int(bottom)))
         below = [self.factorial(bottom), self.factorial(self.add([top, -bottom]))]
         return self.multiply([self.factorial(top), self.power(self.multiply(below), -1)])
