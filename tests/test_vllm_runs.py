@@ -5,7 +5,6 @@ Skipped where vLLM is not installed; see test_vllm.py.
 
 import importlib.util
 import json
-import os
 import signal
 from unittest import mock
 
@@ -15,6 +14,7 @@ import torch.distributed as dist
 
 import train_grpo
 import vllm_fsdp
+from configs import PREEMPTED_STATUS
 from grader.pool import RewardPool
 from model import ModelConfig, Qwen2
 from problems import tiny
@@ -26,12 +26,11 @@ from runs import (
     rows_of,
     run_here,
     run_ranks,
-    start_ranks,
-    status_of,
     train,
     weights_hash,
 )
 from test_checkpoint import lose_a_rank
+from test_preemption import signal_at_call
 from test_smoke import assert_passed
 from test_vllm import WITHOUT_VLLM, largest_difference, response_ids
 
@@ -233,16 +232,29 @@ def test_three_fsdp_steps_on_two_ranks_keep_vllm_and_trainer_together(world, tmp
     assert max(figures["largest"]) < 1e-4 and figures["ranks_that_differ"] == 0 and figures["tokens"] > 40
 
 
+def given_up_within_the_engine(argv):
+    """train_grpo.main, with a signal at the third token of the fourth step's generation."""
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    sample, calls = train_grpo.sample, []
+
+    def armed(*args):
+        calls.append(args)
+        if len(calls) == 4:
+            signal_at_call(LLMEngine, "step", 3)
+        return sample(*args)
+
+    train_grpo.sample = armed
+    train_grpo.main(argv)
+
+
 @without_vllm
 def test_resume_is_exact(world, tmp_path):
     whole = flags(world, tmp_path, sampler="vllm", eval_every=3, run_name="whole")
     train(whole)
-    argv = flags(world, tmp_path, sampler="vllm", eval_every=3)
-    ((process, stream),) = start_ranks(1, argv)
-    for line in stream:
-        if line.startswith("step 4/"):
-            os.kill(process.pid, signal.SIGKILL)
-    assert status_of(process) == -signal.SIGKILL
+    argv = flags(world, tmp_path, sampler="vllm", eval_every=3, preempt_seconds=0)
+    output = run_ranks(1, argv, PREEMPTED_STATUS, given_up_within_the_engine)
+    assert "preempted: the step under way was given up" in output and "step 4/" not in output
     assert "resuming after step 3" in train([*argv, "--resume=true"])
     assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
     assert weights_hash(tmp_path / "run", 6) == weights_hash(tmp_path / "whole", 6)
