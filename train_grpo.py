@@ -403,6 +403,7 @@ def tear_down(run: Run) -> None:
 
 
 def save(run: Run, state: RunState) -> None:
+    """A checkpoint and an export of these weights. What cannot be written ends the run with one line."""
     timer = Timer(run.device)
     with timer("checkpoint"):
         checkpoint.save_all(run.cfg, run.model, run.optimizer, state)
