@@ -33,7 +33,7 @@ from model import DTYPES, ModelConfig, resolve_model
 from problems.prompts import ChatTokenizer, Prompt, encode_problems, load_problems
 from reward import Problem
 from rollout import Sampler, VLLMSampler, make_sampler, response_text, sample_seed
-from training.checkpoint import check_export
+from training.checkpoint import check_model_folder
 from training.packing import init_distributed, print0
 from training.preemption import Preemption
 
@@ -187,8 +187,8 @@ def load_benchmarks(names: tuple[str, ...]) -> dict[str, list[Problem]]:
 def prepare(cfg: Config, options: Options) -> Evaluation:
     """Reads benchmarks and tokenizer, and finds how long responses may be. Raises UserError."""
     model = resolve_model(cfg.model)
-    check_export(model)
     tokenizer = ChatTokenizer(model)
+    check_model_folder(model)
     problems = load_benchmarks(options.benchmarks or cfg.eval_data)
     if not problems:
         raise UserError("--benchmarks: none named, and the config has no eval_data")

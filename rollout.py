@@ -34,7 +34,6 @@ from model import (
     attention,
     attention_backend,
     attention_layout,
-    check_weights,
     rotary_angles,
     stream_weights,
 )
@@ -541,9 +540,7 @@ Sampler = TorchSampler | VLLMSampler
 
 
 def make_sampler(cfg: Config, path: Path, device: torch.device, longest: int, dtype: str = "") -> Sampler:
-    """The engine of `cfg.sampler`, asleep. `longest`: tokens of a prompt and its response. dtype: else the config's.
-    Raises UserError."""
-    check_weights(path)
+    """The engine of `cfg.sampler`, asleep. `longest`: tokens of a prompt and its response. dtype: else the config's."""
     compute_dtype = DTYPES[dtype or cfg.dtype]
     if cfg.sampler == "torch":
         return TorchSampler(path, compute_dtype, device, cfg.max_num_seqs)

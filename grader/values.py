@@ -142,8 +142,8 @@ class Evaluator:
 
     def value(self, node: Node, degree: Any = 1) -> Any:
         """The value of a node; `degree` is that of one degree: 1, or pi/180 inside a trigonometric function."""
-        self.work.spend(5)
         op, args = node.op, node.args
+        self.work.spend(25 if op == "const" else 5)
         if op == "num":
             return args[0]
         if op == "sym":
@@ -151,7 +151,6 @@ class Evaluator:
                 raise Refused("arithmetic with infinity")
             return self.point[args[0]]
         if op == "const":
-            self.work.spend(20)
             return {"pi": +self.mp.pi, "e": +self.mp.e, "i": self.mp.mpc(0, 1)}[args[0]]
         if op == "fn":
             return self.function(args[0], args[1])

@@ -288,7 +288,7 @@ def test_faithful_is_what_the_code_did_and_modern_what_later_recipes_do():
         ("--clip_eps_high=1e39", "above its maximum 1e+30"),
         ("--entropy_coef=1e31", "above its maximum 1e+30"),
         ("--model=", "is no path: empty"),
-        ("--model=/tmp/\udcff" + "x" * 300, "is no path"),
+        ("--model=\udcff" + "x" * 300, "is no path"),
         ("--run_name=../up", "plain folder name"),
         ("--run_name=", "is no path: empty"),
         ("--run_name=..", "plain folder name"),

@@ -1,14 +1,14 @@
 """Preemption: real signals at every moment of a run, on one rank and on two; then the bytes of an unbroken run."""
 
 import os
+import pkgutil
 import signal
 import subprocess
 import time
+from functools import partial
 
 import pytest
-import torch.distributed.checkpoint as dcp
 
-import eval as evaluation
 import train_grpo
 from configs import PREEMPTED_STATUS
 from runs import ENV, ROOT, assert_same_run, flags, metrics, run_ranks, train
@@ -31,67 +31,47 @@ def signal_at_call(owner, name, number, fault=signal.SIGTERM):
     setattr(owner, name, wrapped)
 
 
-def in_generation(argv):
-    signal_at_call(train_grpo, "sample", 3, signal.SIGUSR1)
+def signalled_main(moment, argv):
+    """train_grpo.main with a signal at a moment: ("module.function", its call, signal)."""
+    path, number, fault = moment
+    owner, _, name = path.rpartition(".")
+    signal_at_call(pkgutil.resolve_name(owner), name, number, fault)
     train_grpo.main(argv)
 
 
-def in_training(argv):
-    signal_at_call(train_grpo, "optimizer_step", 4)
-    train_grpo.main(argv)
-
-
-def in_validation(argv):
-    signal_at_call(evaluation, "sample", 3)  # the first two are the base model's
-    train_grpo.main(argv)
-
-
-def in_validation_at_the_end_of_a_stage(argv):
-    signal_at_call(evaluation, "sample", 4)
-    train_grpo.main(argv)
-
-
-def in_the_last_step_of_a_stage(argv):
-    signal_at_call(train_grpo, "sample", 4)
-    train_grpo.main(argv)
-
-
-def in_the_first_step_of_a_stage(argv):
-    signal_at_call(train_grpo, "sample", 5)
-    train_grpo.main(argv)
-
-
-def before_the_first_step(argv):
-    signal_at_call(train_grpo, "load_model", 1, signal.SIGUSR1)
-    train_grpo.main(argv)
-
-
-def in_a_checkpoint(argv):
-    signal_at_call(checkpoint, "save", 1)
-    train_grpo.main(argv)
+GENERATION = ("train_grpo.sample", 3, signal.SIGUSR1)
+TRAINING = ("train_grpo.optimizer_step", 4, signal.SIGTERM)
+VALIDATION = ("eval.sample", 3, signal.SIGTERM)  # the first two are the base model's
+VALIDATION_AT_THE_END_OF_A_STAGE = ("eval.sample", 4, signal.SIGTERM)
+LAST_STEP_OF_A_STAGE = ("train_grpo.sample", 4, signal.SIGTERM)
+FIRST_STEP_OF_A_STAGE = ("train_grpo.sample", 5, signal.SIGTERM)
+SAVE = ("training.checkpoint.save", 1, signal.SIGTERM)
+BEFORE_THE_FIRST_STEP = ("train_grpo.load_model", 1, signal.SIGUSR1)
+# torch.distributed.checkpoint takes whatever is raised in it for a failure of its own
+LOAD_OF_A_CHECKPOINT = ("torch.distributed.checkpoint.FileSystemReader.read_data", 1, signal.SIGTERM)
 
 
 @pytest.mark.parametrize(
-    "ranks, main, seconds, saved, words",
+    "ranks, moment, seconds, saved, words",
     [
-        (1, in_generation, 100, 3, "the step under way was finished"),
-        (1, in_generation, 0, 2, "the step under way was given up"),
-        (1, in_training, 0, 2, "the step under way was finished"),
-        (1, in_validation, 0, 3, "the step under way was given up"),
-        (1, in_validation_at_the_end_of_a_stage, 0, 4, "the step under way was given up"),
-        (1, in_the_first_step_of_a_stage, 0, 4, "the step under way was given up"),
-        (1, in_a_checkpoint, 100, 3, "the step under way was finished"),
-        pytest.param(2, in_generation, 0, 2, "the step under way was given up", marks=TWO_RANKS),
-        pytest.param(2, in_training, 0, 2, "the step under way was finished", marks=TWO_RANKS),
-        pytest.param(2, in_validation, 0, 3, "the step under way was given up", marks=TWO_RANKS),
+        (1, GENERATION, 100, 3, "the step under way was finished"),
+        (1, GENERATION, 0, 2, "the step under way was given up"),
+        (1, TRAINING, 0, 2, "the step under way was finished"),
+        (1, VALIDATION, 0, 3, "the step under way was given up"),
+        (1, VALIDATION_AT_THE_END_OF_A_STAGE, 0, 4, "the step under way was given up"),
+        (1, FIRST_STEP_OF_A_STAGE, 0, 4, "the step under way was given up"),
+        (1, SAVE, 100, 3, "the step under way was finished"),
+        pytest.param(2, GENERATION, 0, 2, "the step under way was given up", marks=TWO_RANKS),
+        pytest.param(2, TRAINING, 0, 2, "the step under way was finished", marks=TWO_RANKS),
+        pytest.param(2, VALIDATION, 0, 3, "the step under way was given up", marks=TWO_RANKS),
     ],
 )
 def test_a_preempted_run_leaves_a_checkpoint_and_resumes_exactly(
-    world, tmp_path, request, ranks, main, seconds, saved, words
+    world, tmp_path, request, ranks, moment, seconds, saved, words
 ):
     whole = request.getfixturevalue("six_steps" if ranks == 1 else "two_ranks")
     argv = flags(world, tmp_path, eval_every=3, preempt_seconds=seconds)
-    output = run_ranks(ranks, argv, PREEMPTED_STATUS, main)
+    output = run_ranks(ranks, argv, PREEMPTED_STATUS, partial(signalled_main, moment))
     assert output.count(f"preempted: {words}") == ranks and "Traceback" not in output
     assert f"preempted: --resume=true goes on after step {saved}" in output
     assert checkpoint.find(tmp_path / "run").name == f"step_{saved:06d}" and not (tmp_path / "run/lock").exists()
@@ -100,23 +80,17 @@ def test_a_preempted_run_leaves_a_checkpoint_and_resumes_exactly(
 
 
 def test_a_signal_before_the_first_step_ends_the_run_at_once(world, tmp_path):
-    output = run_ranks(1, flags(world, tmp_path), PREEMPTED_STATUS, before_the_first_step)
+    output = run_ranks(1, flags(world, tmp_path), PREEMPTED_STATUS, partial(signalled_main, BEFORE_THE_FIRST_STEP))
     assert output.endswith(
         "preempted: SIGUSR1 while no step was under way: nothing is lost, start again with --resume=true\n"
     )
     assert not (tmp_path / "run/ckpt").exists()
 
 
-def in_the_load_of_a_checkpoint(argv):
-    """torch.distributed.checkpoint takes whatever is raised in it for a failure of its own."""
-    signal_at_call(dcp.FileSystemReader, "read_data", 1)
-    train_grpo.main(argv)
-
-
 def test_a_signal_in_the_load_of_a_checkpoint_is_no_damage(world, tmp_path):
     argv = flags(world, tmp_path)
     train([*argv, "--max_steps=3"])
-    output = run_ranks(1, [*argv, "--resume=true"], PREEMPTED_STATUS, in_the_load_of_a_checkpoint)
+    output = run_ranks(1, [*argv, "--resume=true"], PREEMPTED_STATUS, partial(signalled_main, LOAD_OF_A_CHECKPOINT))
     assert "preempted: SIGTERM while no step was under way" in output and "does not fit" not in output
 
 
@@ -135,13 +109,13 @@ def test_signals_are_one_warning_for_some_seconds_and_the_next_gives_the_step_up
 
 
 def test_without_checkpoints_a_preempted_run_does_not_ask_to_be_started_again(world, tmp_path):
-    output = run_ranks(1, flags(world, tmp_path, save_every=0), 1, in_generation)
+    output = run_ranks(1, flags(world, tmp_path, save_every=0), 1, partial(signalled_main, GENERATION))
     assert "preempted, and save_every=0 keeps no checkpoint" in output
 
 
 @pytest.mark.slow
-def test_a_signal_in_the_last_step_of_a_stages_gpus_ends_the_run_with_the_next_command(world, tmp_path):
-    output = run_ranks(1, flags(world, tmp_path, stage_gpus="1,2"), 0, in_the_last_step_of_a_stage)
+def test_a_signal_LAST_STEP_OF_A_STAGEs_gpus_ends_the_run_with_the_next_command(world, tmp_path):
+    output = run_ranks(1, flags(world, tmp_path, stage_gpus="1,2"), 0, partial(signalled_main, LAST_STEP_OF_A_STAGE))
     assert "the next stage wants 2 GPUs. Go on with" in output
 
 

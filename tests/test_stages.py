@@ -15,9 +15,10 @@ from configs import load_config, parse_config_file
 from rollout import Rollout
 from runs import ENV, ROOT, flags, metrics, responses, rows_of, run_here, run_ranks, summary_of, train, weights_hash
 from schedule import replay
-from train_grpo import groups_to_train_on, is_mixed, refill_prompts, with_advantages
+from train_grpo import with_advantages
 from training import checkpoint, packing, stages
 from training.checkpoint import RunState
+from training.groups import groups_to_train_on, is_mixed, refill_prompts
 from training.ledger import Ledger
 from training.metrics import Timer
 

@@ -35,6 +35,7 @@ from runs import (
 )
 from training import checkpoint
 from training.checkpoint import RunState
+from training.groups import draw_prompts
 
 # ---------------------------------------------------------------------------------------------------------- whole runs
 
@@ -88,10 +89,10 @@ def test_an_epoch_gives_every_prompt_at_most_once_in_an_order_of_its_own(world, 
     cfg = load_config(flags(world, tmp_path))
     first, second = [], []
     for step in range(3):
-        first += train_grpo.draw_prompts(RunState(step=step), 26, cfg)
-        second += train_grpo.draw_prompts(RunState(step=step + 3), 26, cfg)
+        first += draw_prompts(RunState(step=step), 26, cfg)
+        second += draw_prompts(RunState(step=step + 3), 26, cfg)
     assert len(set(first)) == len(first) == 24 and first != second and set(first + second) <= set(range(26))
-    assert train_grpo.draw_prompts(RunState(step=7, order_began=7), 26, cfg) == first[:8]
+    assert draw_prompts(RunState(step=7, order_began=7), 26, cfg) == first[:8]
 
 
 def byte_model(path):

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 from configs import Config, UserError, check_regular, flush, read_json
-from model import DTYPES, Qwen2
+from model import DTYPES, Qwen2, check_weights
 from training.packing import from_rank0
 
 
@@ -219,11 +219,13 @@ def _save_all(cfg: Config, model: Qwen2, optimizer: torch.optim.Optimizer, state
 # -------------------------------------------------------------------------------------------------------- find and load
 
 
-def check_export(folder: Path) -> None:
-    """Raises UserError for a model folder that is damaged by its own manifest, which our exports have."""
+def check_model_folder(folder: Path) -> None:
+    """Raises UserError for one whose tensors are not those of its config, or that is damaged by its own manifest, which
+    our exports have."""
     problem = damage(folder, needed=("config.json",)) if (folder / "manifest.json").exists() else None
     if problem:
         raise UserError(f"model: {folder} is damaged: {problem}")
+    check_weights(folder)
 
 
 def damage(folder: Path, needed: tuple[str, ...] = ("state.json", ".metadata")) -> str | None:

@@ -214,7 +214,7 @@ def check_same_run(info: dict[str, Any], cfg: Config) -> None:
 def identity(cfg: Config, model: Path) -> dict[str, str]:
     """{what: SHA-256} of all files that a run learns from: data, base weights, tokenizer, template; and the commit of a
     model from the hub. Raises UserError for a model folder that is damaged by its own manifest."""
-    checkpoint.check_export(model)
+    checkpoint.check_model_folder(model)
     of_model = [model / name for name in MODEL_FILES if (model / name).is_file()]
     files = {f"model: {path.name}": path for path in [*of_model, *sorted(model.glob("*.safetensors"))]}
     files["train_data"] = Path(cfg.train_data)
