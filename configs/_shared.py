@@ -130,7 +130,10 @@ def markdown_table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def lost_rank(e: BaseException) -> bool:
-    """Is this what gloo raises in a rank when another is gone or silent? (A bare RuntimeError, told by its text.)"""
+    """Is this what a rank raises when another is gone or silent? (Of gloo a bare RuntimeError, told by its text; before
+    all have met, an error of torch's store.)"""
+    if type(e).__name__ in ("DistStoreError", "DistNetworkError"):  # of torch, which is not imported here
+        return True
     signs = ("Connection closed", "Connection reset", "Broken pipe", "Timed out")
     return isinstance(e, RuntimeError) and "/gloo/" in str(e) and any(sign in str(e) for sign in signs)
 

@@ -4,10 +4,12 @@ import builtins
 import io
 import math
 from dataclasses import replace
+from datetime import timedelta
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from configs import load_config, run
 from rollout import Rollout, TorchSampler
@@ -224,11 +226,15 @@ def test_a_lost_rank_is_one_line_and_other_errors_keep_their_traceback(monkeypat
 
         return main
 
-    with pytest.raises(SystemExit) as stop:
-        run(failing(GLOO + "Read error [127.0.0.1]:46210: Connection reset by peer\nmore"))
-    assert stop.value.code == 1
-    output = capsys.readouterr().err
-    assert output.count("\n") == 1 and output.startswith("error: lost contact with another rank")
+    def waiting(argv):  # for a rank that was killed before all have met
+        dist.TCPStore("127.0.0.1", 0, 2, is_master=True, timeout=timedelta(seconds=1))
+
+    for main in (failing(GLOO + "Read error [127.0.0.1]:46210: Connection reset by peer\nmore"), waiting):
+        with pytest.raises(SystemExit) as stop:
+            run(main)
+        assert stop.value.code == 1
+        output = capsys.readouterr().err
+        assert output.count("\n") == 1 and output.startswith("error: lost contact with another rank")
     for other in ("shapes differ", GLOO.replace("pair", "device") + "Unable to find address for: nope0"):
         with pytest.raises(RuntimeError):
             run(failing(other))
