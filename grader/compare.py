@@ -4,8 +4,7 @@
   1. `text`: plain numbers, then strings that are equal once `clean` has replaced synonyms by one spelling.
   2. `parser`: a recursive-descent parser turns tokens into `Node` trees. Notation that it does not know is refused.
   3. this file: trees are compared by type, with one function for each kind of answer.
-  4. `identities`, which computes with `values`: numbers and functions are compared exactly, as formal identities, or
-     numerically to 90 digits and more.
+  4. `values`: numbers and functions are compared in exact arithmetic, or at a few points to 90 digits.
 Sizes are bounded before anything is computed. A work budget, counted in operations and never in seconds, decides when
 to give up, so that a pair gets the same verdict on every machine. Giving up means: not equal.
 Conventions: MATH's for units, percent signs and money (they may be absent); an unreduced value is judged by its exact
@@ -20,7 +19,6 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from grader.identities import proportional, same_scalar
 from grader.parser import (
     EMPTY,
     HEDGES,
@@ -41,7 +39,7 @@ from grader.parser import (
     symbols,
 )
 from grader.text import MAX_CHARS, Refused, clean, is_words, plain_number, squeeze
-from grader.values import Evaluator, Work, is_exact, same_value
+from grader.values import PRECISION, Evaluator, Work, is_exact, proportional, real_value, same_scalar, same_value
 
 # ---------------------------------------------------------------- lists of solutions, labels, plus-minus
 
@@ -336,10 +334,9 @@ class _RealSets:
             return float("inf") if node == INFINITY else -float("inf")
         if not _is_scalar(node) or node.flags & SYMBOL:
             raise Refused("an end of an interval that is no number")
-        evaluator = Evaluator({}, self.work, None)
-        place = evaluator.fraction(evaluator.value(node))
+        place = real_value(node, self.work)
         for other, known in self.places:
-            if same_value(known, place) or abs(known - place) * 2**200 <= abs(place):
+            if same_value(known, place, PRECISION) or abs(known - place) * 2**200 <= abs(place):
                 if not same_scalar(node, other, self.work):
                     raise Refused("ends too close to order")
                 return known
@@ -455,8 +452,7 @@ def agrees_with_rounded(answer: Sequence[Node], gold: Sequence[Node], value: Num
     (a, units_a), (_, units_b) = _quantity(answer[0]), _quantity(gold[0])
     if not _is_scalar(a) or a.flags & SYMBOL or not _units_agree(units_a, units_b):
         return False
-    evaluator = Evaluator({}, work, None)
-    answer_value = evaluator.fraction(evaluator.value(a))
+    answer_value = real_value(a, work)
     excess = abs(answer_value) - abs(value)
     same_sign = (answer_value > 0) == (value > 0)
     agrees = same_sign and -last / 2 <= excess < last / 2 and abs(excess) * 100 <= abs(value)

@@ -1,4 +1,4 @@
-"""Reads the tokens of a mathematical answer into a small tree of `Node`s, for `compare`, `values` and `identities`.
+"""Reads the tokens of a mathematical answer into a small tree of `Node`s, for `compare` and `values`.
 
 `Parser` is a recursive-descent parser over a whitelist. Whatever it does not know is `Refused`, with its position.
 Nesting and the number of items are bounded; no text is ever run as code.

@@ -1,35 +1,33 @@
-"""The value of a scalar tree: exact in int and Fraction arithmetic as far as that goes, then in mpmath.
+"""Whether two scalar trees are the same number, or the same function of the same variables.
 
-Used by `compare` and `identities`. Sizes are bounded before anything is computed, and `Work` counts operations, never
-seconds.
+`Evaluator` computes a tree at one point: in int and Fraction arithmetic as far as that goes, then with mpmath.
+`same_scalar` and `proportional` compare two trees at a few points (`points`) to about 90 digits. This is no proof, and
+needs none: who can write the right answer plus 10^-100 can write the right answer. Sizes are bounded before anything is
+computed, and `Work` counts operations, never seconds.
 """
 
 import math
+import random
+from collections.abc import Iterator
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from grader.parser import Node, Number
+from grader.parser import FACTORIAL, IMAGINARY, LOG, NATURAL, STEP, SYMBOL, Node, Number, symbols
 from grader.text import Refused
 
-MAX_BITS = 100_000  # of an exact number; 2023^2024 has 22,000
+MAX_BITS = 210_000  # of an exact number; 2023^2024 has 22,000
+MAX_EXPONENT = 10**12  # of a number in mpmath: its relative error grows by as much
 MAX_FACTORIAL = 5000
 MAX_TERMS = 1000  # of a sum or product
 MAX_WORK = 1_000_000  # for one pair, in units of very roughly half a microsecond: see Work.spend and its callers
-PRECISIONS = (400, 2400)  # bits
-GUARD = 100  # two numbers are the same when they agree to all bits but these
-
-
-class TooLong(Refused):
-    """An exact number would have too many digits."""
+PRECISION, HIGH_PRECISION = 400, 4000  # bits; the second where sums cancel at the first
+GUARD = 100  # two numbers are the same when they agree to all bits but these and those that cancelled
+NOISE = 80  # bits: a sum that is smaller than its terms by all bits but these is 0
 
 
 class OutOfRange(Refused):
-    """A number is too large for a function; at another point it may not be."""
-
-
-class NoMoreDigits(Refused):
-    """A function that is computed at the first of PRECISIONS only."""
+    """Too large to compute; at another point it may not be."""
 
 
 class Work:
@@ -45,13 +43,10 @@ class Work:
             raise Refused("work budget spent")
 
     def exact(self, value: Number) -> Number:
-        """Returns `value` and spends what it costs: the gcd in every Fraction operation is quadratic in its bits.
-
-        Raises TooLong above MAX_BITS.
-        """
+        """Returns `value` and spends what it costs: the gcd in every Fraction operation is quadratic in its bits."""
         bits = value.numerator.bit_length() + value.denominator.bit_length()
         if bits > MAX_BITS:
-            raise TooLong("number too long")
+            raise OutOfRange("number too long")
         self.spend(5 + (bits >> 7) ** 2 // 64)
         return value
 
@@ -60,7 +55,7 @@ class Work:
         return verdict
 
 
-@lru_cache(maxsize=len(PRECISIONS))
+@lru_cache(maxsize=2)
 def mpmath_at(prec: int) -> Any:
     """A private context. mpmath is imported only here: most pairs never need it."""
     import mpmath
@@ -72,62 +67,41 @@ def mpmath_at(prec: int) -> Any:
 
 def warm_up() -> None:
     """Pays the import of mpmath before a clock runs."""
-    mpmath_at(PRECISIONS[0])
+    mpmath_at(PRECISION)
 
 
 def is_exact(value: Any) -> bool:
     return type(value) is int or type(value) is Fraction
 
 
-# ---------------------------------------------------------------- exact, then numeric
+def is_whole(value: Any) -> bool:
+    return is_exact(value) and value.denominator == 1
 
 
-def _exact_root(value: Number, degree: int) -> Number | None:
-    """The real root of a rational number, by integer Newton iteration; None where it is irrational."""
-    roots = []
-    for n in (abs(value.numerator), value.denominator):
-        root = math.isqrt(n) if degree == 2 else 1 << -(-n.bit_length() // degree)
-        while degree > 2 and (better := ((degree - 1) * root + n // root ** (degree - 1)) // degree) < root:
-            root = better
-        if root**degree != n:
-            return None
-        roots.append(root)
-    return Fraction(-roots[0] if value < 0 else roots[0], roots[1])
+# ---------------------------------------------------------------- the value of a tree at one point
 
 
 class Evaluator:
     """The value of a scalar tree at one point: exact while that is possible, then mpmath real or complex.
 
     point: the value of each variable. log_base: the base of \\log where none is written; None is e. prec: bits.
-    lost: the most bits that any sum lost to cancellation. swallowed: the most bits between two terms of one sum.
+    lost: the most bits that cancelled in a sum. spread: the most bits between two terms of a sum.
     """
 
-    def __init__(self, point: dict[str, Number], work: Work, log_base: int | None, prec: int = PRECISIONS[0]) -> None:
+    def __init__(self, point: dict[str, Number], work: Work, log_base: int | None, prec: int = PRECISION) -> None:
         self.point, self.work, self.log_base, self.prec = point, work, log_base, prec
-        self.lost, self.swallowed, self.cost = 0, 0, prec * prec // PRECISIONS[0] ** 2
-        self.noise = 2.0 ** (80 - prec) if prec < 1000 else mpmath_at(prec).mpf(2) ** (80 - prec)  # relative
-
-    @property
-    def mp(self) -> Any:
-        return mpmath_at(self.prec)
+        self.mp, self.cost = mpmath_at(prec), 1 if prec == PRECISION else 30
+        self.lost = self.spread = 0
+        self.noise = self.mp.mpf(2) ** (NOISE - prec)  # relative
 
     def number(self, value: Any) -> Any:
         """The value as an mpmath number."""
         self.work.spend(20)
         if type(value) is Fraction:
             if max(value.numerator.bit_length(), value.denominator.bit_length()) > self.prec - GUARD:
-                self.swallowed = self.prec  # it may be nearer to a round value than mpmath can see
+                self.spread = self.prec  # 1 + 10^-200 in one number
             return self.mp.mpf(value.numerator) / value.denominator
         return self.mp.mpf(value) if type(value) is int else value
-
-    def fraction(self, value: Any) -> Fraction:
-        """A real value as the rational number that its binary digits stand for. Raises Refused where it is complex."""
-        if is_exact(value):
-            return Fraction(value)
-        if value.imag != 0:
-            raise Refused("not real")
-        mantissa, exponent = value.man_exp
-        return Fraction(-mantissa if value < 0 else mantissa) * Fraction(2) ** exponent
 
     def tidy(self, value: Any) -> Any:
         """Drops a real or imaginary part that is rounding noise, so that real values stay real."""
@@ -182,10 +156,8 @@ class Evaluator:
     def series(self, name: str, index: str, low: Node, high: Node, body: Node) -> Any:
         """A sum or product over the integers from low to high, term by term."""
         first, last = self.value(low), self.value(high)
-        if not all(is_exact(end) and end.denominator == 1 for end in (first, last)):
-            raise ZeroDivisionError("a series between ends that are no integers")
-        if last < first - 1:
-            raise ZeroDivisionError("a series from above to below")
+        if not (is_whole(first) and is_whole(last)) or last < first - 1:
+            raise ZeroDivisionError("a series between ends that are no integers, or from above to below")
         if last - first > MAX_TERMS:
             raise OutOfRange("too many terms")
         outer, terms = self.point, []
@@ -207,18 +179,17 @@ class Evaluator:
             return exact
         if exact:
             rest.append(self.number(exact))
-        total = self.tidy(self.mp.fsum(rest))
-        sizes = [self.mp.mag(v) for v in rest if v]
+        sizes = [self.mp.mag(value) for value in rest if value]
         if not sizes:
             return 0
-        lost = max(sizes) - self.mp.mag(total) if total else self.prec
-        self.swallowed = max(self.swallowed, max(sizes) - min(sizes))
-        if lost > self.prec - 80:
-            if self.prec == PRECISIONS[-1] and max(sizes) > self.prec // 2:
-                raise Refused("huge numbers that cancel")
+        self.spread = max(self.spread, max(sizes) - min(sizes))
+        if self.spread > HIGH_PRECISION:
+            raise OutOfRange("a sum of huge and tiny terms")
+        total = self.tidy(self.mp.fsum(rest))
+        if not total or max(sizes) - self.mp.mag(total) > self.prec - NOISE:
             self.lost = self.prec
             return 0
-        self.lost = max(self.lost, lost)
+        self.lost = max(self.lost, max(sizes) - self.mp.mag(total))
         return total
 
     def multiply(self, values: list) -> Any:
@@ -245,7 +216,7 @@ class Evaluator:
         if base == 0:
             raise Refused("a power of zero")
         mp_base = self.number(base)
-        if abs(exponent) * (1 + abs(self.mp.mag(mp_base))) > 10**6:
+        if abs(exponent) > MAX_EXPONENT or abs(self.mp.mag(mp_base)) > MAX_EXPONENT:
             raise OutOfRange("power too large")
         self.work.spend(300 + 200 * self.cost)
         if is_exact(exponent):
@@ -259,25 +230,35 @@ class Evaluator:
         return self.tidy(mp_base ** self.number(exponent))
 
     def exact_power(self, base: Number, exponent: Number) -> Number | None:
-        """None where the power is irrational. Sizes are bounded before the power is taken."""
+        """None where the power is irrational or too long. Sizes are bounded before the power is taken."""
         if base == 0 and exponent > 0 or base == 1:
             return base
         if exponent.denominator > 1:
-            if exponent.denominator > 1000 or (base < 0 and exponent.denominator % 2 == 0):
-                return None
-            bits = base.numerator.bit_length() + base.denominator.bit_length()
-            self.work.spend(bits * exponent.denominator // 16)
-            root = _exact_root(base, exponent.denominator)
+            root = self.exact_root(base, exponent.denominator)
             return None if root is None else self.exact_power(root, exponent.numerator)
         exponent = exponent.numerator
         bits = max(base.numerator.bit_length(), base.denominator.bit_length())
-        if bits * abs(exponent) > MAX_BITS and base != -1:
-            raise TooLong("power too large")
+        if bits * abs(exponent) > MAX_BITS and base not in (0, -1):
+            return None
         if base == 0:
             raise ZeroDivisionError("a power of zero")
         if base == -1:
             return 1 - 2 * (exponent % 2)
         return self.work.exact(base**exponent if exponent >= 0 else Fraction(base) ** exponent)
+
+    def exact_root(self, value: Number, degree: int) -> Number | None:
+        """The real root of a rational number; None where it is irrational, or too long to tell."""
+        if degree > 1000 or (value < 0 and degree % 2 == 0):
+            return None
+        roots = []
+        for n in (abs(value.numerator), value.denominator):
+            if n.bit_length() > self.prec // 2:
+                return None
+            roots.append(int(self.mp.nint(self.mp.root(n, degree))) if n > 1 else n)
+            if roots[-1] ** degree != n:
+                return None
+        self.work.spend(100)
+        return Fraction(-roots[0] if value < 0 else roots[0], roots[1])
 
     def log(self, value: Any) -> Any:
         if value == 0:
@@ -298,35 +279,29 @@ class Evaluator:
         value = self.number(value)
         if abs(value) > 10**6:
             raise OutOfRange("argument too large")
-        short = {"arc" + n: "a" + n for n in ("sin", "cos", "tan", "sec", "csc", "cot", "sinh", "cosh", "tanh")}
-        result = self.tidy(getattr(self.mp, short.get(name, name))(value))
-        small = isinstance(result, self.mp.mpf) and abs(result) < self.noise < abs(value) * 2.0**-200
-        return 0 if small else result  # sin(pi) is rounding noise, sin(10^-200) is not
+        result = self.tidy(getattr(self.mp, "a" + name[3:] if name.startswith("arc") else name)(value))
+        if name in ("sin", "cos", "tan", "cot") and abs(result) < self.noise < abs(value) / 2**200:
+            return 0  # sin(pi) is rounding noise, sin(10^-200) is not
+        if name in ("tan", "cot", "sec", "csc") and abs(result) * self.noise > 1:
+            raise ZeroDivisionError("a pole")  # tan(pi/2) is 10^120 by rounding noise
+        return result
 
-    def factorial(self, value: Any) -> Any:
-        if is_exact(value) and value.denominator == 1:
-            if not 0 <= value <= MAX_FACTORIAL:
-                raise OutOfRange("factorial out of bounds")
-            self.work.spend(int(value) ** 2 // 500)
-            return self.work.exact(math.factorial(int(value)))
-        value = self.number(value)
-        if abs(value) > MAX_FACTORIAL:
-            raise OutOfRange("factorial out of bounds")
-        if self.prec > PRECISIONS[0]:
-            raise NoMoreDigits("the gamma function")  # its first call would take a second
-        self.work.spend(2000)
-        try:
-            return self.tidy(self.mp.gamma(value + 1))
-        except ValueError:
-            raise ZeroDivisionError("a pole of the gamma function") from None
+    def factorial(self, value: Any) -> int:
+        if not (is_whole(value) and 0 <= value <= MAX_FACTORIAL):
+            raise OutOfRange("the factorial of a number that is negative, large or no integer")
+        self.work.spend(int(value) ** 2 // 500)
+        return self.work.exact(math.factorial(int(value)))
 
-    def binomial(self, top: Any, bottom: Any) -> Any:
-        whole = all(is_exact(v) and v.denominator == 1 for v in (top, bottom))
-        if whole and 0 <= bottom and 0 <= top <= MAX_FACTORIAL:
+    def binomial(self, top: Any, bottom: Any) -> Number:
+        """\\binom{top}{bottom} of whole numbers; of a fraction or a negative number by the falling factorial."""
+        if not (is_exact(top) and is_whole(bottom) and bottom >= 0 and abs(top) <= MAX_FACTORIAL):
+            raise OutOfRange("a binomial of numbers that are large or no integers")
+        if is_whole(top) and top >= 0:
             self.work.spend(int(min(bottom, abs(top - bottom))) ** 2 // 10_000)
             return self.work.exact(math.comb(int(top), int(bottom)))
-        below = [self.factorial(bottom), self.factorial(self.add([top, -bottom]))]
-        return self.multiply([self.factorial(top), self.power(self.multiply(below), -1)])
+        if bottom > 100:
+            raise OutOfRange("a binomial with too many factors")
+        return self.multiply([Fraction(top - i) / (i + 1) for i in range(int(bottom))])
 
     def floor(self, value: Any) -> int:
         if is_exact(value):
@@ -339,12 +314,157 @@ class Evaluator:
         return nearest if abs(value - nearest) < self.noise * 2**64 else int(self.mp.floor(value))
 
 
-def same_value(a: Any, b: Any, prec: int = PRECISIONS[0]) -> bool:
-    """Whether two values, computed to `prec` bits, agree in all but the last GUARD; exact values must be equal."""
+def real_value(node: Node, work: Work) -> Fraction:
+    """A real number as the rational number that its binary digits stand for. Raises Refused where it is complex."""
+    value = Evaluator({}, work, None).value(node)
+    if is_exact(value):
+        return Fraction(value)
+    if value.imag != 0:
+        raise Refused("not real")
+    mantissa, exponent = value.man_exp
+    if abs(exponent) > MAX_BITS:
+        raise OutOfRange("number too long")
+    return Fraction(-mantissa if value < 0 else mantissa) * Fraction(2) ** exponent
+
+
+# ---------------------------------------------------------------- where functions are compared
+
+SIZES = (2, 30, 0, 200)  # |x - 20| is x - 20 for large x, floor(x / 100) is 0 for small x
+INTEGER_NAMES = set("jklmnN")  # what authors call integers; it matters where a step function is around
+WHOLE_POINTS = 16
+
+
+@lru_cache(maxsize=4096)
+def _real(name: str, k: int, size: int) -> Fraction:
+    """A number from size to twice the size plus 1. Odd over 32, so that (-1)^x is never real."""
+    share = Fraction(2 * random.Random(f"{name}:{k}").randint(0, 15) + 1, 32)
+    return size + share * (size + 1)
+
+
+@lru_cache(maxsize=4096)
+def _whole(name: str, k: int, j: int) -> int:
+    """The j-th variable's integer at point k; 2^n points in a row show n variables in every pattern of even and odd."""
+    least = 100 if k % 8 == 7 else 0
+    return 2 * random.Random(f"{name}:{k}").randint(least + 1, least + 20) - (k >> j & 1)
+
+
+def real_points(names: list[str], whole_names: set[str]) -> Iterator[dict[str, Number]]:
+    """Points where all variables are positive, where all are negative, and where any two have opposite signs."""
+    for k in range(8 if len(names) == 1 else 12):
+        point: dict[str, Number] = {}
+        for j, name in enumerate(names):
+            below_zero = 4 <= k < 8 or k >= 8 and (j + 1) >> (k - 8) & 1
+            size = SIZES[(k + j) % 4 if k >= 8 else k % 4]
+            value = _whole(name, k, j) if name in whole_names else _real(name, k, size)
+            point[name] = -value if below_zero and name not in whole_names else value
+        yield point
+
+
+def whole_points(names: list[str]) -> Iterator[dict[str, Number]]:
+    for k in range(WHOLE_POINTS):
+        yield {name: _whole(name, k, j) for j, name in enumerate(names)}
+
+
+Row = tuple[Any, Any, int]  # a value of one node, of the other, and the bits in which they can be compared
+
+
+def _row(a: Node, b: Node, point: dict[str, Number], work: Work, log_base: int | None) -> Row:
+    """Both values at one point, with more bits where half of them cancelled."""
+    for prec in (PRECISION, HIGH_PRECISION):
+        evaluator = Evaluator(point, work, log_base, prec)
+        values = evaluator.value(a), evaluator.value(b)
+        if max(evaluator.lost, evaluator.spread) <= prec // 2:
+            break
+    return *values, max(2 * GUARD, prec - evaluator.lost)
+
+
+def rows(a: Node, b: Node, work: Work, log_base: int | None) -> Iterator[Row]:
+    """The values of both nodes at points where both are defined.
+
+    Where neither contains i, points at which a value is not real are left out, unless there are no others.
+    Raises Refused at the end when fewer than two points gave values.
+    """
+    flags = a.flags | b.flags
+    names = sorted(symbols((a, b)))
+    if not names:
+        yield _row(a, b, {}, work, log_base)
+        return
+    whole_names = INTEGER_NAMES if flags & STEP else set()
+    stages = [] if flags & FACTORIAL else [(real_points(names, whole_names), not flags & IMAGINARY)]
+    stages += [(whole_points(names), not flags & IMAGINARY), (real_points(names, set()), False)]
+    count = 0
+    for stage, (points, only_real) in enumerate(stages):
+        if count >= 2 and not (stage == 1 and flags & STEP):  # (-1)^n is real at integers only
+            return
+        for point in points:
+            try:
+                x, y, prec = _row(a, b, point, work, log_base)
+            except (ZeroDivisionError, OutOfRange):
+                continue
+            if not only_real or all(is_exact(v) or v.imag == 0 for v in (x, y)):
+                count += 1
+                yield x, y, prec
+    if count < 2:
+        raise Refused("no points where both are defined")
+
+
+# ---------------------------------------------------------------- the comparison
+
+
+def same_value(a: Any, b: Any, prec: int) -> bool:
+    """Whether two values agree in the first `prec` bits but GUARD; exact values must be equal."""
     if is_exact(a) and is_exact(b):
         return a == b
     if a == 0 or b == 0:
         return a == b
-    mp = mpmath_at(next(p for p in PRECISIONS if p >= prec))
+    mp = mpmath_at(PRECISION if prec <= PRECISION else HIGH_PRECISION)
     a, b = (mp.mpf(v.numerator) / v.denominator if is_exact(v) else v for v in (a, b))
     return a == b or mp.mag(a - b) <= max(mp.mag(a), mp.mag(b)) + GUARD - prec
+
+
+def _log_bases(a: Node, b: Node) -> tuple:
+    """The bases in which to compare: \\log without one is natural (None) for some authors and decimal for others.
+
+    If both sides have it, they must agree in both bases; if one has it, natural where the other has ln or e, else 10.
+    """
+    if not (a.flags | b.flags) & LOG:
+        return (None,)
+    if a.flags & b.flags & LOG:
+        return (None, 10)
+    other = a if b.flags & LOG else b
+    return (None,) if other.flags & NATURAL else (10,)
+
+
+def same_scalar(a: Node, b: Node, work: Work) -> bool:
+    """Whether two scalars are the same number, or the same function of the same variables."""
+    if a.op == b.op == "num":
+        return work.because("exact arithmetic", a.args == b.args)
+    if a == b:
+        return work.because("the same expression", True)
+    if (a.flags | b.flags) & SYMBOL and "∞" in symbols((a, b)):  # it is no letter: 0 times it is not 0
+        return work.because("infinity", False)
+    for log_base in _log_bases(a, b):
+        count = 0
+        for x, y, prec in rows(a, b, work, log_base):
+            count += 1
+            exact = is_exact(x) and is_exact(y)
+            digits = "exact arithmetic" if exact else f"{int((prec - GUARD) * math.log10(2))} digits"
+            if not same_value(x, y, prec):
+                return work.because(digits if count == 1 else f"{digits}, at point {count}", False)
+    return work.because(digits if count == 1 else f"{digits}, at {count} points", True)
+
+
+def proportional(a: Node, b: Node, positive: bool, work: Work) -> bool:
+    """Whether a = c b with one constant c, nonzero or `positive`: the same equation (a = 0) or inequality (a < 0)."""
+    for log_base in _log_bases(a, b):
+        values = list(rows(a, b, work, log_base))
+        prec = min(prec for _, _, prec in values)
+        evaluator = Evaluator({}, work, None, PRECISION if prec <= PRECISION else HIGH_PRECISION)
+        ratios = [evaluator.multiply([x, evaluator.power(y, -1)]) for x, y, _ in values if y != 0]
+        if any((x == 0) != (y == 0) for x, y, _ in values) or len(ratios) < 2:
+            return False
+        if not all(same_value(ratio, ratios[0], prec) for ratio in ratios):
+            return False
+        if positive and not ((is_exact(ratios[0]) or ratios[0].imag == 0) and ratios[0] > 0):
+            return False
+    return True
