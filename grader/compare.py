@@ -20,26 +20,26 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from grader.parser import (
-    EMPTY,
-    HEDGES,
-    INEQUALITIES,
     INFINITY,
     MAX_ITEMS,
     PLUS_MINUS,
-    REALS,
     STRUCTURES,
     SYMBOL,
     Node,
     Number,
     describe,
+    literal,
     negative,
     num,
     parse,
     product,
+    quotient,
     symbols,
 )
-from grader.text import MAX_CHARS, Refused, clean, is_words, plain_number, squeeze
-from grader.values import PRECISION, Evaluator, Work, is_exact, proportional, real_value, same_scalar, same_value
+from grader.sets import is_set, same_real_set
+from grader.text import MAX_CHARS, Refused, clean, is_words, plain_number, squeeze, word_list
+from grader.units import HEDGES, Units, measured, units_agree
+from grader.values import Evaluator, Work, is_exact, proportional, real_value, same_scalar
 
 # ---------------------------------------------------------------- lists of solutions, labels, plus-minus
 
@@ -85,27 +85,55 @@ def _is_label(node: Node) -> bool:
     if node.op == "seq":
         names = [x.args[0] for x in node.args[2] if x.op == "sym"]
         return node.args[:2] == ("(", ")") and len(names) == len(node.args[2]) and names == sorted(names)
-    if node.op == "mul":  # the product ABC in \angle ABC = 30
+    if node.op == "ratio":
+        return all(_is_scalar(part) and part.flags & SYMBOL for part in node.args)
+    if node.op == "mul":  # the product ABC in \\angle ABC = 30
         return all(factor.op == "sym" and factor.args[0].isupper() for factor in node.args)
     if node.op == "text":
-        return len(words := node.args[0].split()) <= 3 and HEDGES.isdisjoint(words)
-    return node.op == "sym" or node.op in ("apply", "call") and node.args[1].op in ("sym", "num", "seq")
+        return len(words := node.args[0].split()) <= 8 and HEDGES.isdisjoint(words)
+    return node.op == "sym"
 
 
-def _unlabel(node: Node) -> tuple[Node, Node] | None:
-    """(label, value) of x = 5, 5 = x, f(x) = 1/x or x in [0, 1]; the value of 0 < x <= 1 or x < 3 is an interval."""
-    if node.op == "mod" and (inner := _unlabel(node.args[0])):
-        return inner[0], Node("mod", (inner[1], node.args[1]))
+SOLVABLE = {"num", "const", "pow", "fact", "binom", "log", "series"}  # what makes x! = 6 a problem and no label
+
+
+def _is_quantity(node: Node, in_gold: bool) -> bool:
+    """Whether an expression before = names what is asked, as m+n, |AB| and \\cos\\theta do: nobody would solve for them.
+
+    A gold `2x+z = 1` is the equation of a line, so there a sum of coordinates is no label.
+    """
+    if not _is_scalar(node) or not (names := symbols(node)):
+        return False
+    problem = any(part.op in SOLVABLE or part.args[:1] in (("ln",), ("exp",)) for part in subtrees(node))
+    if in_gold:
+        return not problem and not names & set("xyz")
+    return not problem or (len(names) > 1 and not names & set("xyz"))
+
+
+def subtrees(node: Node) -> Iterable[Node]:
+    yield node
+    for arg in node.args:
+        if type(arg) is Node:
+            yield from subtrees(arg)
+
+
+def _unlabel(node: Node, in_gold: bool) -> tuple[Node, Node] | None:
+    """(label, value) of x = 5, 5 = x, f(x) = 1/x, m+n = 12+5 = 17 or x in [0, 1]; the value of x < 3 is an interval."""
+    if node.op in ("mod", "approx") and (inner := _unlabel(node.args[0], in_gold)):
+        return inner[0], Node(node.op, (inner[1], *node.args[1:]))
     if node.op != "rel":
         return None
     ops, sides = node.args
-    if ops in (("=",), ("≡",), ("∈",)):
-        for label, value in ((sides[0], sides[1]), (sides[1], sides[0])):
-            is_equation = label.op == "sym" and label.args[0] in symbols(value)  # x^2 = x names nothing
-            if _is_label(label) and not is_equation:
-                return label, value
-            if ops == ("∈",):
-                break
+    if set(ops) <= set("=≡") or ops == ("∈",):
+        if _is_label(sides[0]) and not (sides[0].op == "sym" and sides[0].args[0] in symbols(sides[1:])):  # x = x^2
+            rest = sides[1] if len(sides) == 2 else Node("rel", (ops[1:], sides[1:]))
+            inner = _unlabel(rest, in_gold) if sides[1].op == "sym" else None  # x_1 = x_2 = 3
+            return sides[0], inner[1] if inner else rest
+        if len(sides) == 2 and ops != ("∈",) and sides[1].op == "sym" and sides[1].args[0] not in symbols(sides[0]):
+            return sides[1], sides[0]
+        constant = not any(side.flags & SYMBOL for side in sides[1:])
+        if ops != ("∈",) and constant and _is_quantity(sides[0], in_gold):
+            return sides[0], sides[1] if len(sides) == 2 else Node("rel", (ops[1:], sides[1:]))
         return None
     ops, sides = _ascending(ops, sides)
     if set(ops) <= set("<≤"):
@@ -124,83 +152,82 @@ def _ascending(ops: tuple, sides: tuple) -> tuple[tuple, tuple]:
     return ops, sides
 
 
-def solutions(items: list[Node]) -> tuple[set[Node], list[Node]]:
-    """(labels, values) of the items: x = 1, 2 has one label and two values, x = 1, y = 2 two labels."""
-    pairs = [_unlabel(item) for item in items]
+def solutions(items: list[Node], in_gold: bool) -> tuple[set[Node], list[list[Node]]]:
+    """(labels, readings): the items without their labels, read in each way that they can be meant.
+
+    x = 1, 2 has one label and two values; x = 1, y = 2 is the pair (1, 2), and x_1 = 1, x_2 = 2 is that or a list.
+    """
+    pairs = [_unlabel(item, in_gold) for item in items]
     labels = {pair[0] for pair in pairs if pair}
-    values = expand([pair[1] if pair else item for pair, item in zip(pairs, items, strict=True)])
-    return labels, values
+    values = [pair[1] if pair else item for pair, item in zip(pairs, items, strict=True)]
+    if len(labels) < 2:
+        return labels, [expand(values)]
+    if not all(pairs) or len(labels) < len(items) or not all(label.op == "sym" for label in labels):
+        return labels, []
+    ordered = [value for _, value in sorted(pairs, key=lambda pair: pair[0].args[0])]
+    readings = [[Node("seq", ("(", ")", tuple(ordered)))]]
+    if len({label.args[0].partition("_")[0] for label in labels}) == 1:
+        readings.append(expand(values))
+    return set(), readings
 
 
 def match(a: list[Node], b: list[Node], work: Work) -> bool:
-    """Whether the members of `a` and `b` can be paired one to one, in any order, so that each pair is the same.
-
-    Found by augmenting paths: 25% equals both 25 and 1/4, so an early pair may have to be undone for the rest to match.
-    """
-    if len(a) != len(b):
-        return work.because(f"{len(a)} members against {len(b)}", False)
-    if len(a) == 1:
+    """Whether each member of `a` is the same as some member of `b` and the reverse: in any order, repeated or not."""
+    if len(a) == len(b) == 1:
         return same(a[0], b[0], work)
-    alike: dict[tuple[int, int], bool] = {}
-    partner: dict[int, int] = {}  # index in b -> index in a
-
-    def place(i: int, tried: set[int]) -> bool:
-        for j in range(len(b)):
-            if j in tried:
-                continue
-            if (i, j) not in alike:
-                alike[i, j] = same(a[i], b[j], work)
-            if alike[i, j]:
-                tried.add(j)
-                if j not in partner or place(partner[j], tried):
-                    partner[j] = i
-                    return True
-        return False
-
-    return work.because("the same members in any order", all(place(i, set()) for i in range(len(a))))
-
-
-def _chain(items: list[Node]) -> list[Node]:
-    """The sides of P = \\frac12 = 50\\% without the label: one number written several ways. Empty for other answers."""
-    if len(items) != 1 or items[0].op != "rel" or set(items[0].args[0]) != {"="}:
-        return []
-    sides = items[0].args[1]
-    sides = sides[1:] if len(sides) > 2 and _is_label(sides[0]) else sides
-    return [] if any(side.flags & SYMBOL or not _is_scalar(_quantity(side)[0]) for side in sides) else list(sides)
+    if not a or not b:
+        return work.because("nothing on one side", len(a) == len(b))
+    missing = set(range(len(b)))
+    for x in a:
+        partners = [j for j, y in enumerate(b) if same(x, y, work)]
+        if not partners:
+            return work.because(f"{describe(x)} is not among the others", False)
+        missing.difference_update(partners)
+    return work.because("the same members in any order", not missing)
 
 
 def same_items(a: Sequence[Node], b: Sequence[Node], work: Work) -> bool:
-    """Compares two whole answers: as they are, then without labels, which may be left out but must not differ."""
+    """Compares two whole answers, the second the gold: as they are, then without labels, which may not differ."""
     a, b = expand(a), expand(b)
     if match(a, b, work):
         return True
-    if any(_needs_real_sets(item) for item in a + b) and (verdict := same_real_set(a, b, work)) is not None:
+    if any(is_set(item) for item in a + b) and (verdict := same_real_set(a, b, work)) is not None:
         return verdict
-    for chain, other in ((_chain(a), b), (_chain(b), a)):
-        if chain and len(other) == 1 and not _chain(other):
-            return work.because("every side of the chain", all(same(side, other[0], work) for side in chain))
-    (labels_a, values_a), (labels_b, values_b) = solutions(a), solutions(b)
-    if not (labels_a or labels_b) or len(labels_a) > 1 or len(labels_b) > 1:
-        return False
+    (labels_a, readings_a), (labels_b, readings_b) = solutions(a, False), solutions(b, True)
     if labels_a and labels_b and labels_a != labels_b:
         return work.because("the labels differ", False)
-    return match(values_a, values_b, work) and work.because("without the label", True)
+    for values_a, values_b in itertools.product(readings_a, readings_b):
+        if (values_a != a or values_b != b) and match(values_a, values_b, work):
+            return work.because("without the label", True)
+    return False
 
 
 # ---------------------------------------------------------------- one function a kind of answer
 
 
 def same(a: Node, b: Node, work: Work) -> bool:
-    """Compares two items by their kind; a scalar never equals a list, a relation or a text."""
+    """Compares two items, the second of the gold, by their kind; a scalar never equals a list or a text."""
     work.spend(20)
-    if _is_scalar(a) and _is_scalar(b) or "unit" in (a.op, b.op):
+    if {a.op, b.op} != {"based"}:
+        a, b = _decimal(a), _decimal(b)
+    if _is_scalar(a) and _is_scalar(b) or "unit" in (a.op, b.op) and {a.op, b.op} <= {"unit", "ratio"} | {
+        node.op for node in (a, b) if _is_scalar(node)
+    }:
         return same_quantity(a, b, work)
-    if _needs_real_sets(a) or _needs_real_sets(b):
+    if b.op == "approx":  # a gold that gives the exact and the rounded value
+        return same(a, b.args[0], work) or a == b.args[1]
+    if a.op == "approx":
+        return is_rounding(*a.args, work) and same(a.args[0], b, work)
+    for chain, other in ((a, b), (b, a)):
+        if chain.op == "rel" and set(chain.args[0]) == {"="} and other.op != "rel" and not chain.flags & SYMBOL:
+            sides = [same(side, b, work) if chain is a else same(a, side, work) for side in chain.args[1]]
+            return work.because("every side of the chain", all(sides))
+    if is_set(a) or is_set(b):
         verdict = same_real_set([a], [b], work)
         if verdict is not None:
             return verdict
     if a.op != b.op:
-        return work.because(f"a {_kind(a)} is not a {_kind(b)}", False)
+        return same_across_kinds(a, b, work)
     comparisons = {"seq": same_sequence, "set": same_set, "union": same_set, "matrix": same_matrix}
     comparisons |= {"cases": same_cases, "rel": same_relation, "mod": same_residue, "ratio": same_ratio}
     if a.op in comparisons:
@@ -208,10 +235,36 @@ def same(a: Node, b: Node, work: Work) -> bool:
     return work.because(f"a {_kind(a)}, part by part", a == b)
 
 
+def _decimal(node: Node) -> Node:
+    """24_{10} is 24."""
+    return num(literal(node.args[0])) if node.op == "based" and node.args[1] == 10 else node
+
+
 def _kind(node: Node) -> str:
     if _is_scalar(node):
         return "number or expression"
     return {"seq": "tuple or interval", "rel": "relation"}.get(node.op, node.op)
+
+
+def same_across_kinds(a: Node, b: Node, work: Work) -> bool:
+    """The few kinds that say the same: a column and a tuple, 3 : 5 and 3/5, 3 (mod 7) and 3; 52 where the gold is 52_8."""
+    kinds = {a.op, b.op}
+    if kinds == {"seq", "matrix"}:
+        tuple_, matrix = (a, b) if a.op == "seq" else (b, a)
+        entries = tuple(itertools.chain(*matrix.args))
+        is_vector = len(matrix.args) in (1, len(entries)) and tuple_.args[:2] == ("(", ")")
+        members = [same_scalar(x, y, work) for x, y in zip(tuple_.args[2], entries, strict=False)]
+        same_entries = is_vector and len(tuple_.args[2]) == len(entries) and all(members)
+        return work.because("a vector, entry by entry", same_entries)
+    if b.op == "based" and a.op == "num":
+        return work.because("the gold's digits without its base", a.args[0] == literal(b.args[0]))
+    for special, other in ((a, b), (b, a)):
+        if special.op == "ratio" and len(special.args) == 2 and _is_scalar(other):
+            return work.because("a ratio as a fraction", same_scalar(quotient(*special.args), other, work))
+        if special.op == "mod" and _is_scalar(other) and special.args[0].op == special.args[1].op == "num":
+            reduced = 0 <= special.args[0].args[0] < special.args[1].args[0]
+            return work.because("a residue", reduced and same_scalar(special.args[0], other, work))
+    return work.because(f"a {_kind(a)} is not a {_kind(b)}", False)
 
 
 def same_sequence(a: Node, b: Node, work: Work) -> bool:
@@ -257,7 +310,7 @@ def same_ratio(a: Node, b: Node, work: Work) -> bool:
     return work.because("a ratio or time, part by part", same_parts)
 
 
-def _quantity(node: Node) -> tuple[Node, frozenset]:
+def _quantity(node: Node) -> tuple[Node, Units]:
     """(number, {(unit, exponent), ...}) of 28\\%, 36° or 5 cm."""
     if node.op == "unit":
         inner, units = _quantity(node.args[0])
@@ -267,13 +320,35 @@ def _quantity(node: Node) -> tuple[Node, frozenset]:
     return node, frozenset()
 
 
+def _symbol_unit(node: Node) -> tuple[Node, Units]:
+    """Splits 5m^2 into 5 and a unit of which nothing is known, where the gold is a plain number."""
+    factors = node.args if node.op == "mul" else ()
+    is_unit = [_base(f).op == "sym" and _base(f).args[0] in UNIT_LETTERS for f in factors]
+    numbers = [f for f, unit in zip(factors, is_unit, strict=True) if not unit]
+    if numbers and any(is_unit) and not any(n.flags & SYMBOL for n in numbers):
+        return product(*numbers), frozenset([("?", 1)])
+    return node, frozenset()
+
+
+UNIT_LETTERS = set("msghLJNW")
+
+
+def _base(node: Node) -> Node:
+    return _base(node.args[0]) if node.op in ("pow", "inv") else node
+
+
 def same_quantity(a: Node, b: Node, work: Work) -> bool:
     """Numbers with units. A unit or % may be absent (as in MATH), known units may not differ; 25% is 25 and 1/4."""
     (a, units_a), (b, units_b) = _quantity(a), _quantity(b)
+    if not b.flags & SYMBOL and a.flags & SYMBOL:
+        a, units_a = _symbol_unit(a)
     if not (_is_scalar(a) and _is_scalar(b)):
         return a.op == b.op == "ratio" and (not units_a or not units_b or units_a == units_b) and same_ratio(a, b, work)
-    if not _units_agree(units_a, units_b):
-        return work.because("the units differ", False)
+    if not units_agree(units_a, units_b):
+        (size_a, units_a), (size_b, units_b) = measured(units_a), measured(units_b)
+        if units_a != units_b:
+            return work.because("the units differ", False)
+        return same_scalar(product(a, num(size_a)), product(b, num(size_b)), work)
     if same_scalar(a, b, work):
         return True
     percent_a, percent_b = ("%", 1) in units_a, ("%", 1) in units_b
@@ -281,12 +356,6 @@ def same_quantity(a: Node, b: Node, work: Work) -> bool:
         return False
     hundred = num(100)
     return same_scalar(a, product(b, hundred), work) if percent_a else same_scalar(product(a, hundred), b, work)
-
-
-def _units_agree(a: frozenset, b: frozenset) -> bool:
-    """Whether a side has no units, both have the same, or one has an unknown unit ("?"). 36° may be 36 °C."""
-    names = {name for name, _ in a | b}
-    return not a or not b or a == b or "?" in names or (("°", 1) in a | b and names <= {"°", "°C", "°F", "°K"})
 
 
 def same_relation(a: Node, b: Node, work: Work) -> bool:
@@ -307,113 +376,17 @@ def same_relation(a: Node, b: Node, work: Work) -> bool:
     return work.because("an equation or inequality up to a factor", proportional(left, right, ops_a[0] in "<≤", work))
 
 
-# ---------------------------------------------------------------- sets of real numbers
-
-Bound = tuple[Any, int]  # (v, 0) is just before v, (v, 1) just after: [2, 3) lies between (2, 0) and (3, 0)
-EVERYTHING = [((-float("inf"), 1), (float("inf"), 0))]
-REAL_SET_OPS = {"union", "minus", "cap", "builder", "or", "and"}
-
-
-def _needs_real_sets(node: Node) -> bool:
-    """A set operation, an inequality or all reals. A lone interval or finite set is compared member by member."""
-    if node.op == "rel" and "∈" in node.args[0]:
-        return _needs_real_sets(node.args[1][-1])
-    return node.op in REAL_SET_OPS or node == REALS or (node.op == "rel" and not INEQUALITIES.isdisjoint(node.args[0]))
-
-
-class _RealSets:
-    """Reads unions, differences, intersections, inequalities and finite sets as disjoint intervals, lowest first."""
-
-    def __init__(self, places: list[tuple[Node, Any]], work: Work) -> None:
-        self.places = places  # (endpoint, value): those of both answers
-        self.work, self.variables = work, set()
-
-    def number(self, node: Node) -> Any:
-        """An endpoint as a Fraction or infinite float; equal endpoints of both answers get the same Fraction."""
-        if node == INFINITY or node == negative(INFINITY):
-            return float("inf") if node == INFINITY else -float("inf")
-        if not _is_scalar(node) or node.flags & SYMBOL:
-            raise Refused("an end of an interval that is no number")
-        place = real_value(node, self.work)
-        for other, known in self.places:
-            if same_value(known, place, PRECISION) or abs(known - place) * 2**200 <= abs(place):
-                if not same_scalar(node, other, self.work):
-                    raise Refused("ends too close to order")
-                return known
-        self.places.append((node, place))
-        return place
-
-    def union(self, intervals: list) -> list:
-        merged: list = []
-        for low, high in sorted(intervals):
-            if merged and low <= merged[-1][1]:
-                merged[-1] = (merged[-1][0], max(high, merged[-1][1]))
-            elif low < high:
-                merged.append((low, high))
-        return merged
-
-    def complement(self, intervals: list) -> list:
-        ends = [EVERYTHING[0][0], *itertools.chain(*self.union(intervals)), EVERYTHING[0][1]]
-        return [(low, high) for low, high in zip(ends[::2], ends[1::2], strict=True) if low < high]
-
-    def intersection(self, sets: list[list]) -> list:
-        return self.complement([interval for one in sets for interval in self.complement(one)])
-
-    def read(self, node: Node) -> list:
-        op, args = node.op, node.args
-        if node == REALS:
-            return EVERYTHING
-        if node == EMPTY:
-            return []
-        if op == "seq" and len(args[2]) == 2:
-            low, high = (self.number(end) for end in args[2])
-            return self.union([((low, int(args[0] == "(")), (high, int(args[1] == "]")))])
-        if op == "set":
-            places = [self.number(item) for item in expand(args)]
-            return self.union([((place, 0), (place, 1)) for place in places])
-        if op in ("union", "or"):
-            return self.union([interval for operand in args for interval in self.read(operand)])
-        if op in ("cap", "and"):
-            return self.intersection([self.read(operand) for operand in args])
-        if op == "minus":
-            return self.intersection([self.read(args[0]), self.complement(self.read(args[1]))])
-        if op == "builder":
-            member, conditions = args
-            sets = [] if member.op == "sym" else [self.read(member)]
-            if member.op == "sym":
-                self.variables.add(member)
-            return self.intersection(sets + [self.read(condition) for condition in conditions])
-        if op == "rel" and args[0] == ("≠",) and args[1][0].op == "sym":
-            self.variables.add(args[1][0])
-            place = self.number(args[1][1])
-            return self.complement([((place, 0), (place, 1))])
-        if op == "rel" and (labelled := _unlabel(node)) and labelled[0].op == "sym":
-            self.variables.add(labelled[0])
-            return self.read(labelled[1])
-        raise Refused(f"a {op} is no set of reals")
-
-
-def same_real_set(a: list[Node], b: list[Node], work: Work) -> bool | None:
-    """Compares two answers as sets of real numbers; None where one is not a set or has more than one variable.
-
-    Several items are only read where none is a relation: a comma between conditions may mean `and` or `or`.
-    """
-    places: list[tuple[Node, Any]] = []
-    sets = []
-    for items in (a, b):
-        if len(items) != 1 and any(item.op == "rel" for item in items):
-            return None
-        reader = _RealSets(places, work)
-        try:
-            intervals = reader.read(items[0] if len(items) == 1 else Node("or", tuple(items)))
-        except Refused:
-            return None
-        if len(reader.variables) > 1:
-            return None
-        sets.append((reader.variables, intervals))
-    (variables_a, set_a), (variables_b, set_b) = sets
-    named_alike = not variables_a or not variables_b or variables_a == variables_b
-    return work.because("sets of real numbers", named_alike and set_a == set_b)
+def is_rounding(exact: Node, rounded: Node, mantissa: int, work: Work) -> bool:
+    """Whether the number after ≈ is that before it, rounded to its own digits: 6.93 (mantissa 693) is 4 sqrt 3."""
+    if exact.op == "rel":
+        exact = exact.args[1][-1]
+    (exact, _), (rounded, units) = _quantity(exact), _quantity(rounded)
+    if not (_is_scalar(exact) and _is_scalar(rounded)) or (exact.flags | rounded.flags) & SYMBOL:
+        return work.because("no number beside ≈", False)
+    value, shown = real_value(exact, work), real_value(rounded, work)
+    scale = 100 if ("%", 1) in units and abs(value - shown) * 10 > abs(shown) else 1
+    close = abs(value * scale - shown) * 2 * mantissa <= abs(shown)
+    return work.because("what stands after ≈ is a rounding of what stands before", close)
 
 
 # ---------------------------------------------------------------- rounded golds
@@ -450,7 +423,7 @@ def agrees_with_rounded(answer: Sequence[Node], gold: Sequence[Node], value: Num
     if len(answer) != 1 or len(gold) != 1:
         return False
     (a, units_a), (_, units_b) = _quantity(answer[0]), _quantity(gold[0])
-    if not _is_scalar(a) or a.flags & SYMBOL or not _units_agree(units_a, units_b):
+    if not _is_scalar(a) or a.flags & SYMBOL or not units_agree(units_a, units_b):
         return False
     answer_value = real_value(a, work)
     excess = abs(answer_value) - abs(value)
@@ -500,8 +473,7 @@ def equal(answer: str, gold: str, work: Work | None = None) -> bool:
     if NEGATION.match(a.cleaned) or NEGATION.match(b.cleaned):
         return work.because("a negation", False)
     if a.words or b.words:  # letters of a word do not commute; case does not matter in words
-        texts = [re.sub("[()]", "", re.sub(r"\s+and\s+", ",", r.cleaned.lower())) for r in (a, b)]
-        return work.because("words", squeeze(texts[0]) == squeeze(texts[1]) and len(a.plain) > 1)
+        return work.because("words", word_list(a.cleaned) == word_list(b.cleaned) and len(a.plain) > 1)
     gold_text = b.cleaned.removeprefix("≈")  # in a gold answer it marks a rounded value, in an answer it is a hedge
     items_a, items_b = _items(a.cleaned), _items(gold_text)
     if same_items(items_a, items_b, work):

@@ -4,13 +4,13 @@
 Nesting and the number of items are bounded; no text is ever run as code.
 """
 
-import itertools
 import re
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
-from grader.text import ACCENTS, FUNCTIONS, GREEK, Refused, Token, table, tokenize
+from grader.text import ACCENTS, FUNCTIONS, GREEK, OPERATORS, Refused, Token, tokenize
+from grader.units import measured, read_words
 
 MAX_DEPTH = 25  # the brackets of the benchmarks' golds nest at most 4 deep
 MAX_MARKS = 4  # ! ° % ^ after one operand
@@ -61,55 +61,18 @@ def _flags_of(args: tuple) -> int:
 
 
 STRUCTURES = {"seq", "set", "union", "minus", "cap", "builder", "matrix", "cases", "rel", "mod", "or", "and", "ratio"}
-STRUCTURES |= {"text", "based", "unit", "call"}
+STRUCTURES |= {"text", "based", "unit", "approx"}
 RELATIONS = set("=<>≤≥≠≈≡∈")
 INEQUALITIES = set("<>≤≥≠")
 
 
-# ---------------------------------------------------------------- words after a number
-
-ATOM_COMMANDS = (
-    {"frac", "binom", "sqrt", "pi", "lfloor", "lceil", "sum", "prod", "int", "lim"} | FUNCTIONS | GREEK | ACCENTS
-)
-UNIT_NAMES = table(  # two answers whose units are known and differ are different answers
-    """m meter metre  cm centimeter centimetre  mm millimeter  km kilometer kilometre  in in inch inche  ft ft foot feet
-    yd yd yard  mi mi mile  s sec second  min min minute  h h hr hour  day day  week week  yr yr year  g gram
-    kg kilogram  ° degree deg  rad radian  % pct percent  $ dollar  ¢ cent  Hz hz hertz  J joule  N newton  W watt
-    V volt  K kelvin  am am  pm pm  L liter litre  NONE unit"""
-)
-SI_UNIT = re.compile("[pnμmcdkMGT]?(?:m|g|s|A|K|mol|Hz|N|Pa|J|W|C|V|F|T|H|L|eV|rad|cal)")  # upper and lower case matter
-COMPOUNDS = {"mph": ["miles", "/", "hour"], "kph": ["km", "/", "hour"], "sq": ["square"], "cu": ["cubic"]}
-BASE_WORDS = {
-    "two": "2",
-    "three": "3",
-    "four": "4",
-    "five": "5",
-    "six": "6",
-    "eight": "8",
-    "ten": "10",
-    "sixteen": "16",
-}
-DIMENSIONS = {"square": 2, "squared": 2, "cubic": 3, "cubed": 3}
-SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
-HEDGES = set(  # words after a number that change what is claimed; any other word there counts as its unit
-    "or and if maybe not no more less most least about approximately approx around nearly than otherwise except to "
-    "between either but when unless for where is was are possibly plus minus times over under wrong unknown at then "
-    "else only mod modulo factorial half halves score negative negatives base none undefined of out below above fewer "
-    "greater smaller beyond neither any all some with by power root pi choose alternatively perhaps roughly almost "
-    "one two three four five six seven eight nine ten eleven twelve zero instead versus vs correct incorrect "
-    "half third quarter fourth fifth sixth seventh eighth ninth tenth hundredth thousandth millionth".split()
-)
+def is_condition(node: "Node") -> bool:
+    """An inequality, x in a set, or several of them: not x = 3."""
+    return node.op in ("or", "and") or node.op == "rel" and not INEQUALITIES.union("∈").isdisjoint(node.args[0])
 
 
-def unit_name(word: str) -> str:
-    """The one name of a unit, cm for centimeters and MeV for MeV; "?" for a word that is not known, as apples."""
-    if word in UNIT_NAMES:
-        return UNIT_NAMES[word]
-    if SI_UNIT.fullmatch(word):
-        return word
-    lowered = word.lower()
-    return UNIT_NAMES.get(lowered, UNIT_NAMES.get(lowered.rstrip("s"), "?"))
-
+ATOM_COMMANDS = {"frac", "binom", "sqrt", "pi", "lfloor", "lceil", "sum", "prod", "int", "lim", "based"}
+ATOM_COMMANDS |= FUNCTIONS | GREEK | ACCENTS | OPERATORS
 
 # ---------------------------------------------------------------- parsing
 
@@ -152,7 +115,7 @@ def product(*factors: Node) -> Node:
 def negative(node: Node) -> Node:
     if node.op == "num":
         return num(-node.args[0])
-    return Node("based", (-node.args[0], node.args[1])) if node.op == "based" else product(MINUS_ONE, node)
+    return Node("based", ("-" + node.args[0], node.args[1])) if node.op == "based" else product(MINUS_ONE, node)
 
 
 def quotient(top: Node, bottom: Node) -> Node:
@@ -189,15 +152,7 @@ def describe(node: Any) -> str:
     return str(node)
 
 
-FUNCTION_NAMES, ARGUMENT_NAMES = set("fghFGHPQT"), set("xyzntk")
-
-
-def called(name: Node, argument: Node) -> Node | None:
-    """f(x) or P(x+1) as one opaque symbol; None where name and argument do not look like a function's."""
-    inside = symbols(argument)
-    if name.op == "sym" and name.args[0][0] in FUNCTION_NAMES and inside and inside <= ARGUMENT_NAMES:
-        return Node("sym", (f"{name.args[0]}({describe(argument)})",))
-    return None
+FUNCTION_NAMES, ARGUMENT_NAMES = set("fghFGHPQTE"), set("xyzntk")
 
 
 class Parser:
@@ -250,8 +205,10 @@ class Parser:
             else:
                 word = self.take()
             item = self.relation()
-            if word and all(n.op == "rel" and INEQUALITIES.intersection(n.args[0]) for n in (item, items[-1])):
-                item = Node(word, (items.pop(), item))
+            pair = (items[-1], item)
+            if word and all(node.op in ("rel", "or", "and") for node in pair) and any(map(is_condition, pair)):
+                items[-1] = Node(word, pair)
+                continue
             items.append(item)
         if len(items) > MAX_ITEMS:
             raise self.refuse("too many items")
@@ -261,15 +218,29 @@ class Parser:
         sides, ops = [self.side()], []
         while self.value in RELATIONS and self.kind == "op":
             ops.append(self.take())
+            start = self.pos
             sides.append(self.side())
+            if ops[-1] == "≈":
+                return self.approximated(ops, sides, start)
         node = Node("rel", (tuple(ops), tuple(sides))) if ops else sides[0]
         if self.accept("\\pmod", "\\bmod", "\\mod"):
-            node = Node("mod", (node, self.argument()))
+            node = Node("mod", (node, scalar(self.factor())))
+        if ops and INEQUALITIES.intersection(ops) and self.accept("∪"):
+            node = Node("or", (node, self.relation()))
         return node
+
+    def approximated(self, ops: list[str], sides: list[Node], start: int) -> Node:
+        """What stands before `\\approx 6.93`, with what stands after it and the worth of a unit in its last digit."""
+        before = Node("rel", (tuple(ops[:-1]), tuple(sides[:-1]))) if len(ops) > 1 else sides[0]
+        digits = next((value for kind, value, _ in self.tokens[start : self.pos] if kind == "num"), "")
+        mantissa = digits.lower().partition("e")[0].replace(".", "").lstrip("0")
+        if not mantissa:
+            raise self.refuse("no number after ≈")
+        return Node("approx", (before, sides[-1], int(mantissa)))
 
     def side(self) -> Node:
         node = self.ratio()
-        while op := self.accept("∪", "∩", "∖"):
+        while (node.op in STRUCTURES or node.flags & SYMBOL) and (op := self.accept("∪", "∩", "∖")):
             right = self.ratio()
             if op == "∪" and node.op == "union":
                 node = Node("union", (*node.args, right))
@@ -285,45 +256,39 @@ class Parser:
         return terms[0] if len(terms) == 1 else Node("ratio", tuple(terms))
 
     def units(self, node: Node) -> Node:
-        """Words after a scalar are its unit, which may be absent (as in MATH). Raises Refused where they are HEDGES.
+        """Words after a scalar are its unit, which may be absent (as in MATH): 9.8 m/s^2 is (unit 9.8 m 1 s -2).
 
-        A unit node holds {(name, exponent), ...}: 9.8 m/s^2 is (unit 9.8 m 1 s -2).
+        5 ft 6 in is 5 + 6/12 ft.
         """
         if node.op != "ratio":
             scalar(node)
-        powers: dict[str, int] = {}
-        sign, size, name, count = 1, 1, "", 0
+        words = self.words_after()
+        factor, units = read_words(words)
+        if node.flags & SYMBOL and any(name == "?" for name, _ in units):
+            raise self.refuse("words that are no unit")
+        if factor != 1:
+            node = product(node, num(factor))
+        if self.kind == "num" and units:
+            smaller = self.side()
+            if smaller.op != "unit":
+                raise self.refuse("a second number without a unit")
+            (size, unit), (smaller_size, smaller_unit) = measured(units), measured(smaller.args[1])
+            if unit != smaller_unit or smaller_size >= size:
+                raise self.refuse("units that do not add up")
+            node = Node("add", (node, product(smaller.args[0], num(smaller_size / size))))
+        return Node("unit", (node, units)) if units else node
+
+    def words_after(self) -> str:
+        """The words of one unit with their powers: `\\text{m}/\\text{s}^2` is three tokens and a power."""
+        words = []
         while self.kind == "text":
-            written = re.findall(r"[A-Za-zμ]+|\^\s*\{?\s*-?\d+\s*\}?|[^\s.,·()-]", self.take().replace("*", " "))
-            for word in itertools.chain.from_iterable(COMPOUNDS.get(text.lower(), [text]) for text in written):
-                lowered = word.lower()
-                if lowered in HEDGES or lowered.rstrip("s") in HEDGES:
-                    raise self.refuse("words that may change the meaning")
-                if lowered.rstrip("s") in SCALES:
-                    node = product(node, num(SCALES[lowered.rstrip("s")]))
-                elif word == "/" or lowered == "per":
-                    sign = -1
-                elif word[0] == "^" and len(word) > 1 and count:
-                    powers[name] = powers[name] * int(word.strip("^{} "))
-                elif lowered in ("squared", "cubed") and count:
-                    powers[name] = powers[name] * DIMENSIONS[lowered]
-                elif lowered in DIMENSIONS:
-                    size = DIMENSIONS[lowered]
-                elif not word[0].isalpha():
-                    raise self.refuse("a digit or sign among words")
-                else:
-                    name, count = unit_name(word), count + 1
-                    if name == "?" and (len(word) == 1 or node.flags & SYMBOL) or count > 5:
-                        raise self.refuse("words that are no unit")
-                    powers[name] = powers.get(name, 0) + sign * size
-                    sign, size = 1, 1
-            if self.accept("^") and count:
+            words.append(re.sub(r"\W+and$", "", self.take()) if self.tokens[self.pos + 1][0] == "num" else self.take())
+            if self.accept("^"):
                 exponent = self.exponent()
-                powers[name] *= int(exponent.args[0]) if exponent.op == "num" else 1
+                words.append(f"^{exponent.args[0]}" if exponent.op == "num" else "?")
             if self.value in ("/", "*") and self.tokens[self.pos + 1][0] == "text":
-                sign = -1 if self.take() == "/" else 1
-        named = frozenset((name, power) for name, power in powers.items() if name)
-        return Node("unit", (node, named)) if named else node
+                words.append(self.take())
+        return " ".join(words)
 
     def sum(self) -> Node:
         terms = []
@@ -350,17 +315,7 @@ class Parser:
             elif self.starts_atom():
                 if self.kind in ("num", "repeat") and self.tokens[self.pos - 1][0] in ("num", "repeat"):
                     raise self.refuse("two numbers side by side")
-                opened, right = self.value == "(", self.factor()
-                if opened and (named := called(factors[-1], right)):  # f(x+1) is opaque, g(m_1-m_2) a product
-                    factors[-1] = named
-                    continue
-                closed = opened and self.tokens[self.pos - 1][1] == ")"
-                if closed and factors[-1].op == "sym" and right.op == "num":  # I(0) is a name, not I times 0
-                    factors[-1] = Node("sym", (f"{factors[-1].args[0]}({right.args[0]})",))
-                    continue
-                if closed and factors[0].op == "sym" and len(factors) == 1 and self.at_end():
-                    return Node("call" if right.op == "seq" else "apply", (factors[0], right))  # f(x), or f times x
-                factors.append(right)
+                factors.append(self.factor())
             else:
                 break
         return product(*factors) if len(factors) > 1 else factors[0]
@@ -384,6 +339,8 @@ class Parser:
 
     def factor(self) -> Node:
         node, marks = self.atom(mixed=True), 0
+        if node.op == "sym" and self.value == "(" and self.is_call(node.args[0]):
+            node = self.call(node.args[0])
         while self.value in ("!", "°", "%", "'", "^"):
             marks += 1
             if marks > MAX_MARKS:
@@ -403,6 +360,39 @@ class Parser:
             else:
                 break
         return node
+
+    def is_call(self, name: str) -> bool:
+        """Whether a name and the bracket after it are f(x), P(x+1), u(t), I(0), f(1, 2) or P(A | B), and no product."""
+        depth, end = 0, self.pos
+        while depth or end == self.pos:
+            depth += {"(": 1, ")": -1}.get(self.tokens[end][1], 0)
+            end += 1
+            if self.tokens[end][0] == "end" and depth:
+                return False
+        inside = self.tokens[self.pos + 1 : end - 1]
+        letters = {value for kind, value, _ in inside if kind == "sym"}
+        if len(inside) == 1:
+            return inside[0][0] in ("num", "text") or letters <= ARGUMENT_NAMES or letters <= {"X", "Y", "A", "B"}
+        if name[0] in FUNCTION_NAMES and letters and letters <= ARGUMENT_NAMES:
+            return True
+        return any(kind == "op" and (value in RELATIONS or value in (",", "|")) for kind, value, _ in inside)
+
+    def call(self, name: str) -> Node:
+        """One opaque symbol, named by its argument."""
+        start = self.pos
+        try:
+            inside = self.bracket()
+            if inside.op == "seq" and not inside.flags & SYMBOL and name.isupper() and self.value not in RELATIONS:
+                return Node("rel", (("=",), (Node("sym", (name,)), inside)))  # the point P(5, 0)
+            argument = describe(inside)
+        except Refused:  # P(A | B)
+            self.seek(start)
+            values, depth = [], 0
+            while depth or not values:
+                depth += {"(": 1, ")": -1}.get(self.value, 0)
+                values.append(self.take())
+            argument = "".join(values[1:-1])
+        return Node("sym", (f"{name}({argument})",))
 
     def degrees(self, node: Node) -> Node:
         """What follows a degree sign: 30°, 30°C, or minutes and seconds as in 41° 24' 35''."""
@@ -456,8 +446,6 @@ class Parser:
     def number(self, mixed: bool) -> Node:
         """A number; if `mixed`, 1\\frac{4}{5} is 9/5. It is not in an exponent: x^2\\frac13 is a product."""
         digits = self.take()
-        if self.value == "_" and self.accept("_"):
-            return self.based(digits)
         node = num(literal(digits))
         if mixed and self.value == "\\frac" and digits.isdigit():
             start = self.pos
@@ -468,16 +456,6 @@ class Parser:
                 return num(node.args[0] + Fraction(top.args[0], bottom.args[0]))
             self.seek(start)
         return node
-
-    def based(self, digits: str) -> Node:
-        """A number with its base, which is part of the answer: 1_6 and 1_7 differ."""
-        base = self.braced_text()
-        base = BASE_WORDS.get(base, base)
-        if not (base.isdigit() and len(base) < 3 and 2 <= int(base) <= 36 and digits.isdigit()):
-            raise self.refuse("not a base")
-        if any(int(d) >= int(base) for d in digits):
-            raise self.refuse("not a digit of the base")
-        return Node("based", (int(digits, int(base)), int(base)))
 
     def symbol(self, name: str) -> Node:
         constant = name if name in ("e", "i") and name not in self.indices else None
@@ -494,7 +472,8 @@ class Parser:
             return product(*letters) if len(letters) > 1 else letters[0]
         while self.kind == "text":
             content.append(self.take())
-        return Node("text", (" ".join(content).lower().strip(" ."),))
+        words = re.sub(r"(?<=\d)(?:st|nd|rd|th)\b", "", " ".join(content).lower())  # October 30th
+        return Node("text", (words.strip(" ."),))
 
     def braced_text(self) -> str:
         """The tokens of one argument, such as a subscript, joined: they become part of a name."""
@@ -538,6 +517,11 @@ class Parser:
             return self.function(name)
         if name == "pi":
             return Node("const", ("pi",))
+        if name == "based":  # the base is part of the answer: 1_6 and 1_7 differ
+            digits = self.braced_text()
+            return Node("based", (digits.lstrip("0") or "0", int(self.braced_text())))
+        if name in OPERATORS:
+            return self.operator(name)
         if name in ACCENTS:
             return self.symbol(f"{name}({self.braced_text()})")
         if name in GREEK:
@@ -552,6 +536,17 @@ class Parser:
             return self.braces()
         self.seek(self.pos - 1)
         raise self.refuse(f"unknown command {command}")
+
+    def operator(self, name: str) -> Node:
+        """\\gcd(m, n) and the like as one opaque symbol, named by its arguments."""
+        while mark := self.accept("_", "^"):
+            name += mark + self.braced_text()
+        if self.value not in ("(", "[", "\\{"):
+            return Node("sym", (name if self.at_end() else f"{name}({describe(self.factor())})",))
+        self.take()
+        arguments = [describe(item) for item in self.items()]
+        self.expect(")", "]", "\\}")
+        return Node("sym", (f"{name}({', '.join(sorted(arguments))})",))
 
     def series(self, name: str) -> Node | None:
         """\\sum_{k=1}^{n} with both ends given and finite. For anything else the tokens are put back: None."""

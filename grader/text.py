@@ -35,33 +35,42 @@ def table(groups: str) -> dict[str, str]:
 SYMBOLS = table(  # LaTeX commands that mean the same as a character or as another command
     r"""≤ leq leqslant le leqq  ≥ geq geqslant ge geqq  ≠ neq ne  ≈ approx simeq approxeq sim  < lt  > gt  ∈ in
     ∪ cup bigcup  ∩ cap bigcap  ∖ setminus backslash smallsetminus  ≡ equiv  : colon  … ldots dots cdots dotsc
-    * cdot times ast  / div  ± pm  ∓ mp  ∞ infty  ' prime  ° circ degree degrees  | lvert rvert vert mid
+    * cdot times ast  / div  ± pm  ∓ mp  ∞ infty  ' prime  ° circ degree degrees textdegree  | lvert rvert vert mid lVert rVert Vert
     \frac dfrac tfrac cfrac  \binom dbinom tbinom  \{ lbrace  \} rbrace  [ lbrack  ] rbrack  \log_{10} lg
     ( langle lparen  ) rangle rparen  or lor vee  and land wedge
-    \phi varphi  \epsilon varepsilon  \theta vartheta  ∅ emptyset varnothing
+    \phi varphi  \epsilon varepsilon  \theta vartheta  ∅ emptyset varnothing  ∀ forall
     NONE left right middle big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr quad qquad limits displaystyle textstyle
-    NONE scriptstyle large Large small normalsize angle triangle rm bf it pounds euro boxed fbox nonumber"""
+    NONE scriptstyle large Large small normalsize angle measuredangle triangle rm bf it pounds euro boxed fbox nonumber
+    NONE checkmark blacksquare square Box qed ensuremath underline displaylimits"""
 )
 CHAR_NAMES = "pi alpha beta gamma theta lambda mu phi omega lfloor rfloor lceil rceil".split()
 CHARS = str.maketrans(
     table(
         r"""- − – —  * × · ⋅ ∗  / ÷ ⁄ ∕  ° º  ' ′ ’  '' ″  , 、  NONE ￥ € £  ( ⟨ 〈  ) ⟩ 〉  ≤ ⩽  ≥ ⩾  ∖ ⧵
-        \sqrt[3] ∛  \mathbb{R} ℝ"""
+        \sqrt[3] ∛  \mathbb{R} ℝ  \mathbb{Z} ℤ  \mathbb{N} ℕ  \text{¢} ¢ ￠  NONE ✓ ✔ ■ □ ∎ ∠ △  \therefore ∴  \implies ⇒ ⟹
+        ; ；  : ：  . 。"""
     )
     | {"\ue000": "?", "\ue001": "?", "\u200b": "", "\ufeff": ""}
-    | {letter: f"\\{name} " for letter, name in zip("παβγθλμφω⌊⌋⌈⌉", CHAR_NAMES, strict=True)}
+    | {"或": " or ", "和": " and ", "与": " and ", "且": " and "}
+)
+GREEK_CHARS = str.maketrans(
+    {letter: f"\\{name} " for letter, name in zip("παβγθλμφω⌊⌋⌈⌉", CHAR_NAMES, strict=True)}
 )
 SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
 SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 FUNCTIONS = {"sin", "cos", "tan", "sec", "csc", "cot", "sinh", "cosh", "tanh", "coth", "exp", "ln", "log"}
-FUNCTIONS |= {"arcsin", "arccos", "arctan", "arccot", "arcsec", "arccsc", "arcsinh", "arccosh", "arctanh"}
+FUNCTIONS |= {"arcsin", "arccos", "arctan", "arccot", "arcsec", "arccsc", "arcsinh", "arccosh", "arctanh", "cis"}
+OPERATORS = {"gcd", "lcm", "det", "max", "min", "arg", "deg", "dim", "Re", "Im", "Pr"}  # kept as names
 PLAIN_TEXT = {"per cent": "percent", "**": "^", "<=": "≤", ">=": "≥", "!=": "≠", "...": "…"}
 TEXT_COMMAND = re.compile(
     r"\\(text(?:bf|rm|it|sf|tt|normal|up)?|[mh]box|math(?:rm|bf|it|sf|tt|normal)|operatorname\*?|boldsymbol|bm|emph)"
-    r"(?![A-Za-z])\s*(?:\{([^{}]*)\})?"
+    r"(?![A-Za-z])\s*(?:\{((?:[^{}]|\{[^{}]*\})*)\})?"
 )
 COMMAND = re.compile(r"\\([A-Za-z]+)")
+IMPLIES = re.compile(r"\\(?:implies|Rightarrow|Longrightarrow|therefore)(?![A-Za-z])")
+CHINESE = re.compile("[\u4e00-\u9fff]+")
 ORDINAL = re.compile(r"\d*(?:1[123]th|(?<!1)1st|(?<!1)2nd|(?<!1)3rd|[04-9]th)")
+POWER = re.compile(r"\$?\^\s*(?:\{\s*-?\d+\s*\}|-?\d)\$?")
 
 
 def _text_token(match: re.Match) -> str:
@@ -69,13 +78,16 @@ def _text_token(match: re.Match) -> str:
     content = match.group(2)
     if content is None:  # \mathbf{\frac{14}{3}}: drop the font, keep the group
         return " "
-    words = content.strip()
-    if words in FUNCTIONS:
+    words = re.sub(r"(?i)^(?:the )?(?:final )?(?:answer|choice|option)(?: is)?(?:\s*:\s*|\s+)(?=\S)", "", content.strip())
+    if words in FUNCTIONS or words in OPERATORS and (match[1].startswith("operatorname") or words in ("gcd", "lcm")):
         return f"\\{words} "
-    is_words = re.search("[A-Za-z]", words) and not re.search(r"[\\\ue000{}=<>]|^[-+.]?\d", words)
+    if not re.search(r"[\w°¢]", words):  # 12\text{,}345
+        return content
+    is_words = re.search("[A-Za-z°¢\u0370-\u03ff\u4e00-\u9fff]", words)
+    is_words = is_words and not re.search(r"[\\\ue000{}=<>]|^[-+.]?\d", POWER.sub("", words))
     upright = match.group(1) in ("text", "mathrm", "textrm", "mbox", "hbox")
-    if not is_words or words in ("e", "i", "d") or (len(words) == 1 and not upright):
-        return f" {content} "
+    if not is_words or words in ("e", "i", "d", "°", "π") or (len(words) == 1 and not upright):
+        return f" {words} "
     return f"\ue000{words}\ue001"
 
 
@@ -94,23 +106,99 @@ def _clean_unicode(text: str) -> str:
     return unicodedata.normalize("NFKC", text)  # full-width and mathematical letters
 
 
+def _letters(match: re.Match) -> str:
+    """Greek letters are symbols and Chinese ones words, outside of words."""
+    if match[0][0] == "\ue000":
+        return match[0]
+    return CHINESE.sub("\ue000\\g<0>\ue001", match[0].translate(GREEK_CHARS))
+
+
 def _clean_latex(text: str) -> str:
     while match := re.fullmatch(r"\$*\s*\\(?:boxed|fbox)\s*\{(.*)\}\s*\$*", text, re.DOTALL):
         text = match.group(1).strip()
-    text = re.sub(r"\\(?:left|right)\s*\.", "", text)
+    *_, conclusion = IMPLIES.split(text)
+    text = conclusion if re.search(r"\d", conclusion) else text
+    text = re.sub(r"\\(?:left|right)\s*\.|\\#", "", text)
     if "\\begin" not in text:
         text = re.sub(r"\\\\(?=[A-Za-z])", r"\\", text)  # escaped twice on its way through JSON
     text = re.sub(r"\\(?:hspace|vspace|tag|label|color|textcolor)\*?\s*\{[^{}]*\}", " ", text)
     text = re.sub(r"\\phantom\s*(?:\{[^{}]*\}|[^\\{])", " ", text)
     text = re.sub(r"(?<!\\)\\([()\[\]])", " ", text)  # \( \) and \[ \]
-    text = text.replace("\\$", "").replace("\\%", "%").replace("\\&", "&")
+    text = text.replace("\\$", "").replace("\\%", "%").replace("\\&", "&").replace("\\|", "|")
     # 11,\! 111,\! 111 and 58\,500 are thousands wherever they stand; a bare comma is decided by the tokenizer
     text = re.sub(r"(?<=\d)\s*(?:,\s*\\!|\\,)\s*(?=\d{3}(?!\d))", "", text)
     text = re.sub(r"\\\\\s*\[-?[\d.]+\s*[a-z]{2}\]", r"\\\\", text)  # \\[4pt] between rows
     text = re.sub(r"\\\\|\\[,;:!> ]", lambda m: m.group() if m.group() == "\\\\" else " ", text)
     text = TEXT_COMMAND.sub(_text_token, text)
+    text = re.sub(r"\\mu\s*\ue000\s*", "\ue000μ", text)
     text = COMMAND.sub(_symbol, text)
+    text = re.sub(r"\\dot\s*\{?(\d)\}?\s*(\d*)\s*\\dot\s*\{?(\d)\}?", r"\\overline{\1\2\3}", text)
     return re.sub(r"\{\s*(\d+)\s*\\over\s*(\d+)\s*\}", r"\\frac{\1}{\2}", text)  # may be a mixed number's fraction
+
+
+# Words, as regular expressions on cleaned text, and what they become. Applied in this order.
+PHRASES = [
+    (r"^\ue000\s*(?:(?!\b(?:not|never)\b|n't)[^\ue001])*(?:\bis|\bare|:)\s*\ue001\s*(?=\S)", ""),  # \text{Area: } 9
+    (r"\ue000\s*(?:[Aa]nswer|[Aa]ns\.?)\s*\ue001\s*:", ""),
+    (r"\ue000\s*is (?:the|our|my) (?:final |correct |required )?answer\W*\ue001$", ""),
+    (r"\ue000[\s,]*\(?\s*(?:since|because)\b.*$", ""),
+    (r"\ue000[ ,]*\((?:(?:double|triple|repeated|simple) (?:root|zero|solution)s?|(?:with )?multiplicity \d+)\) *\ue001", ""),
+    (r"\ue000[ ,]*(?:or )?(\(?) *(?:approximately|approx|about|roughly)\.? *\ue001", r"\1≈"),
+    (r"\ue000\s*\(\s*or\s*\ue001([^()]*)\)", r" or \1"),
+    (r"^\ue000\s*negative\s*\ue001\s*(?=[\d\\.])", "-"),
+    (r"\\frac\s*\{\s*\ue000([^\ue001]*)\ue001\s*\}\s*\{\s*\ue000([^\ue001]*)\ue001\s*\}", "\ue000\\1/\\2\ue001"),
+    (r"(?<=[^\s(])\s*\(\s*(\ue000[^\ue001]*\ue001(?:\s*\^\s*\{?\d\}?)?)\s*\)", r"\1"),  # 12 (\text{cm})
+    (r"\^\s*\{?\s*\ue000o\ue001\s*\}?", "°"),
+    ("\ue000([0-9A-Z]+)\ue001(?=[0-9A-Z]+[)}]?_)", r"\1"),  # (\text{B}4)_{12}
+]
+PHRASES = [(re.compile(pattern), meant) for pattern, meant in PHRASES]
+ALL_REALS = re.compile(r"^\ue000?\s*(?:all |any |every )?reals?(?: numbers?)?(?: x)?\s*(?:(?:except|other than|but)\s*\ue001?(.+)|\ue001?)$")
+BASE_WORDS = {word: base for base, word in enumerate("two three four five six seven eight nine ten".split(), 2)}
+BASE_WORDS |= {"eleven": 11, "twelve": 12, "sixteen": 16}
+BASE = rf"(?P<base>-?\d\d?|{'|'.join(BASE_WORDS)})"
+BASED = re.compile(  # 204_5, 204_{\text{five}}, (A5)_{11}, 204 \text{ (base 5)}
+    r"(?<![\w.^\\])(?P<open>[({\ue000]?)\s*(?P<digits>[0-9A-Z]+(?:\.[0-9A-Z]+)?)\s*[)}\ue001]?\s*"
+    rf"(?:_\s*(?:\{{[\s\ue000(]*(?:base)?[\s\ue001]*{BASE}[\s\ue001)]*\}}|(?P<short>\d))"
+    rf"|[\s\ue000(]*(?:in )?base[\s\ue001-]*{BASE.replace('base', 'named')}[\s\ue001)]*$)"
+)
+
+
+def _based(match: re.Match) -> str:
+    """A number with its base as a command of our own."""
+    written = match["base"] or match["short"] or match["named"]
+    base, digits = int(BASE_WORDS.get(written, written)), match["digits"]
+    valid = 2 <= abs(base) <= 36 and all(int(d, 36) < abs(base) for d in digits if d != ".")
+    if not valid or not (any(d.isdigit() for d in digits) or (match["open"] and base > 10)):
+        return match[0]
+    return f"\\based{{{digits}}}{{{base}}}"
+
+
+def _repeating(match: re.Match) -> str:
+    """0.1666… is 0.1\\overline{6}: three equal digits, a longer block twice, or nothing but the block."""
+    head, block = match[1], match[2]
+    whole = head.endswith(".") or len(block) > 1 or len(match[0]) - len(head) > 3
+    return f"{head}\\overline{{{block}}}" if whole else match[0]
+
+
+def _interval(match: re.Match) -> str:
+    """[2, 5[ and ]2, 5] as the French write them."""
+    return f"{'(' if match[1] == ']' else '['}{match[2]}{')' if match[3] == '[' else ']'}"
+
+
+def _clean_words(text: str) -> str:
+    for pattern, meant in PHRASES:
+        text = pattern.sub(meant, text)
+    return text
+
+
+def _all_reals(match: re.Match) -> str:
+    return f"\\mathbb{{R}}∖\\{{{match[1]}\\}}" if match[1] else "\\mathbb{R}"
+
+
+def _clean_sets(text: str) -> str:
+    text = re.sub(r"\\mathbb\s*\{?\s*R\s*\}?\s*(?:\^\s*\{?\s*\+\s*\}?|_\s*\{\s*>\s*0\s*\}|_\s*\{?\+\}?)", "(0,∞)", text)
+    text = re.sub(r"\\mathbb\s*\{?\s*R\s*\}?\s*_\s*\{\s*≥\s*0\s*\}", "[0,∞)", text)
+    return re.sub(r"(\\mathbb\s*\{?\s*R\s*\}?)\s*-\s*(?=\\\{)", r"\1∖", text)
 
 
 def _group_end(text: str) -> int:
@@ -126,34 +214,51 @@ def _group_end(text: str) -> int:
 def clean(text: str) -> str:
     """Rewrites notation that carries no meaning, so that parsing sees one spelling and equal strings are equal."""
     text = " ".join(text.split())  # from here on, no pattern meets a run of spaces
-    if text.startswith("**") and text.endswith("**"):  # bold in Markdown
-        text = text.strip("* ")
-    if not text.isascii():
+    if match := re.fullmatch(r"([*_`]{1,3})([^*_`]+)\1", text):  # emphasis in Markdown
+        text = match[2].strip()
+    unicode = not text.isascii()
+    if unicode:
         text = _clean_unicode(text)
     if "\\" in text:
         text = _clean_latex(text)
+    if unicode:
+        text = re.sub("\ue000[^\ue001]*\ue001|[^\ue000]+", _letters, text)
+    if "\ue000" in text:
+        text = _clean_words(text)
+    if "real" in text:
+        text = ALL_REALS.sub(_all_reals, text)
+    if "≈" in text:
+        text = re.sub(r"\(\s*(≈[^()]*)\)", r" \1", text)
+    if "\\mathbb" in text:
+        text = _clean_sets(text)
     if "{" in text:
-        text = re.sub(r"(?<=\d)\s*\{\s*,\s*\}\s*(?=\d{3}(?!\d))", "", text)  # 1{,}008
+        text = re.sub(r"(?<=\d)\s*\{\s*,\s*\}\s*(?=\d{3}(?!\d))", "", text).replace("{:}", ":")  # 1{,}008
     if "~" in text:
         text = re.sub(r"(?<=\d)~(?=\d{3}(?!\d))", "", text).replace("~", " ")
     if " " in text:
         text = re.sub(r"(?<![\d.,])(\d{1,3}(?: \d{3})+)(?![\d,]| *\d)", lambda m: m.group().replace(" ", ""), text)
+        text = re.sub(r"(?<=\d) to (?=\d)", ":", text)
         text = re.sub(r"(?<![\w.,/^\\}])(?<!frac )(\d+)\s+(\d+)/(\d+)(?![\d.])", r"(\1+\2/\3)", text)  # 3 1/2
     text = text.replace("$", " ")
     if "^" in text:
         text = re.sub(r"\^\s*(?:°|\{\s*°\s*\})", "°", text)
         text = re.sub(r"\^\s*(?:\{\s*((?:'\s*)+)\}|('+))", lambda m: (m[1] or m[2]).replace(" ", ""), text)
-    if "_" in text:
-        text = re.sub(r"(?<!\^)[({]\s*(\d+)\s*[)}]\s*_", r"\1_", text)  # (52)_8 is 52_8
+    if "_" in text or "base" in text:
+        text = BASED.sub(_based, text)
     for written, meant in PLAIN_TEXT.items():
         text = text.replace(written, meant)
+    if "…" in text:
+        text = re.sub(r"(?<![\d.])(\d*\.\d*?)(\d+?)\2+\s*…", _repeating, text)
     if "mod" in text:
         text = re.sub(r"\(\s*(?:\\[bp]?mod|mod|\ue000\s*mod\s*\ue001)\s*([^()]*)\)", r"\\pmod{\1}", text)
     if ORDINAL.fullmatch(re.sub("[\ue000\ue001{}^ ]", "", text).rstrip(".")):
         text = re.search(r"\d+", text).group()
     if ":" in text:
         text = re.sub(r"\b([ap])\.?m\b\.?", r"\1m", text, flags=re.IGNORECASE)  # 5:30 p.m.
-    text = re.sub(r"\s+", " ", text).strip().rstrip(".").rstrip()
+    if "[" in text or "]" in text:
+        text = re.sub(r"([][])([^][()]*[,;][^][()]*)([][])", _interval, text)
+    text = re.sub(r"\s+", " ", text).strip()
+    text = re.sub(r"^=\s*|(?:[\s.,;]|\\\\)+$", "", text)
     if text.endswith("}"):
         text = re.sub(r"\.\s*\}$", "}", text)  # \displaystyle \boxed{(1,2).}
     while text[:1] == "{" and not re.search(r"\\(?:over|choose)|,", text) and _group_end(text) == len(text) - 1:
@@ -171,11 +276,21 @@ def squeeze(cleaned: str) -> str:
     return match.group(1) if match else plain
 
 
+WORDS = re.compile(r"(?:[\s().,;&{}]|\\[{}&]|\b[A-Z]\b|\ue000[A-Za-z .,'()&:;-]*\ue001)*")
+PLAIN_WORDS = re.compile(r"(?:[A-Za-z]{4,}|[Yy]es|[Nn]o|[A-Z]{3})(?:[ ,]+[A-Za-z]+)*")
+
+
 def is_words(cleaned: str) -> bool:
     """Whether an answer is words alone: only \\text{...} of letters, or words too long to be a product of variables."""
-    if "\ue000" in cleaned:
-        return re.fullmatch(r"(?:[\s().,]|\ue000[A-Za-z .,'()&:;-]*\ue001)*", cleaned) is not None
-    return re.fullmatch(r"(?:[A-Za-z]{4,}|[Yy]es|[Nn]o|[A-Z]{3})(?:[ ,]+[A-Za-z]+)*", cleaned) is not None
+    return (WORDS if "\ue000" in cleaned else PLAIN_WORDS).fullmatch(cleaned) is not None
+
+
+def word_list(cleaned: str) -> list[str]:
+    """The parts of an answer of words, in lower case: their order counts, but not that of single letters (choices)."""
+    text = re.sub(r"[\ue000\ue001{}()\\]", "", cleaned).lower()
+    parts = [re.sub(r"\s+", "", part).rstrip(".") for part in re.split(r",?\s*\band\b\s*|\s*[,;&]\s*", text)]
+    parts = [part for part in parts if part]
+    return sorted(set(parts)) if all(len(part) == 1 for part in parts) else parts
 
 
 # ---------------------------------------------------------------- tokens
@@ -197,9 +312,13 @@ SCIENTIFIC_ITEM = re.compile(r"(?:^|,)\s*[-+]?\s*\d+[eE][-+]\d+\s*(?:,|$|[\ue000
 COMMA_RUN = re.compile(r"\d+(?:,\d+)+(?:\.\d+)?")
 THOUSANDS = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 GREEK = set("alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon".split())
-GREEK |= set("phi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega hbar ell odot max min".split())
-ACCENTS = {"overline", "bar", "hat", "vec", "dot", "ddot", "tilde", "widehat", "mathbb", "mathcal"}
+GREEK |= set("phi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega hbar ell odot".split())
+ACCENTS = {"overrightarrow", "overleftrightarrow", "widetilde", "overline", "bar", "hat", "vec", "dot", "ddot", "tilde", "widehat", "mathbb", "mathcal"}
 KNOWN_HEADS = sorted(FUNCTIONS | {"pi", "sqrt"}, key=len, reverse=True)
+PLAIN_UNITS = re.compile(
+    "(?:(?:centi|milli|kilo)?met(?:er|re)|hour|minute|second|day|week|month|year|dollar|cent|degree|unit|mile|yard|gram"
+    "|liter|way|point|square unit)s?|inch(?:es)?|feet|foot|percent|people"
+)
 SHORT_UNITS = set("am pm cm mm km kg hz ft sec min hr hrs mph kph pct deg sq inch feet".split())
 
 
@@ -228,7 +347,12 @@ def tokenize(cleaned: str, merge_thousands: bool) -> list[Token]:
             tokens.append((kind, value, start))
         elif kind == "word":
             glued = start > 0 and cleaned[start - 1] not in " ,;"
-            tokens += _word_tokens(value, tokens[-1][0] if tokens else "start", glued, start)
+            after = tokens[-1] if tokens else ("start", "", 0)
+            if after[0] == "num" or not glued and after[1] in ("}", ")", "\\pi") or after[0] == "text":
+                if value.lower() in SHORT_UNITS or PLAIN_UNITS.fullmatch(value.lower()):
+                    tokens.append(("text", value, start))
+                    continue
+            tokens += _word_tokens(value, after[0], glued, start)
         elif kind == "text" and value[1:-1].strip(" ,;").lower() in ("and", "or", ""):
             tokens.append(("sep", value[1:-1].strip(" ,;").lower(), start))
         elif kind != "space":
@@ -250,14 +374,14 @@ def _word_tokens(word: str, previous: str, glued: bool, pos: int) -> list[Token]
         return [("sym", word, pos)]
     if word in FUNCTIONS:
         return [("fn", word, pos)]
-    if word in ("pi", "sqrt"):
+    if word in ("pi", "sqrt", "gcd", "lcm"):
         return [("cmd", "\\" + word, pos)]
     lowered = word.lower()
     if lowered in ("and", "or"):
         return [("sep", lowered, pos)]
     if lowered in ("inf", "infty", "infinity", "oo"):
         return [("sym", "∞", pos)]
-    if previous in ("num", "text") and lowered in SHORT_UNITS or previous == "text" and not glued:
+    if previous == "text" and not glued:
         return [("text", word, pos)]
     head = next((name for name in KNOWN_HEADS if word.startswith(name)), "") if glued or len(word) < 7 else ""
     if head:  # sinx, pir

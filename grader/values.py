@@ -133,7 +133,7 @@ class Evaluator:
         values = [self.value(arg, degree) for arg in args]
         if op == "add":
             return self.add(values)
-        if op in ("mul", "apply"):
+        if op == "mul":
             return self.multiply(values)
         if op in ("inv", "pow"):
             return self.power(values[0], -1 if op == "inv" else values[1])
@@ -279,6 +279,8 @@ class Evaluator:
         value = self.number(value)
         if abs(value) > 10**6:
             raise OutOfRange("argument too large")
+        if name == "cis":
+            return self.tidy(self.mp.expj(value))
         result = self.tidy(getattr(self.mp, "a" + name[3:] if name.startswith("arc") else name)(value))
         if name in ("sin", "cos", "tan", "cot") and abs(result) < self.noise < abs(value) / 2**200:
             return 0  # sin(pi) is rounding noise, sin(10^-200) is not

@@ -1,0 +1,145 @@
+"""Sets of real numbers, however they are written: intervals and unions, x < 2 or x = 3, |x - 1| <= 2, all reals but 3.
+
+Two sets are the same when they have the same members among all ends that occur in either, between any two neighbouring
+ends, and beyond the outermost: nothing changes elsewhere.
+"""
+
+from collections.abc import Iterable
+from fractions import Fraction
+from typing import Any
+
+from grader.parser import EMPTY, INEQUALITIES, INFINITY, REALS, STRUCTURES, SYMBOL, Node, negative, symbols
+from grader.text import Refused
+from grader.values import Evaluator, Work, is_exact, real_value
+
+OPERATIONS = {"union", "minus", "cap", "builder", "or", "and"}
+MAX_ENDS = 40
+GRID = [Fraction(k, 2) for k in range(-21, 22)]  # where a relation is not linear, its ends may be written nowhere
+
+
+def is_set(node: Node) -> bool:
+    """A set operation, an inequality or all reals. A lone interval or finite set is compared member by member."""
+    if node.op == "rel" and "∈" in node.args[0]:
+        return is_set(node.args[1][-1])
+    return node.op in OPERATIONS or node == REALS or (node.op == "rel" and not INEQUALITIES.isdisjoint(node.args[0]))
+
+
+def same_real_set(a: list[Node], b: list[Node], work: Work) -> bool | None:
+    """Compares two answers as sets of real numbers; None where one is not a set or has more than one variable."""
+    try:
+        names_a, names_b = (_variables(Node("or", tuple(items))) for items in (a, b))
+        points = _points([*a, *b], work)
+        at = Evaluator({}, work, None)
+        members_a, members_b = (_members(items, points, at) for items in (a, b))
+    except Refused:
+        return None
+    named_alike = not names_a or not names_b or names_a == names_b
+    return work.because("sets of real numbers, by membership", named_alike and members_a == members_b)
+
+
+def _variables(node: Node) -> set[str]:
+    names = {name for name in symbols(node) if name not in (INFINITY.args[0], REALS.args[0], EMPTY.args[0])}
+    if len(names) > 1:
+        raise Refused("more than one variable")
+    return names
+
+
+def _numbers(node: Any) -> Iterable[Node]:
+    """Every number that is written in a tree: the ends of its intervals are among them, up to their sign."""
+    if type(node) is tuple:
+        for child in node:
+            yield from _numbers(child)
+    elif type(node) is Node and node not in (INFINITY, negative(INFINITY)):
+        if node.op not in STRUCTURES and not node.flags & SYMBOL:
+            yield node
+        else:
+            yield from _numbers(node.args)
+
+
+def _is_nonlinear(node: Node) -> bool:
+    if node.op in OPERATIONS:
+        return any(_is_nonlinear(child) for child in node.args if type(child) is Node)
+    return node.op == "rel" and any(side.flags & SYMBOL and side.op != "sym" for side in node.args[1])
+
+
+def _points(items: list[Node], work: Work) -> list[Fraction]:
+    """All ends, numbers between neighbours and beyond; irrational ends as close fractions (see `_sign`)."""
+    ends = {real_value(node, work) for node in _numbers(tuple(items))}
+    ends |= {-end for end in ends}
+    if len(ends) > 2 * MAX_ENDS:
+        raise Refused("too many ends")
+    if any(_is_nonlinear(item) for item in items) or not ends:
+        ends |= set(GRID)
+    ordered = sorted(ends)
+    between = [(low + high) / 2 for low, high in zip(ordered, ordered[1:], strict=False)]
+    return sorted(ends.union(between, [ordered[0] - 1, ordered[-1] + 1]))
+
+
+def _members(items: list[Node], points: list[Fraction], at: Evaluator) -> list[bool]:
+    """Which points belong to one answer. A comma between relations may mean `and` or `or`: `and`, unless nothing is left."""
+    if items[0].op == "rel" and items[0].args[0] == ("≠",):  # x ≠ 5, 6
+        others = [Node("rel", (("≠",), (items[0].args[1][0], item))) for item in items[1:] if item.op not in STRUCTURES]
+        items = [item for item in items if item.op in STRUCTURES] + others
+    sets = [[_contains(item, x, at) for x in points] for item in items]
+    if all(item.op == "rel" for item in items):
+        together = [all(row) for row in zip(*sets, strict=True)]
+        if any(together):
+            return together
+    return [any(row) for row in zip(*sets, strict=True)]
+
+
+def _sign(left: Any, right: Any, at: Evaluator) -> int:
+    """-1, 0 or 1 as left is below, at or above right; 0 where they differ by rounding noise only."""
+    for value in (left, right):
+        if not is_exact(value) and value.imag != 0:
+            raise ZeroDivisionError("not real")
+    difference = at.add([left, -right])
+    close = abs(difference) * 2**200 <= abs(left) + abs(right)
+    return 0 if close else 1 if difference > 0 else -1
+
+
+def _contains(node: Node, x: Fraction, at: Evaluator) -> bool:
+    op, args = node.op, node.args
+    if node in (REALS, EMPTY):
+        return node == REALS
+    if op == "seq" and len(args[2]) == 2:
+        low, high = args[2]
+        above = low == negative(INFINITY) or _sign(x, _value(low, x, at), at) >= (args[0] == "(")
+        return above and (high == INFINITY or _sign(_value(high, x, at), x, at) >= (args[1] == ")"))
+    if op in ("set", "union", "or"):
+        return any(_contains(member, x, at) for member in args)
+    if op in ("cap", "and"):
+        return all(_contains(member, x, at) for member in args)
+    if op == "minus":
+        return _contains(args[0], x, at) and not _contains(args[1], x, at)
+    if op == "builder":
+        return all(_contains(part, x, at) for part in args[1]) and (args[0].op == "sym" or _contains(args[0], x, at))
+    if op == "rel":
+        return _holds(*args, x, at)
+    return _sign(x, _value(node, x, at), at) == 0
+
+
+def _value(node: Node, x: Fraction, at: Evaluator) -> Any:
+    if node.op in STRUCTURES or node in (INFINITY, negative(INFINITY)):
+        raise Refused("no number")
+    at.point = dict.fromkeys(symbols(node), x)
+    return at.value(node)
+
+
+def _holds(ops: tuple, sides: tuple, x: Fraction, at: Evaluator) -> bool:
+    """Whether every relation of a chain holds for the variable at x; one that is undefined there does not."""
+    if ops == ("∈",):
+        if sides[0].op != "sym":
+            raise Refused("not a variable")
+        return _contains(sides[1], x, at)
+    if not set(ops) <= set("<>≤≥≠=") or any(symbols(side) & {INFINITY.args[0]} for side in sides):
+        raise Refused("a relation that is no condition on a real number")
+    if not any(side.flags & SYMBOL for side in sides):
+        raise Refused("a relation between numbers")
+    try:
+        values = [_value(side, x, at) for side in sides]
+        signs = [_sign(left, right, at) for left, right in zip(values, values[1:], strict=False)]
+    except ZeroDivisionError:
+        return False
+    allowed = {"<": (-1,), "≤": (-1, 0), ">": (1,), "≥": (1, 0), "≠": (-1, 1), "=": (0,)}
+    return all(sign in allowed[op] for op, sign in zip(ops, signs, strict=True))
