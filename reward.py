@@ -45,8 +45,13 @@ def reward_fn(problem: Problem, response_text: str) -> float:
 def reward(response: str, gold: str | list[str]) -> float:
     """1.0 where the answer in `response` equals the gold (of several golds, any one), else 0.0."""
     answer = extract_answer(response)
+    if answer is None:
+        return 0.0
     golds = [gold] if isinstance(gold, str) else gold
-    return float(answer is not None and any(grade(answer, g) for g in golds))
+    if any(grade(answer, g) for g in golds):
+        return 1.0
+    together = boxes_of_last_line(response)  # a list that is spread over several boxes
+    return float(len(together) > 1 and any(grade(", ".join(together), g) for g in golds))
 
 
 def extract_answer(response: str) -> str | None:
@@ -54,9 +59,13 @@ def extract_answer(response: str) -> str | None:
 
     The thinking ends at the first `</think>` after the first `<think>`; without both there is no answer.
     """
+    return last_boxed(after_thinking(response))
+
+
+def after_thinking(response: str) -> str:
     start = response.find("<think>")
     end = response.find("</think>", start) if start >= 0 else -1
-    return last_boxed(response[end:]) if end >= 0 else None
+    return response[end:] if end >= 0 else ""
 
 
 def gold_problem(gold: str) -> str | None:
@@ -66,17 +75,44 @@ def gold_problem(gold: str) -> str | None:
     return compare.refusal(gold)
 
 
+BOX = re.compile(r"\\boxed\s*(?:\{|(-?\d[\d,./]*(?<=\d)|[A-Za-z](?![A-Za-z])))")  # \boxed{...}, \boxed 5
+BETWEEN_BOXES = re.compile(r"(?:\s|[$,;]|\\[()\[\],;!]|\\q?quad|\\text\s*\{\s*(?:and|or)\s*\}|\band\b|\bor\b|[a-zA-Z]\w? *=)*")
+
+
 def last_boxed(text: str) -> str | None:
     """The content of the last \\boxed{...}, or None; if that one is unclosed or empty, no earlier one counts."""
-    openings = deque(re.finditer(r"\\boxed\s*\{", text), maxlen=1)  # the last one
-    if not openings:
-        return None
-    begin, depth = openings[0].end(), 1
+    openings = deque(BOX.finditer(text), maxlen=1)
+    return box_content(text, openings[0])[0] if openings else None
+
+
+def box_content(text: str, opening: re.Match) -> tuple[str | None, int]:
+    """What a box holds and where it ends; None where it is empty or unclosed."""
+    if opening[1]:
+        return opening[1], opening.end()
+    begin, depth = opening.end(), 1
     for mark in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, begin):  # \{ and \} do not count, as in TeX
         depth += {"{": 1, "}": -1}.get(mark.group(), 0)
         if depth == 0:
-            return text[begin : mark.start()].strip() or None
-    return None
+            return text[begin : mark.start()].strip() or None, mark.end()
+    return None, len(text)
+
+
+def boxes_of_last_line(response: str) -> list[str]:
+    """The contents of the boxes that end a response in one line with nothing but commas, `and`, `or` or `x =` between
+    them: \\boxed{-2} and \\boxed{1} are the list -2, 1.
+    """
+    text = after_thinking(response)[-2 * MAX_CHARS :]
+    contents: list[str] = []
+    end = None
+    for opening in BOX.finditer(text):
+        if end is not None and opening.start() < end:  # a box within a box
+            continue
+        between = "\n" if end is None else text[end : opening.start()]
+        content, end = box_content(text, opening)
+        if content is None:
+            return []
+        contents = [*contents, content] if "\n" not in between and BETWEEN_BOXES.fullmatch(between) else [content]
+    return contents
 
 
 def grade(answer: str, gold: str) -> bool:
@@ -85,6 +121,8 @@ def grade(answer: str, gold: str) -> bool:
     Exact equality; units and labels (`x =`) may be absent, lists come in any order, tuples and intervals do not.
     Symmetric, except for a gold that is rounded (`compare.agrees_with_rounded`). Raises nothing but MemoryError.
     """
+    if "\\boxed" in gold:  # a sentence with the answer in a box
+        gold = last_boxed(gold) or gold
     return max(len(answer), len(gold)) <= MAX_CHARS and _grade(answer, gold)
 
 

@@ -438,18 +438,55 @@ def agrees_with_rounded(answer: Sequence[Node], gold: Sequence[Node], value: Num
 NEGATION = re.compile(r"(?i)\W*(?:not?|never)\W*\s[^a-z]*\d")  # `not 0`, which letters would read as n o t 0 = 0
 
 
+CONDITION = re.compile(  # what follows a solution: for all x; where k is an integer; n >= 1; k in Z
+    r"[\s,;(]\s*(?:\ue000[\s,(]*(?:for|where|with)\b|∀|[A-Za-z]\s*∈\s*(?:\\mathbb|[ZNRQ]\b)|[jklmnN]\s*[≥>=]\s*-?[012]\b)"
+)
+BUILDER = re.compile(r"\\\{(.+?)[|:](.+)\\\}")  # {pi/4 + k pi | k in Z}
+HARMLESS = set("for where with all any every each some arbitrary is an a are integer integers natural real positive".split())
+HARMLESS |= set("nonnegative number numbers constant constants in and".split())
+RANGE = re.compile(r"([A-Za-z]?)(?:∈(?:\\mathbb)?\{?([ZNRQ])\}?([\^_]\{?[+*≥>0]+\}?)?|[≥>]-?[012]|=[-±0-3,…]+)?")
+
+
+def split_condition(cleaned: str) -> tuple[str, str]:
+    """(the solution, what its parameter ranges over): (pi/4 + k pi, "Z") of `pi/4 + k pi, k in Z`; "" where none is said.
+
+    Only ranges that are usual are taken off, of a variable that the solution has: x for x > 0 keeps its condition.
+    """
+    match = CONDITION.search(cleaned)
+    value, condition = (cleaned[: match.start()], cleaned[match.start() :]) if match else (cleaned, "")
+    if not match and (match := BUILDER.fullmatch(cleaned)) and len(match[1].strip()) > 1:
+        value, condition = match.groups()
+    words = re.findall("[A-Za-z]{2,}", condition.replace("\\mathbb", ""))
+    formula = re.sub(r"(?<![A-Za-z\\])[A-Za-z]{2,}|\ba\b|[\s()∀\ue000\ue001]|(?<!\d),|,$", "", condition)
+    range_ = RANGE.fullmatch(formula)
+    if not condition or not range_ or not {word.lower() for word in words} <= HARMLESS:
+        return cleaned, ""
+    reals = range_[2] == "R" or not {"real", "constant", "constants", "arbitrary"}.isdisjoint(words)
+    whole = {"positive", "natural", "nonnegative"}.intersection(words) or range_[2] == "N" or range_[3] or ">" in formula
+    if not re.search(rf"(?<![A-Za-z\\]){range_[1] or '[A-Za-z]'}(?![A-Za-z])", value):
+        return cleaned, ""
+    if re.search("[<>≤≥≠∈]", value) and not reals:
+        return cleaned, ""
+    return value.rstrip(" ,;("), "R" if reals else "N" if whole or "≥" in formula else "Z"
+
+
 class Reading(NamedTuple):
-    """An answer after `clean`, the same without spaces (`squeeze`), and whether it consists of words alone."""
+    """An answer after `clean`: its text without conditions, the same without spaces, whether it consists of words alone,
+    and the range of its parameter.
+    """
 
     cleaned: str
     plain: str
     words: bool
+    range: str
 
 
 @lru_cache(maxsize=1024)  # a problem's gold is compared with a whole group of answers
 def read(text: str) -> Reading:
     cleaned = clean(text)
-    return Reading(cleaned, squeeze(cleaned), is_words(cleaned))
+    words = is_words(cleaned)
+    value, range_ = (cleaned, "") if words else split_condition(cleaned)
+    return Reading(value, squeeze(value), words, range_)
 
 
 @lru_cache(maxsize=1024)
@@ -468,6 +505,8 @@ def equal(answer: str, gold: str, work: Work | None = None) -> bool:
     a, b = read(answer), read(gold)
     if not a.cleaned or not b.cleaned:
         return work.because("nothing there", False)
+    if a.range and b.range and a.range != b.range:
+        return work.because("the ranges of the parameter differ", False)
     if a.plain == b.plain:
         return work.because("the same text", True)
     if NEGATION.match(a.cleaned) or NEGATION.match(b.cleaned):

@@ -263,6 +263,8 @@ class Parser:
         if node.op != "ratio":
             scalar(node)
         words = self.words_after()
+        if words.endswith(" of") and self.kind == "sym":
+            self.take()  # 12 values of n
         factor, units = read_words(words)
         if node.flags & SYMBOL and any(name == "?" for name, _ in units):
             raise self.refuse("words that are no unit")

@@ -147,7 +147,7 @@ PHRASES = [
     (r"\ue000\s*\(\s*or\s*\ue001([^()]*)\)", r" or \1"),
     (r"^\ue000\s*negative\s*\ue001\s*(?=[\d\\.])", "-"),
     (r"\\frac\s*\{\s*\ue000([^\ue001]*)\ue001\s*\}\s*\{\s*\ue000([^\ue001]*)\ue001\s*\}", "\ue000\\1/\\2\ue001"),
-    (r"(?<=[^\s(])\s*\(\s*(\ue000[^\ue001]*\ue001(?:\s*\^\s*\{?\d\}?)?)\s*\)", r"\1"),  # 12 (\text{cm})
+    (r"(?<=[^\s(A-Za-z])\s*\(\s*(\ue000[^\ue001]*\ue001(?:\s*\^\s*\{?\d\}?)?)\s*\)", r"\1"),  # 12 (\text{cm})
     (r"\^\s*\{?\s*\ue000o\ue001\s*\}?", "°"),
     ("\ue000([0-9A-Z]+)\ue001(?=[0-9A-Z]+[)}]?_)", r"\1"),  # (\text{B}4)_{12}
 ]
@@ -237,7 +237,7 @@ def clean(text: str) -> str:
         text = re.sub(r"(?<=\d)~(?=\d{3}(?!\d))", "", text).replace("~", " ")
     if " " in text:
         text = re.sub(r"(?<![\d.,])(\d{1,3}(?: \d{3})+)(?![\d,]| *\d)", lambda m: m.group().replace(" ", ""), text)
-        text = re.sub(r"(?<=\d) to (?=\d)", ":", text)
+        text = re.sub("(?<=[\\d\ue000])\\s*\ue000?\\s*to\\s*\ue001?\\s*(?=\\d)", ":", text) if "to" in text else text
         text = re.sub(r"(?<![\w.,/^\\}])(?<!frac )(\d+)\s+(\d+)/(\d+)(?![\d.])", r"(\1+\2/\3)", text)  # 3 1/2
     text = text.replace("$", " ")
     if "^" in text:

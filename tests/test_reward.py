@@ -35,6 +35,9 @@ def boxed(answer: str) -> str:
         ("<think></think>\\boxed{\\{1,2\\}}", "\\{1,2\\}"),
         ("<think></think>\\boxed{\\left\\{1,2\\right.}", "\\left\\{1,2\\right."),
         ("<think>{{{</think>} stray \\boxed {5}}}}", "5"),
+        ("<think></think>\\boxed{4} \\boxed 5", "5"),
+        ("<think></think>\\boxed 12.5.", "12.5"),
+        ("<think></think>\\boxed x = 3", "x"),
         ("\ufeff<think>a\x00</think>\ud800\\boxed{5}\x00", "5"),
     ],
 )
@@ -51,7 +54,6 @@ def test_last_box_after_the_thinking_is_the_answer(response, answer):
         "</think><think>\\boxed{5}",
         "<think>\\boxed{5}",
         "<think>\\boxed{5}</think> 5",
-        "<think></think>\\boxed 5",
         "<think></think>\\boxed{ }",
         "<think></think>\\boxed{{5}",
         "<think></think>\\boxed{5} and \\boxed{6",
