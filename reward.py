@@ -76,7 +76,9 @@ def gold_problem(gold: str) -> str | None:
 
 
 BOX = re.compile(r"\\boxed\s*(?:\{|(-?\d[\d,./]*(?<=\d)|[A-Za-z](?![A-Za-z])))")  # \boxed{...}, \boxed 5
-BETWEEN_BOXES = re.compile(r"(?:\s|[$,;]|\\[()\[\],;!]|\\q?quad|\\text\s*\{\s*(?:and|or)\s*\}|\band\b|\bor\b|[a-zA-Z]\w? *=)*")
+BETWEEN_BOXES = re.compile(
+    r"(?:\s|[$,;]|\\[()\[\],;!]|\\q?quad|\\text\s*\{\s*(?:and|or)\s*\}|\band\b|\bor\b|[a-zA-Z]\w? *=)*"
+)
 
 
 def last_boxed(text: str) -> str | None:

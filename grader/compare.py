@@ -210,9 +210,12 @@ def same(a: Node, b: Node, work: Work) -> bool:
     work.spend(20)
     if {a.op, b.op} != {"based"}:
         a, b = _decimal(a), _decimal(b)
-    if _is_scalar(a) and _is_scalar(b) or "unit" in (a.op, b.op) and {a.op, b.op} <= {"unit", "ratio"} | {
-        node.op for node in (a, b) if _is_scalar(node)
-    }:
+    if (
+        _is_scalar(a)
+        and _is_scalar(b)
+        or "unit" in (a.op, b.op)
+        and {a.op, b.op} <= {"unit", "ratio"} | {node.op for node in (a, b) if _is_scalar(node)}
+    ):
         return same_quantity(a, b, work)
     if b.op == "approx":  # a gold that gives the exact and the rounded value
         return same(a, b.args[0], work) or a == b.args[1]
@@ -435,6 +438,7 @@ def agrees_with_rounded(answer: Sequence[Node], gold: Sequence[Node], value: Num
 # ---------------------------------------------------------------- the whole comparison
 
 
+BASED_GOLD = re.compile(r"(-?) ?\\based\{(\w+)\}\{-?\d+\}")  # 1A3_{16}
 NEGATION = re.compile(r"(?i)\W*(?:not?|never)\W*\s[^a-z]*\d")  # `not 0`, which letters would read as n o t 0 = 0
 
 
@@ -442,7 +446,9 @@ CONDITION = re.compile(  # what follows a solution: for all x; where k is an int
     r"[\s,;(]\s*(?:\ue000[\s,(]*(?:for|where|with)\b|∀|[A-Za-z]\s*∈\s*(?:\\mathbb|[ZNRQ]\b)|[jklmnN]\s*[≥>=]\s*-?[012]\b)"
 )
 BUILDER = re.compile(r"\\\{(.+?)[|:](.+)\\\}")  # {pi/4 + k pi | k in Z}
-HARMLESS = set("for where with all any every each some arbitrary is an a are integer integers natural real positive".split())
+HARMLESS = set(
+    "for where with all any every each some arbitrary is an a are integer integers natural real positive".split()
+)
 HARMLESS |= set("nonnegative number numbers constant constants in and".split())
 RANGE = re.compile(r"([A-Za-z]?)(?:∈(?:\\mathbb)?\{?([ZNRQ])\}?([\^_]\{?[+*≥>0]+\}?)?|[≥>]-?[012]|=[-±0-3,…]+)?")
 
@@ -456,18 +462,27 @@ def split_condition(cleaned: str) -> tuple[str, str]:
     value, condition = (cleaned[: match.start()], cleaned[match.start() :]) if match else (cleaned, "")
     if not match and (match := BUILDER.fullmatch(cleaned)) and len(match[1].strip()) > 1:
         value, condition = match.groups()
+    condition = condition.replace("non-negative", "nonnegative")
+    if re.match("[\\s,;(]*\ue000[\\s,(]*where", condition) and not _letters(value) & _letters(condition):
+        return value.rstrip(" ,;("), ""  # 5, where x > 0
     words = re.findall("[A-Za-z]{2,}", condition.replace("\\mathbb", ""))
     formula = re.sub(r"(?<![A-Za-z\\])[A-Za-z]{2,}|\ba\b|[\s()∀\ue000\ue001]|(?<!\d),|,$", "", condition)
     range_ = RANGE.fullmatch(formula)
     if not condition or not range_ or not {word.lower() for word in words} <= HARMLESS:
         return cleaned, ""
     reals = range_[2] == "R" or not {"real", "constant", "constants", "arbitrary"}.isdisjoint(words)
-    whole = {"positive", "natural", "nonnegative"}.intersection(words) or range_[2] == "N" or range_[3] or ">" in formula
+    whole = (
+        {"positive", "natural", "nonnegative"}.intersection(words) or range_[2] == "N" or range_[3] or ">" in formula
+    )
     if not re.search(rf"(?<![A-Za-z\\]){range_[1] or '[A-Za-z]'}(?![A-Za-z])", value):
         return cleaned, ""
     if re.search("[<>≤≥≠∈]", value) and not reals:
         return cleaned, ""
     return value.rstrip(" ,;("), "R" if reals else "N" if whole or "≥" in formula else "Z"
+
+
+def _letters(text: str) -> set[str]:
+    return set(re.findall(r"(?<![A-Za-z\\\\])[A-Za-z](?![A-Za-z])", text))
 
 
 class Reading(NamedTuple):
@@ -513,6 +528,8 @@ def equal(answer: str, gold: str, work: Work | None = None) -> bool:
         return work.because("a negation", False)
     if a.words or b.words:  # letters of a word do not commute; case does not matter in words
         return work.because("words", word_list(a.cleaned) == word_list(b.cleaned) and len(a.plain) > 1)
+    if (based := BASED_GOLD.fullmatch(b.cleaned)) and a.plain == based[1] + based[2]:
+        return work.because("the gold's digits without its base", True)
     gold_text = b.cleaned.removeprefix("≈")  # in a gold answer it marks a rounded value, in an answer it is a hedge
     items_a, items_b = _items(a.cleaned), _items(gold_text)
     if same_items(items_a, items_b, work):

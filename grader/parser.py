@@ -88,6 +88,7 @@ MINUS_ONE = num(-1)
 INFINITY = Node("sym", ("∞",))
 REALS = Node("sym", ("mathbb(R)",))
 EMPTY = Node("sym", ("∅",))
+TRANSPOSED = Node("sym", ("T",))
 
 
 def scalar(node: Node) -> Node:
@@ -155,6 +156,17 @@ def describe(node: Any) -> str:
 FUNCTION_NAMES, ARGUMENT_NAMES = set("fghFGHPQTE"), set("xyzntk")
 
 
+def compound(larger: Node, smaller: Node) -> Node | None:
+    """5 ft 6 in as 5 + 6/12 ft; None where the units do not add up."""
+    if larger.op != "unit" or smaller.op != "unit":
+        return None
+    (size, unit), (smaller_size, smaller_unit) = measured(larger.args[1]), measured(smaller.args[1])
+    if unit != smaller_unit or smaller_size >= size:
+        return None
+    total = Node("add", (larger.args[0], product(smaller.args[0], num(smaller_size / size))))
+    return Node("unit", (total, larger.args[1]))
+
+
 class Parser:
     """Recursive descent: items > relation > side > ratio > sum > term > factor > atom. Raises Refused and nothing else.
 
@@ -206,6 +218,9 @@ class Parser:
                 word = self.take()
             item = self.relation()
             pair = (items[-1], item)
+            if word == "and" and (sum_ := compound(*pair)):  # 2 hours and 15 minutes
+                items[-1] = sum_
+                continue
             if word and all(node.op in ("rel", "or", "and") for node in pair) and any(map(is_condition, pair)):
                 items[-1] = Node(word, pair)
                 continue
@@ -270,15 +285,14 @@ class Parser:
             raise self.refuse("words that are no unit")
         if factor != 1:
             node = product(node, num(factor))
-        if self.kind == "num" and units:
-            smaller = self.side()
-            if smaller.op != "unit":
-                raise self.refuse("a second number without a unit")
-            (size, unit), (smaller_size, smaller_unit) = measured(units), measured(smaller.args[1])
-            if unit != smaller_unit or smaller_size >= size:
+        if not units:
+            return node
+        node = Node("unit", (node, units))
+        if self.kind == "num":
+            node = compound(node, self.side())
+            if not node:
                 raise self.refuse("units that do not add up")
-            node = Node("add", (node, product(smaller.args[0], num(smaller_size / size))))
-        return Node("unit", (node, units)) if units else node
+        return node
 
     def words_after(self) -> str:
         """The words of one unit with their powers: `\\text{m}/\\text{s}^2` is three tokens and a power."""
@@ -356,7 +370,11 @@ class Parser:
             elif self.accept("%"):
                 node = Node("percent", (scalar(node),))
             elif self.accept("^"):
-                node = Node("pow", (scalar(node), scalar(self.exponent())))
+                exponent = self.exponent()
+                if node.op in ("matrix", "seq") and exponent == TRANSPOSED:
+                    node = Node("matrix", tuple(zip(*node.args, strict=False))) if node.op == "matrix" else node
+                else:
+                    node = Node("pow", (scalar(node), scalar(exponent)))
             elif self.value == "'" and not scalar(node).flags & SYMBOL:
                 self.take()  # arc minutes and seconds alone: a unit
             else:

@@ -116,6 +116,8 @@ def _contains(node: Node, x: Fraction, at: Evaluator) -> bool:
         return all(_contains(part, x, at) for part in args[1]) and (args[0].op == "sym" or _contains(args[0], x, at))
     if op == "rel":
         return _holds(*args, x, at)
+    if node.flags & SYMBOL:
+        raise Refused("a letter among numbers")
     return _sign(x, _value(node, x, at), at) == 0
 
 

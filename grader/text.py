@@ -38,7 +38,7 @@ SYMBOLS = table(  # LaTeX commands that mean the same as a character or as anoth
     * cdot times ast  / div  ± pm  ∓ mp  ∞ infty  ' prime  ° circ degree degrees textdegree  | lvert rvert vert mid lVert rVert Vert
     \frac dfrac tfrac cfrac  \binom dbinom tbinom  \{ lbrace  \} rbrace  [ lbrack  ] rbrack  \log_{10} lg
     ( langle lparen  ) rangle rparen  or lor vee  and land wedge
-    \phi varphi  \epsilon varepsilon  \theta vartheta  ∅ emptyset varnothing  ∀ forall
+    \phi varphi  \epsilon varepsilon  \theta vartheta  ∅ emptyset varnothing  ∀ forall  T top intercal
     NONE left right middle big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr quad qquad limits displaystyle textstyle
     NONE scriptstyle large Large small normalsize angle measuredangle triangle rm bf it pounds euro boxed fbox nonumber
     NONE checkmark blacksquare square Box qed ensuremath underline displaylimits"""
@@ -47,15 +47,13 @@ CHAR_NAMES = "pi alpha beta gamma theta lambda mu phi omega lfloor rfloor lceil 
 CHARS = str.maketrans(
     table(
         r"""- − – —  * × · ⋅ ∗  / ÷ ⁄ ∕  ° º  ' ′ ’  '' ″  , 、  NONE ￥ € £  ( ⟨ 〈  ) ⟩ 〉  ≤ ⩽  ≥ ⩾  ∖ ⧵
-        \sqrt[3] ∛  \mathbb{R} ℝ  \mathbb{Z} ℤ  \mathbb{N} ℕ  \text{¢} ¢ ￠  NONE ✓ ✔ ■ □ ∎ ∠ △  \therefore ∴  \implies ⇒ ⟹
-        ; ；  : ：  . 。"""
+        \sqrt[3] ∛  \mathbb{R} ℝ  \mathbb{Z} ℤ  \mathbb{N} ℕ   NONE ✓ ✔ ■ □ ∎ ∠ △  \therefore ∴  \implies ⇒ ⟹
+        ; ；  : ： ∶  . 。  ¢ ￠"""
     )
     | {"\ue000": "?", "\ue001": "?", "\u200b": "", "\ufeff": ""}
     | {"或": " or ", "和": " and ", "与": " and ", "且": " and "}
 )
-GREEK_CHARS = str.maketrans(
-    {letter: f"\\{name} " for letter, name in zip("παβγθλμφω⌊⌋⌈⌉", CHAR_NAMES, strict=True)}
-)
+GREEK_CHARS = str.maketrans({letter: f"\\{name} " for letter, name in zip("παβγθλμφω⌊⌋⌈⌉", CHAR_NAMES, strict=True)})
 SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
 SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 FUNCTIONS = {"sin", "cos", "tan", "sec", "csc", "cot", "sinh", "cosh", "tanh", "coth", "exp", "ln", "log"}
@@ -68,7 +66,7 @@ TEXT_COMMAND = re.compile(
 )
 COMMAND = re.compile(r"\\([A-Za-z]+)")
 IMPLIES = re.compile(r"\\(?:implies|Rightarrow|Longrightarrow|therefore)(?![A-Za-z])")
-CHINESE = re.compile("[\u4e00-\u9fff]+")
+WORD_CHARS = re.compile("[\u4e00-\u9fff]+|¢")
 ORDINAL = re.compile(r"\d*(?:1[123]th|(?<!1)1st|(?<!1)2nd|(?<!1)3rd|[04-9]th)")
 POWER = re.compile(r"\$?\^\s*(?:\{\s*-?\d+\s*\}|-?\d)\$?")
 
@@ -78,7 +76,9 @@ def _text_token(match: re.Match) -> str:
     content = match.group(2)
     if content is None:  # \mathbf{\frac{14}{3}}: drop the font, keep the group
         return " "
-    words = re.sub(r"(?i)^(?:the )?(?:final )?(?:answer|choice|option)(?: is)?(?:\s*:\s*|\s+)(?=\S)", "", content.strip())
+    words = re.sub(
+        r"(?i)^(?:the )?(?:final )?(?:answer|choice|option)(?: is)?(?:\s*:\s*|\s+)(?=\S)", "", content.strip()
+    )
     if words in FUNCTIONS or words in OPERATORS and (match[1].startswith("operatorname") or words in ("gcd", "lcm")):
         return f"\\{words} "
     if not re.search(r"[\w°¢]", words):  # 12\text{,}345
@@ -110,7 +110,7 @@ def _letters(match: re.Match) -> str:
     """Greek letters are symbols and Chinese ones words, outside of words."""
     if match[0][0] == "\ue000":
         return match[0]
-    return CHINESE.sub("\ue000\\g<0>\ue001", match[0].translate(GREEK_CHARS))
+    return WORD_CHARS.sub("\ue000\\g<0>\ue001", match[0].translate(GREEK_CHARS))
 
 
 def _clean_latex(text: str) -> str:
@@ -124,7 +124,10 @@ def _clean_latex(text: str) -> str:
     text = re.sub(r"\\(?:hspace|vspace|tag|label|color|textcolor)\*?\s*\{[^{}]*\}", " ", text)
     text = re.sub(r"\\phantom\s*(?:\{[^{}]*\}|[^\\{])", " ", text)
     text = re.sub(r"(?<!\\)\\([()\[\]])", " ", text)  # \( \) and \[ \]
-    text = text.replace("\\$", "").replace("\\%", "%").replace("\\&", "&").replace("\\|", "|")
+    if text.startswith("\\$") and re.fullmatch(r"[\d.,\\!{}\s]+", text[2:]):  # money; within more text it says nothing
+        text = text[2:] + r"\text{dollars}"
+    text = text.replace("\\$", "").replace("\\%", "%").replace("\\|", "|")
+    text = text.replace("\\&", " and " if "\\begin" not in text else "&")
     # 11,\! 111,\! 111 and 58\,500 are thousands wherever they stand; a bare comma is decided by the tokenizer
     text = re.sub(r"(?<=\d)\s*(?:,\s*\\!|\\,)\s*(?=\d{3}(?!\d))", "", text)
     text = re.sub(r"\\\\\s*\[-?[\d.]+\s*[a-z]{2}\]", r"\\\\", text)  # \\[4pt] between rows
@@ -132,6 +135,7 @@ def _clean_latex(text: str) -> str:
     text = TEXT_COMMAND.sub(_text_token, text)
     text = re.sub(r"\\mu\s*\ue000\s*", "\ue000μ", text)
     text = COMMAND.sub(_symbol, text)
+    text = re.sub(r"(?<=\d)\s*\\Omega\s*$", "\ue000Ω\ue001", text)
     text = re.sub(r"\\dot\s*\{?(\d)\}?\s*(\d*)\s*\\dot\s*\{?(\d)\}?", r"\\overline{\1\2\3}", text)
     return re.sub(r"\{\s*(\d+)\s*\\over\s*(\d+)\s*\}", r"\\frac{\1}{\2}", text)  # may be a mixed number's fraction
 
@@ -141,18 +145,23 @@ PHRASES = [
     (r"^\ue000\s*(?:(?!\b(?:not|never)\b|n't)[^\ue001])*(?:\bis|\bare|:)\s*\ue001\s*(?=\S)", ""),  # \text{Area: } 9
     (r"\ue000\s*(?:[Aa]nswer|[Aa]ns\.?)\s*\ue001\s*:", ""),
     (r"\ue000\s*is (?:the|our|my) (?:final |correct |required )?answer\W*\ue001$", ""),
-    (r"\ue000[\s,]*\(?\s*(?:since|because)\b.*$", ""),
-    (r"\ue000[ ,]*\((?:(?:double|triple|repeated|simple) (?:root|zero|solution)s?|(?:with )?multiplicity \d+)\) *\ue001", ""),
+    (r"\ue000[\s,]*\(?\s*(?:since|because|attained|achieved|reached)\b.*$", ""),
+    (
+        r"\ue000[ ,]*\((?:(?:double|triple|repeated|simple) (?:root|zero|solution)s?|(?:with )?multiplicity \d+)\) *\ue001",
+        "",
+    ),
     (r"\ue000[ ,]*(?:or )?(\(?) *(?:approximately|approx|about|roughly)\.? *\ue001", r"\1≈"),
-    (r"\ue000\s*\(\s*or\s*\ue001([^()]*)\)", r" or \1"),
-    (r"^\ue000\s*negative\s*\ue001\s*(?=[\d\\.])", "-"),
+    (r"\ue000\s*\(\s*(?:or|equivalently|i\.e\.|that is),?\s*\ue001([^()]*)\)", r" or \1"),
+    (r"^\ue000\s*(?:negative|minus)\s*\ue001\s*(?=[\d\\.])", "-"),
     (r"\\frac\s*\{\s*\ue000([^\ue001]*)\ue001\s*\}\s*\{\s*\ue000([^\ue001]*)\ue001\s*\}", "\ue000\\1/\\2\ue001"),
     (r"(?<=[^\s(A-Za-z])\s*\(\s*(\ue000[^\ue001]*\ue001(?:\s*\^\s*\{?\d\}?)?)\s*\)", r"\1"),  # 12 (\text{cm})
     (r"\^\s*\{?\s*\ue000o\ue001\s*\}?", "°"),
     ("\ue000([0-9A-Z]+)\ue001(?=[0-9A-Z]+[)}]?_)", r"\1"),  # (\text{B}4)_{12}
 ]
 PHRASES = [(re.compile(pattern), meant) for pattern, meant in PHRASES]
-ALL_REALS = re.compile(r"^\ue000?\s*(?:all |any |every )?reals?(?: numbers?)?(?: x)?\s*(?:(?:except|other than|but)\s*\ue001?(.+)|\ue001?)$")
+ALL_REALS = re.compile(
+    r"^\ue000?\s*(?:all |any |every )?reals?(?: numbers?)?(?: x)?\s*(?:(?:except|other than|but)\s*\ue001?(.+)|\ue001?)$"
+)
 BASE_WORDS = {word: base for base, word in enumerate("two three four five six seven eight nine ten".split(), 2)}
 BASE_WORDS |= {"eleven": 11, "twelve": 12, "sixteen": 16}
 BASE = rf"(?P<base>-?\d\d?|{'|'.join(BASE_WORDS)})"
@@ -258,7 +267,7 @@ def clean(text: str) -> str:
     if "[" in text or "]" in text:
         text = re.sub(r"([][])([^][()]*[,;][^][()]*)([][])", _interval, text)
     text = re.sub(r"\s+", " ", text).strip()
-    text = re.sub(r"^=\s*|(?:[\s.,;]|\\\\)+$", "", text)
+    text = re.sub(r"^[=≡]\s*|(?:[\s.,;]|\\\\)+$", "", text)
     if text.endswith("}"):
         text = re.sub(r"\.\s*\}$", "}", text)  # \displaystyle \boxed{(1,2).}
     while text[:1] == "{" and not re.search(r"\\(?:over|choose)|,", text) and _group_end(text) == len(text) - 1:
@@ -313,7 +322,21 @@ COMMA_RUN = re.compile(r"\d+(?:,\d+)+(?:\.\d+)?")
 THOUSANDS = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 GREEK = set("alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon".split())
 GREEK |= set("phi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega hbar ell odot".split())
-ACCENTS = {"overrightarrow", "overleftrightarrow", "widetilde", "overline", "bar", "hat", "vec", "dot", "ddot", "tilde", "widehat", "mathbb", "mathcal"}
+ACCENTS = {
+    "overrightarrow",
+    "overleftrightarrow",
+    "widetilde",
+    "overline",
+    "bar",
+    "hat",
+    "vec",
+    "dot",
+    "ddot",
+    "tilde",
+    "widehat",
+    "mathbb",
+    "mathcal",
+}
 KNOWN_HEADS = sorted(FUNCTIONS | {"pi", "sqrt"}, key=len, reverse=True)
 PLAIN_UNITS = re.compile(
     "(?:(?:centi|milli|kilo)?met(?:er|re)|hour|minute|second|day|week|month|year|dollar|cent|degree|unit|mile|yard|gram"

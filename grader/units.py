@@ -51,9 +51,13 @@ HEDGES = NUMBER_WORDS | set(  # words that change what is claimed, wherever they
     "none fewer greater smaller larger alternatively roughly almost instead versus vs reciprocal inverse minimum maximum "
     "any some up out rounded".split()
 )
-IRREGULAR = set("people men women children feet teeth mice geese dice them total altogether left remaining each".split())
+IRREGULAR = set(
+    "people men women children feet teeth mice geese dice them total altogether left remaining each".split()
+)
 PREPOSITIONS = set("of per to in for that who which from on with by at long old tall wide high deep a an the".split())
-WORD = re.compile(r"[A-Za-z]+(?:-[A-Za-z]+)+|[A-Za-zμΩ¢]+|°[CFK]?|[\u4e00-\u9fff]+|\^\s*\{?\s*-?\d+\s*\}?|\d+|[^\s.,·()'-]")
+WORD = re.compile(
+    r"[A-Za-z]+(?:-[A-Za-z]+)+|[A-Za-zμΩ¢]+|°[CFK]?|[\u4e00-\u9fff]+|\^\s*\{?\s*-?\d+\s*\}?|\d+|[^\s.,·()'-]"
+)
 Units = frozenset[tuple[str, int]]  # {(name, exponent), ...}: m/s^2 is {(m, 1), (s, -2)}
 
 
@@ -76,7 +80,8 @@ def read_words(text: str) -> tuple[int, Units]:
     words: list[str] = []
     for word in WORD.findall(text.replace("*", " ").replace("$", " ")):
         words += COMPOUNDS.get(word.lower(), [word])
-    factor, sign, size, name, counted, in_clause = 1, 1, 1, "", False, False
+    factor, sign, size, name = 1, 1, 1, ""
+    counted = in_clause = words[:2] in (["of", "the"], ["of", "all"])  # 5/6 of the cake
     powers: dict[str, int] = {}
     for i, word in enumerate(words):
         lowered = word.lower()
@@ -84,7 +89,7 @@ def read_words(text: str) -> tuple[int, Units]:
             continue  # multiples of 3, values of n
         if lowered in HEDGES or lowered.rpartition("-")[2] in NUMBER_WORDS:
             raise Refused(f"{word} may change the meaning")
-        if lowered.rstrip("s") in SCALES and not counted:
+        if lowered.rstrip("s") in SCALES and name in ("", "$"):
             factor *= SCALES[lowered.rstrip("s")]
             counted = True
         elif word == "/" or lowered == "per":
