@@ -68,11 +68,22 @@ def after_thinking(response: str) -> str:
     return response[end:] if end >= 0 else ""
 
 
+SENTENCE = re.compile(r"[A-Z][a-z]*\s+[a-z].*\b(?:is|are|equals?)\s*(?:\$|\\\()([^$]+?)(?:\$|\\\))\s*\.?\s*", re.DOTALL)
+
+
+def gold_answer(gold: str) -> str:
+    """What a gold that is a sentence answers: its box, or the formula that it ends with after `is`."""
+    if "\\boxed" in gold:
+        return last_boxed(gold) or gold
+    match = SENTENCE.fullmatch(gold) if gold.endswith((".", ")", "$")) else None
+    return match[1] if match else gold
+
+
 def gold_problem(gold: str) -> str | None:
     """Why no response can earn a reward with this gold, unless it repeats its text; None where one can."""
     if gold.strip(" +-").lower() in ("nan", "null", "inf", "infinity"):
         return "what a program writes in place of an answer"
-    return compare.refusal(gold)
+    return compare.refusal(gold_answer(gold))
 
 
 BOX = re.compile(r"\\boxed\s*(?:\{|(-?\d[\d,./]*(?<=\d)|[A-Za-z](?![A-Za-z])))")  # \boxed{...}, \boxed 5
@@ -123,8 +134,7 @@ def grade(answer: str, gold: str) -> bool:
     Exact equality; units and labels (`x =`) may be absent, lists come in any order, tuples and intervals do not.
     Symmetric, except for a gold that is rounded (`compare.agrees_with_rounded`). Raises nothing but MemoryError.
     """
-    if "\\boxed" in gold:  # a sentence with the answer in a box
-        gold = last_boxed(gold) or gold
+    gold = gold_answer(gold)
     return max(len(answer), len(gold)) <= MAX_CHARS and _grade(answer, gold)
 
 

@@ -110,10 +110,11 @@ def _is_quantity(node: Node, in_gold: bool) -> bool:
     return not problem or (len(names) > 1 and not names & set("xyz"))
 
 
-def subtrees(node: Node) -> Iterable[Node]:
-    yield node
-    for arg in node.args:
-        if type(arg) is Node:
+def subtrees(node: Any) -> Iterable[Node]:
+    if type(node) is Node:
+        yield node
+    for arg in node.args if type(node) is Node else node:
+        if type(arg) in (Node, tuple):
             yield from subtrees(arg)
 
 
@@ -177,13 +178,12 @@ def match(a: list[Node], b: list[Node], work: Work) -> bool:
         return same(a[0], b[0], work)
     if not a or not b:
         return work.because("nothing on one side", len(a) == len(b))
-    missing = set(range(len(b)))
-    for x in a:
-        partners = [j for j, y in enumerate(b) if same(x, y, work)]
-        if not partners:
-            return work.because(f"{describe(x)} is not among the others", False)
-        missing.difference_update(partners)
-    return work.because("the same members in any order", not missing)
+    partners = [frozenset(j for j, y in enumerate(b) if same(x, y, work)) for x in a]
+    if not all(partners) or len(frozenset().union(*partners)) < len(b):
+        return work.because("a member is not among the others", False)
+    if len(a) == len(b) and any(partners.count(those) > len(those) for those in partners):  # 1, 1, 2 against 1, 2, 2
+        return work.because("other members are repeated", False)
+    return work.because("the same members in any order", True)
 
 
 def same_items(a: Sequence[Node], b: Sequence[Node], work: Work) -> bool:
@@ -438,6 +438,7 @@ def agrees_with_rounded(answer: Sequence[Node], gold: Sequence[Node], value: Num
 # ---------------------------------------------------------------- the whole comparison
 
 
+MAX_WORDS = 6  # of a gold that a response may be expected to repeat
 BASED_GOLD = re.compile(r"(-?) ?\\based\{(\w+)\}\{-?\d+\}")  # 1A3_{16}
 NEGATION = re.compile(r"(?i)\W*(?:not?|never)\W*\s[^a-z]*\d")  # `not 0`, which letters would read as n o t 0 = 0
 
@@ -555,16 +556,24 @@ def _scalars(node: Any) -> list[Node]:
 
 
 def refusal(gold: str) -> str | None:
-    """Why a gold can be compared only as text or not at all; None where it can be read and is equal to itself."""
+    """Why no ordinary answer can be equal to a gold, unless it repeats its text; None where one can."""
     if len(gold) > MAX_CHARS:
         return f"longer than {MAX_CHARS} characters"
     reading = read(gold)
     if not reading.cleaned:
         return "empty"
     if reading.words:
-        return None
+        return "a sentence" if len(reading.cleaned.split()) > MAX_WORDS and "," not in reading.cleaned else None
     try:
-        for scalar in _scalars(_items(reading.cleaned.removeprefix("≈"))):
+        items = _items(reading.cleaned.removeprefix("≈"))
+        for item in items:
+            if any(part.op == "text" for part in subtrees(item)) and (item.op != "text" or len(item.args[0]) > 40):
+                return "words beside formulas"
+            if item.op == "rel" and not item.flags & SYMBOL and not same(item, item.args[1][0], Work()):
+                return "its sides differ"
+        for scalar in _scalars(items):
+            if "…" in symbols(scalar) and scalar.op != "sym":
+                return "an ellipsis in a formula"
             if not same_scalar(scalar, Node("add", (scalar, num(0))), Work()):
                 return "not equal to itself"
     except Refused as e:

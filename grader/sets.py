@@ -104,6 +104,8 @@ def _contains(node: Node, x: Fraction, at: Evaluator) -> bool:
         return node == REALS
     if op == "seq" and len(args[2]) == 2:
         low, high = args[2]
+        if (low == negative(INFINITY) and args[0] == "[") or (high == INFINITY and args[1] == "]"):
+            raise Refused("a closed interval without an end")
         above = low == negative(INFINITY) or _sign(x, _value(low, x, at), at) >= (args[0] == "(")
         return above and (high == INFINITY or _sign(_value(high, x, at), x, at) >= (args[1] == ")"))
     if op in ("set", "union", "or"):

@@ -163,10 +163,11 @@ ALL_REALS = re.compile(
     r"^\ue000?\s*(?:all |any |every )?reals?(?: numbers?)?(?: x)?\s*(?:(?:except|other than|but)\s*\ue001?(.+)|\ue001?)$"
 )
 BASE_WORDS = {word: base for base, word in enumerate("two three four five six seven eight nine ten".split(), 2)}
+NUMBER_WORDS = {"zero": "0", "one": "1"} | {word: str(number) for word, number in BASE_WORDS.items()}
 BASE_WORDS |= {"eleven": 11, "twelve": 12, "sixteen": 16}
 BASE = rf"(?P<base>-?\d\d?|{'|'.join(BASE_WORDS)})"
 BASED = re.compile(  # 204_5, 204_{\text{five}}, (A5)_{11}, 204 \text{ (base 5)}
-    r"(?<![\w.^\\])(?P<open>[({\ue000]?)\s*(?P<digits>[0-9A-Z]+(?:\.[0-9A-Z]+)?)\s*[)}\ue001]?\s*"
+    r"(?<![\w.^\\])(?P<open>[({\ue000]?)\s*(?P<digits>[0-9A-Z]+(?:\.[0-9A-Z]+)?)\s*(?P<close>[)}\ue001]?)\s*"
     rf"(?:_\s*(?:\{{[\s\ue000(]*(?:base)?[\s\ue001]*{BASE}[\s\ue001)]*\}}|(?P<short>\d))"
     rf"|[\s\ue000(]*(?:in )?base[\s\ue001-]*{BASE.replace('base', 'named')}[\s\ue001)]*$)"
 )
@@ -179,7 +180,8 @@ def _based(match: re.Match) -> str:
     valid = 2 <= abs(base) <= 36 and all(int(d, 36) < abs(base) for d in digits if d != ".")
     if not valid or not (any(d.isdigit() for d in digits) or (match["open"] and base > 10)):
         return match[0]
-    return f"\\based{{{digits}}}{{{base}}}"
+    outside = "" if match["close"] else match["open"]  # {111_8}
+    return f"{outside}\\based{{{digits}}}{{{base}}}"
 
 
 def _repeating(match: re.Match) -> str:
@@ -234,6 +236,7 @@ def clean(text: str) -> str:
         text = re.sub("\ue000[^\ue001]*\ue001|[^\ue000]+", _letters, text)
     if "\ue000" in text:
         text = _clean_words(text)
+    text = NUMBER_WORDS.get(text.strip("\ue000\ue001 ").lower(), text)
     if "real" in text:
         text = ALL_REALS.sub(_all_reals, text)
     if "≈" in text:
@@ -267,6 +270,7 @@ def clean(text: str) -> str:
     if "[" in text or "]" in text:
         text = re.sub(r"([][])([^][()]*[,;][^][()]*)([][])", _interval, text)
     text = re.sub(r"\s+", " ", text).strip()
+    text += "}" * (text.count("{") - text.count("\\{") - text.count("}") + text.count("\\}"))  # as published golds lack
     text = re.sub(r"^[=≡]\s*|(?:[\s.,;]|\\\\)+$", "", text)
     if text.endswith("}"):
         text = re.sub(r"\.\s*\}$", "}", text)  # \displaystyle \boxed{(1,2).}

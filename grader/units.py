@@ -89,7 +89,9 @@ def read_words(text: str) -> tuple[int, Units]:
             continue  # multiples of 3, values of n
         if lowered in HEDGES or lowered.rpartition("-")[2] in NUMBER_WORDS:
             raise Refused(f"{word} may change the meaning")
-        if lowered.rstrip("s") in SCALES and name in ("", "$"):
+        if lowered.rstrip("s") in SCALES and not in_clause:
+            if name not in ("", "$"):
+                raise Refused(f"{word} after a unit")
             factor *= SCALES[lowered.rstrip("s")]
             counted = True
         elif word == "/" or lowered == "per":
@@ -108,7 +110,7 @@ def read_words(text: str) -> tuple[int, Units]:
             sign, size = 1, 1
         else:
             plural = len(word) > 2 and lowered.endswith("s") and not lowered.endswith(("ss", "us", "is"))
-            counted = counted or plural or lowered in IRREGULAR
+            counted = counted or plural or lowered in IRREGULAR or (word.isupper() and 2 <= len(word) <= 4)  # USD, MB
             in_clause = in_clause or counted and lowered in PREPOSITIONS
             if len(word) == 1 and lowered not in PREPOSITIONS:
                 raise Refused(f"{word} is no unit")

@@ -17,6 +17,7 @@ from grader.parser import FACTORIAL, IMAGINARY, LOG, NATURAL, STEP, SYMBOL, Node
 from grader.text import Refused
 
 MAX_BITS = 210_000  # of an exact number; 2023^2024 has 22,000
+MAX_POINT_BITS = 5_000  # of an exact power where there are variables: x^9900 is computed with mpmath
 MAX_EXPONENT = 10**12  # of a number in mpmath: its relative error grows by as much
 MAX_FACTORIAL = 5000
 MAX_TERMS = 1000  # of a sum or product
@@ -238,7 +239,7 @@ class Evaluator:
             return None if root is None else self.exact_power(root, exponent.numerator)
         exponent = exponent.numerator
         bits = max(base.numerator.bit_length(), base.denominator.bit_length())
-        if bits * abs(exponent) > MAX_BITS and base not in (0, -1):
+        if bits * abs(exponent) > (MAX_POINT_BITS if self.point else MAX_BITS) and base not in (0, -1):
             return None
         if base == 0:
             raise ZeroDivisionError("a power of zero")
