@@ -23,7 +23,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from configs import UserError, parse_flags, run, write_whole
-from grader.compare import refusal
+from grader.answers import refusal
 from grader.pool import RewardPool
 from problems.choices import opened
 from problems.duplicates import Pair, Texts, clusters, exact_pairs, leaks, near_duplicates

@@ -13,7 +13,7 @@ from collections import deque
 from dataclasses import dataclass
 from functools import lru_cache
 
-from grader import compare
+from grader import answers
 from grader.pool import work
 from grader.text import MAX_CHARS
 from grader.values import warm_up
@@ -83,7 +83,7 @@ def gold_problem(gold: str) -> str | None:
     """Why no response can earn a reward with this gold, unless it repeats its text; None where one can."""
     if gold.strip(" +-").lower() in ("nan", "null", "inf", "infinity"):
         return "what a program writes in place of an answer"
-    return compare.refusal(gold_answer(gold))
+    return answers.refusal(gold_answer(gold))
 
 
 BOX = re.compile(r"\\boxed\s*(?:\{|(-?\d[\d,./]*(?<=\d)|[A-Za-z](?![A-Za-z])))")  # \boxed{...}, \boxed 5
@@ -141,7 +141,7 @@ def grade(answer: str, gold: str) -> bool:
 @lru_cache(maxsize=4096)  # samples of one problem often give the same answer
 def _grade(answer: str, gold: str) -> bool:
     try:
-        return compare.equal(answer, gold)
+        return answers.equal(answer, gold)
     except MemoryError:  # says something about this process, not about the answer
         raise
     except Exception:  # untrusted text: outside the grammar, over a bound, or undefined
@@ -153,7 +153,7 @@ def main(argv: list[str]) -> None:
         functions = {"reward": lambda fields, text: reward_fn(Problem(*fields), text), "grade": grade}
         work(functions, warm_up, parent=int(argv[1]), memory_mb=int(argv[2]), cpu_seconds=float(argv[3]))
     elif len(argv) == 3 and argv[0] == "--explain":
-        print(compare.explain(argv[1], argv[2]))
+        print(answers.explain(argv[1], argv[2]))
     else:
         print('usage: python reward.py --explain "<answer>" "<gold>"', file=sys.stderr)
         sys.exit(2)

@@ -1,139 +1,40 @@
-"""Reads the tokens of a mathematical answer into a small tree of `Node`s, for `compare` and `values`.
+"""Reads the tokens of a mathematical answer into a tree (`tree`).
 
 `Parser` is a recursive-descent parser over a whitelist. Whatever it does not know is `Refused`, with its position.
 Nesting and the number of items are bounded; no text is ever run as code.
 """
 
 import re
-from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
 
 from grader.text import ACCENTS, FUNCTIONS, GREEK, OPERATORS, Refused, Token, tokenize
+from grader.tree import (
+    EMPTY,
+    INEQUALITIES,
+    INFINITY,
+    MINUS_ONE,
+    RELATIONS,
+    TRANSPOSED,
+    Node,
+    describe,
+    is_condition,
+    is_scalar,
+    literal,
+    negative,
+    num,
+    product,
+    quotient,
+    scalar,
+    sym,
+)
 from grader.units import measured, read_words
 
 MAX_DEPTH = 25  # the brackets of the benchmarks' golds nest at most 4 deep
 MAX_MARKS = 4  # ! ° % ^ after one operand
 MAX_ITEMS = 100
-
-# What a tree may contain, as bits of `Node.flags`: by op or by name.
-FLAGS = {"sym": 1, "pm": 2, "mp": 2, "log": 4, "floor": 8, "ceil": 8, "series": 8, "i": 16, "ln": 32, "e": 32}
-SYMBOL, PLUS_MINUS, LOG, STEP, IMAGINARY, NATURAL, FACTORIAL = 1, 2, 4, 8, 16, 32, 64
-
-
-@dataclass(slots=True, unsafe_hash=True)
-class Node:
-    """One node of a tree: `op` is its kind, `args` are nodes, tuples, names, brackets or a number. Never changed."""
-
-    op: str
-    args: tuple = ()
-    _flags: int = field(default=-1, compare=False, repr=False)
-
-    @property
-    def flags(self) -> int:
-        """The bits of FLAGS, STEP and FACTORIAL that hold anywhere in the tree; computed once."""
-        if self._flags < 0:
-            self._flags = (FLAGS.get(self.op, 0) if self.op != "log" else 0) | _flags_of(self.args)
-            if self.op == "series" and not symbols(self):
-                self._flags &= ~SYMBOL  # its index is bound
-            if self.op in ("fact", "binom") and self._flags & SYMBOL:
-                self._flags |= FACTORIAL
-            if self.op == "pow" and self.args[1].flags & SYMBOL and _is_negative(self.args[0]):
-                self._flags |= STEP  # (-2)^n: real at integers only
-        return self._flags
-
-
-def _is_negative(node: Node) -> bool:
-    first = node.args[0] if node.op == "mul" else node
-    return first.op == "num" and first.args[0] < 0
-
-
-def _flags_of(args: tuple) -> int:
-    flags = 0
-    for arg in args:
-        if type(arg) is Node:
-            flags |= arg.flags
-        elif type(arg) is tuple:
-            flags |= _flags_of(arg)
-        elif arg in ("i", "log", "ln", "e"):
-            flags |= FLAGS[arg]
-    return flags
-
-
-STRUCTURES = {"seq", "set", "union", "minus", "cap", "builder", "matrix", "cases", "rel", "mod", "or", "and", "ratio"}
-STRUCTURES |= {"text", "based", "unit", "approx"}
-RELATIONS = set("=<>≤≥≠≈≡∈")
-INEQUALITIES = set("<>≤≥≠")
-
-
-def is_condition(node: "Node") -> bool:
-    """An inequality, x in a set, or several of them: not x = 3."""
-    return node.op in ("or", "and") or node.op == "rel" and not INEQUALITIES.union("∈").isdisjoint(node.args[0])
-
-
 ATOM_COMMANDS = {"frac", "binom", "sqrt", "pi", "lfloor", "lceil", "sum", "prod", "int", "lim", "based"}
 ATOM_COMMANDS |= FUNCTIONS | GREEK | ACCENTS | OPERATORS
-
-# ---------------------------------------------------------------- parsing
-
-
-Number = int | Fraction
-
-
-def num(value: Number) -> Node:
-    return Node("num", (value,))
-
-
-MINUS_ONE = num(-1)
-INFINITY = Node("sym", ("∞",))
-REALS = Node("sym", ("mathbb(R)",))
-EMPTY = Node("sym", ("∅",))
-TRANSPOSED = Node("sym", ("T",))
-
-
-def scalar(node: Node) -> Node:
-    if node.op in STRUCTURES:
-        raise Refused(f"arithmetic on a {node.op}")
-    return node
-
-
-def product(*factors: Node) -> Node:
-    """Scalars multiply; one matrix among the factors takes the others into its entries."""
-    flat: list[Node] = []
-    for i, factor in enumerate(factors):
-        if factor.op == "matrix" and len(factors) > 1:
-            rest = factors[:i] + factors[i + 1 :]
-            if any(other.op == "matrix" for other in rest):
-                raise Refused("a product of matrices")
-            return Node("matrix", tuple(tuple(product(*rest, entry) for entry in row) for row in factor.args))
-        if scalar(factor).op == "mul":
-            flat += factor.args
-        else:
-            flat.append(factor)
-    return flat[0] if len(flat) == 1 else Node("mul", tuple(flat))
-
-
-def negative(node: Node) -> Node:
-    if node.op == "num":
-        return num(-node.args[0])
-    return Node("based", ("-" + node.args[0], node.args[1])) if node.op == "based" else product(MINUS_ONE, node)
-
-
-def quotient(top: Node, bottom: Node) -> Node:
-    return product(top, Node("inv", (scalar(bottom),)))
-
-
-def literal(text: str) -> Number:
-    """The exact value of 12, .5 or 1.70e4; the exponent is bounded before the number is built."""
-    if text.isdigit():
-        return int(text)
-    mantissa, _, exponent = text.lower().partition("e")
-    if len(exponent.lstrip("+-0")) > 4:
-        raise Refused("exponent too large")
-    whole, _, decimals = mantissa.partition(".")
-    power = int(exponent or 0) - len(decimals)
-    digits = int((whole + decimals) or "0")
-    return digits * 10**power if power >= 0 else Fraction(digits, 10**-power)
+FUNCTION_NAMES, ARGUMENT_NAMES = set("fghFGHPQTE"), set("xyzntk")
 
 
 def repeating(text: str) -> Fraction:
@@ -141,19 +42,6 @@ def repeating(text: str) -> Fraction:
     head, tail = re.split(r"\\[a-z]+|\(", text)
     tail, decimals = tail.strip("{})"), len(head) - head.index(".") - 1
     return literal(head if head != "." else "0") + Fraction(int(tail), (10 ** len(tail) - 1) * 10**decimals)
-
-
-def describe(node: Any) -> str:
-    """A tree on one line: \\frac{1}{2} is (mul 1 (inv 2))."""
-    if type(node) is Node:
-        inside = " ".join(describe(arg) for arg in node.args)
-        return inside if node.op in ("num", "sym", "const") else f"({node.op} {inside})"
-    if isinstance(node, (tuple, frozenset)):
-        return " ".join(describe(arg) for arg in (node if type(node) is tuple else sorted(node)))
-    return str(node)
-
-
-FUNCTION_NAMES, ARGUMENT_NAMES = set("fghFGHPQTE"), set("xyzntk")
 
 
 def compound(larger: Node, smaller: Node) -> Node | None:
@@ -255,7 +143,7 @@ class Parser:
 
     def side(self) -> Node:
         node = self.ratio()
-        while (node.op in STRUCTURES or node.flags & SYMBOL) and (op := self.accept("∪", "∩", "∖")):
+        while (not is_scalar(node) or node.names) and (op := self.accept("∪", "∩", "∖")):
             right = self.ratio()
             if op == "∪" and node.op == "union":
                 node = Node("union", (*node.args, right))
@@ -281,7 +169,7 @@ class Parser:
         if words.endswith(" of") and self.kind == "sym":
             self.take()  # 12 values of n
         factor, units = read_words(words)
-        if node.flags & SYMBOL and any(name == "?" for name, _ in units):
+        if node.names and any(name == "?" for name, _ in units):
             raise self.refuse("words that are no unit")
         if factor != 1:
             node = product(node, num(factor))
@@ -375,7 +263,7 @@ class Parser:
                     node = Node("matrix", tuple(zip(*node.args, strict=False))) if node.op == "matrix" else node
                 else:
                     node = Node("pow", (scalar(node), scalar(exponent)))
-            elif self.value == "'" and not scalar(node).flags & SYMBOL:
+            elif self.value == "'" and not scalar(node).names:
                 self.take()  # arc minutes and seconds alone: a unit
             else:
                 break
@@ -402,8 +290,8 @@ class Parser:
         start = self.pos
         try:
             inside = self.bracket()
-            if inside.op == "seq" and not inside.flags & SYMBOL and name.isupper() and self.value not in RELATIONS:
-                return Node("rel", (("=",), (Node("sym", (name,)), inside)))  # the point P(5, 0)
+            if inside.op == "seq" and not inside.names and name.isupper() and self.value not in RELATIONS:
+                return Node("rel", (("=",), (sym(name), inside)))  # the point P(5, 0)
             argument = describe(inside)
         except Refused:  # P(A | B)
             self.seek(start)
@@ -412,7 +300,7 @@ class Parser:
                 depth += {"(": 1, ")": -1}.get(self.value, 0)
                 values.append(self.take())
             argument = "".join(values[1:-1])
-        return Node("sym", (f"{name}({argument})",))
+        return sym(f"{name}({argument})")
 
     def degrees(self, node: Node) -> Node:
         """What follows a degree sign: 30°, 30°C, or minutes and seconds as in 41° 24' 35''."""
@@ -482,7 +370,7 @@ class Parser:
         while self.value in ("_", "'") and (mark := self.take()):
             name += "_" + self.braced_text() if mark == "_" else mark
             constant = None
-        return Node("const", (constant,)) if constant else Node("sym", (name,))
+        return Node("const", (constant,)) if constant else sym(name)
 
     def words(self) -> Node:
         """Text in the place of an operand: a letter or up to six capitals are symbols, anything else is a text node."""
@@ -551,7 +439,7 @@ class Parser:
         if name in ("sum", "int", "lim"):  # linear operators we do not compute: a constant named by the limits
             while mark := self.accept("_", "^"):
                 name += mark + self.braced_text()
-            return product(Node("sym", (name,)), self.term())
+            return product(sym(name), self.term())
         if name == "{":
             return self.braces()
         self.seek(self.pos - 1)
@@ -562,11 +450,11 @@ class Parser:
         while mark := self.accept("_", "^"):
             name += mark + self.braced_text()
         if self.value not in ("(", "[", "\\{"):
-            return Node("sym", (name if self.at_end() else f"{name}({describe(self.factor())})",))
+            return sym(name if self.at_end() else f"{name}({describe(self.factor())})")
         self.take()
         arguments = [describe(item) for item in self.items()]
         self.expect(")", "]", "\\}")
-        return Node("sym", (f"{name}({', '.join(sorted(arguments))})",))
+        return sym(f"{name}({', '.join(sorted(arguments))})")
 
     def series(self, name: str) -> Node | None:
         """\\sum_{k=1}^{n} with both ends given and finite. For anything else the tokens are put back: None."""
@@ -581,7 +469,7 @@ class Parser:
                         self.indices.append(index)
                         body = scalar(self.term())
                         self.indices.pop()
-                        if not any(index in symbol.partition("_")[2] for symbol in symbols(body)):  # a_k
+                        if not any(index in symbol.partition("_")[2] for symbol in body.names):  # a_k
                             return Node("series", (name, index, scalar(low), scalar(high), body))
         self.seek(start)
         return None
@@ -686,17 +574,6 @@ class Parser:
             name, power = "arc" + name, None
         node = Node("fn", (name, scalar(inner))) if base is None else Node("log", (scalar(base), scalar(inner)))
         return Node("pow", (node, scalar(power))) if power else node
-
-
-def symbols(node: Any) -> set[str]:
-    """The variables in a tree."""
-    if type(node) is Node:
-        if node.op == "series":
-            return symbols(node.args[2:4]) | symbols(node.args[4]) - {node.args[1]}
-        if not node.flags & SYMBOL:
-            return set()
-        return {node.args[0]} if node.op == "sym" else symbols(node.args)
-    return set().union(*map(symbols, node)) if type(node) is tuple else set()
 
 
 def parse(cleaned: str, merge_thousands: bool = True) -> list[Node]:

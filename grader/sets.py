@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any
 
-from grader.parser import EMPTY, INEQUALITIES, INFINITY, REALS, STRUCTURES, SYMBOL, Node, negative, symbols
 from grader.text import Refused
+from grader.tree import EMPTY, INEQUALITIES, INFINITY, MINUS_INFINITY, REALS, STRUCTURES, Node
 from grader.values import Evaluator, Work, is_exact, real_value
 
 OPERATIONS = {"union", "minus", "cap", "builder", "or", "and"}
@@ -38,7 +38,7 @@ def same_real_set(a: list[Node], b: list[Node], work: Work) -> bool | None:
 
 
 def _variables(node: Node) -> set[str]:
-    names = {name for name in symbols(node) if name not in (INFINITY.args[0], REALS.args[0], EMPTY.args[0])}
+    names = {name for name in node.names if name not in (INFINITY.args[0], REALS.args[0], EMPTY.args[0])}
     if len(names) > 1:
         raise Refused("more than one variable")
     return names
@@ -49,8 +49,8 @@ def _numbers(node: Any) -> Iterable[Node]:
     if type(node) is tuple:
         for child in node:
             yield from _numbers(child)
-    elif type(node) is Node and node not in (INFINITY, negative(INFINITY)):
-        if node.op not in STRUCTURES and not node.flags & SYMBOL:
+    elif type(node) is Node and node not in (INFINITY, MINUS_INFINITY):
+        if node.op not in STRUCTURES and not node.names:
             yield node
         else:
             yield from _numbers(node.args)
@@ -59,7 +59,7 @@ def _numbers(node: Any) -> Iterable[Node]:
 def _is_nonlinear(node: Node) -> bool:
     if node.op in OPERATIONS:
         return any(_is_nonlinear(child) for child in node.args if type(child) is Node)
-    return node.op == "rel" and any(side.flags & SYMBOL and side.op != "sym" for side in node.args[1])
+    return node.op == "rel" and any(side.names and side.op != "sym" for side in node.args[1])
 
 
 def _points(items: list[Node], work: Work) -> list[Fraction]:
@@ -76,7 +76,7 @@ def _points(items: list[Node], work: Work) -> list[Fraction]:
 
 
 def _members(items: list[Node], points: list[Fraction], at: Evaluator) -> list[bool]:
-    """Which points belong to one answer. A comma between relations may mean `and` or `or`: `and`, unless nothing is left."""
+    """Which points belong to an answer. A comma between relations means `and`, or `or` where that leaves nothing."""
     if items[0].op == "rel" and items[0].args[0] == ("≠",):  # x ≠ 5, 6
         others = [Node("rel", (("≠",), (items[0].args[1][0], item))) for item in items[1:] if item.op not in STRUCTURES]
         items = [item for item in items if item.op in STRUCTURES] + others
@@ -104,9 +104,9 @@ def _contains(node: Node, x: Fraction, at: Evaluator) -> bool:
         return node == REALS
     if op == "seq" and len(args[2]) == 2:
         low, high = args[2]
-        if (low == negative(INFINITY) and args[0] == "[") or (high == INFINITY and args[1] == "]"):
+        if (low == MINUS_INFINITY and args[0] == "[") or (high == INFINITY and args[1] == "]"):
             raise Refused("a closed interval without an end")
-        above = low == negative(INFINITY) or _sign(x, _value(low, x, at), at) >= (args[0] == "(")
+        above = low == MINUS_INFINITY or _sign(x, _value(low, x, at), at) >= (args[0] == "(")
         return above and (high == INFINITY or _sign(_value(high, x, at), x, at) >= (args[1] == ")"))
     if op in ("set", "union", "or"):
         return any(_contains(member, x, at) for member in args)
@@ -118,15 +118,15 @@ def _contains(node: Node, x: Fraction, at: Evaluator) -> bool:
         return all(_contains(part, x, at) for part in args[1]) and (args[0].op == "sym" or _contains(args[0], x, at))
     if op == "rel":
         return _holds(*args, x, at)
-    if node.flags & SYMBOL:
+    if node.names:
         raise Refused("a letter among numbers")
     return _sign(x, _value(node, x, at), at) == 0
 
 
 def _value(node: Node, x: Fraction, at: Evaluator) -> Any:
-    if node.op in STRUCTURES or node in (INFINITY, negative(INFINITY)):
+    if node.op in STRUCTURES or node in (INFINITY, MINUS_INFINITY):
         raise Refused("no number")
-    at.point = dict.fromkeys(symbols(node), x)
+    at.point = dict.fromkeys(node.names, x)
     return at.value(node)
 
 
@@ -136,9 +136,9 @@ def _holds(ops: tuple, sides: tuple, x: Fraction, at: Evaluator) -> bool:
         if sides[0].op != "sym":
             raise Refused("not a variable")
         return _contains(sides[1], x, at)
-    if not set(ops) <= set("<>≤≥≠=") or any(symbols(side) & {INFINITY.args[0]} for side in sides):
+    if not set(ops) <= set("<>≤≥≠=") or any("∞" in side.names for side in sides):
         raise Refused("a relation that is no condition on a real number")
-    if not any(side.flags & SYMBOL for side in sides):
+    if not any(side.names for side in sides):
         raise Refused("a relation between numbers")
     try:
         values = [_value(side, x, at) for side in sides]

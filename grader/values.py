@@ -13,8 +13,8 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from grader.parser import FACTORIAL, IMAGINARY, LOG, NATURAL, STEP, SYMBOL, Node, Number, symbols
 from grader.text import Refused
+from grader.tree import Node, Number
 
 MAX_BITS = 210_000  # of an exact number; 2023^2024 has 22,000
 MAX_POINT_BITS = 5_000  # of an exact power where there are variables: x^9900 is computed with mpmath
@@ -334,14 +334,13 @@ def real_value(node: Node, work: Work) -> Fraction:
 
 SIZES = (2, 30, 0, 200)  # |x - 20| is x - 20 for large x, floor(x / 100) is 0 for small x
 INTEGER_NAMES = set("jklmnN")  # what authors call integers; it matters where a step function is around
-WHOLE_POINTS = 16
+Point = dict[str, Number]
 
 
 @lru_cache(maxsize=4096)
 def _real(name: str, k: int, size: int) -> Fraction:
     """A number from size to twice the size plus 1. Odd over 32, so that (-1)^x is never real."""
-    share = Fraction(2 * random.Random(f"{name}:{k}").randint(0, 15) + 1, 32)
-    return size + share * (size + 1)
+    return size + Fraction(2 * random.Random(f"{name}:{k}").randint(0, 15) + 1, 32) * (size + 1)
 
 
 @lru_cache(maxsize=4096)
@@ -351,27 +350,29 @@ def _whole(name: str, k: int, j: int) -> int:
     return 2 * random.Random(f"{name}:{k}").randint(least + 1, least + 20) - (k >> j & 1)
 
 
-def real_points(names: list[str], whole_names: set[str]) -> Iterator[dict[str, Number]]:
+def real_points(names: list[str], whole_names: set[str]) -> Iterator[Point]:
     """Points where all variables are positive, where all are negative, and where any two have opposite signs."""
     for k in range(8 if len(names) == 1 else 12):
-        point: dict[str, Number] = {}
+        point: Point = {}
         for j, name in enumerate(names):
-            below_zero = 4 <= k < 8 or k >= 8 and (j + 1) >> (k - 8) & 1
-            size = SIZES[(k + j) % 4 if k >= 8 else k % 4]
-            value = _whole(name, k, j) if name in whole_names else _real(name, k, size)
-            point[name] = -value if below_zero and name not in whole_names else value
+            if name in whole_names:
+                point[name] = _whole(name, k, j)
+            else:
+                below_zero = 4 <= k < 8 or k >= 8 and (j + 1) >> (k - 8) & 1
+                size = _real(name, k, SIZES[(k + j * (k >= 8)) % 4])
+                point[name] = -size if below_zero else size
         yield point
 
 
-def whole_points(names: list[str]) -> Iterator[dict[str, Number]]:
-    for k in range(WHOLE_POINTS):
+def whole_points(names: list[str]) -> Iterator[Point]:
+    for k in range(16):
         yield {name: _whole(name, k, j) for j, name in enumerate(names)}
 
 
 Row = tuple[Any, Any, int]  # a value of one node, of the other, and the bits in which they can be compared
 
 
-def _row(a: Node, b: Node, point: dict[str, Number], work: Work, log_base: int | None) -> Row:
+def _row(a: Node, b: Node, point: Point, work: Work, log_base: int | None) -> Row:
     """Both values at one point, with more bits where half of them cancelled."""
     for prec in (PRECISION, HIGH_PRECISION):
         evaluator = Evaluator(point, work, log_base, prec)
@@ -382,31 +383,33 @@ def _row(a: Node, b: Node, point: dict[str, Number], work: Work, log_base: int |
 
 
 def rows(a: Node, b: Node, work: Work, log_base: int | None) -> Iterator[Row]:
-    """The values of both nodes at points where both are defined.
+    """The values of both nodes where both are defined: at one point for numbers, for functions at two at least.
 
     Where neither contains i, points at which a value is not real are left out, unless there are no others.
-    Raises Refused at the end when fewer than two points gave values.
     """
-    flags = a.flags | b.flags
-    names = sorted(symbols((a, b)))
+    ops, names = a.ops | b.ops, sorted(a.names | b.names)
     if not names:
         yield _row(a, b, {}, work, log_base)
         return
-    whole_names = INTEGER_NAMES if flags & STEP else set()
-    stages = [] if flags & FACTORIAL else [(real_points(names, whole_names), not flags & IMAGINARY)]
-    stages += [(whole_points(names), not flags & IMAGINARY), (real_points(names, set()), False)]
+    steps = not ops.isdisjoint(("floor", "ceil", "series", "alternating"))
+    only_real = ops.isdisjoint(("const i", "fn cis"))
     count = 0
-    for stage, (points, only_real) in enumerate(stages):
-        if count >= 2 and not (stage == 1 and flags & STEP):  # (-1)^n is real at integers only
-            return
+    for points, only_real_points in (
+        (real_points(names, INTEGER_NAMES if steps else set()) if ops.isdisjoint(("fact", "binom")) else (), only_real),
+        (whole_points(names), only_real),  # n! and (-1)^n are defined at integers only
+        (real_points(names, set()), False),
+    ):
         for point in points:
             try:
                 x, y, prec = _row(a, b, point, work, log_base)
             except (ZeroDivisionError, OutOfRange):
                 continue
-            if not only_real or all(is_exact(v) or v.imag == 0 for v in (x, y)):
+            if not only_real_points or all(is_exact(v) or v.imag == 0 for v in (x, y)):
                 count += 1
                 yield x, y, prec
+        if count >= 2 and not steps:
+            return
+        steps = False
     if count < 2:
         raise Refused("no points where both are defined")
 
@@ -430,12 +433,11 @@ def _log_bases(a: Node, b: Node) -> tuple:
 
     If both sides have it, they must agree in both bases; if one has it, natural where the other has ln or e, else 10.
     """
-    if not (a.flags | b.flags) & LOG:
-        return (None,)
-    if a.flags & b.flags & LOG:
-        return (None, 10)
-    other = a if b.flags & LOG else b
-    return (None,) if other.flags & NATURAL else (10,)
+    with_log = [node for node in (a, b) if "fn log" in node.ops]
+    if len(with_log) != 1:
+        return (None, 10) if with_log else (None,)
+    other = b if with_log[0] is a else a
+    return (10,) if other.ops.isdisjoint(("fn ln", "const e")) else (None,)
 
 
 def same_scalar(a: Node, b: Node, work: Work) -> bool:
@@ -444,17 +446,17 @@ def same_scalar(a: Node, b: Node, work: Work) -> bool:
         return work.because("exact arithmetic", a.args == b.args)
     if a == b:
         return work.because("the same expression", True)
-    if (a.flags | b.flags) & SYMBOL and "∞" in symbols((a, b)):  # it is no letter: 0 times it is not 0
+    if "∞" in a.names | b.names:  # it is no letter: 0 times it is not 0
         return work.because("infinity", False)
     for log_base in _log_bases(a, b):
         count = 0
         for x, y, prec in rows(a, b, work, log_base):
             count += 1
             exact = is_exact(x) and is_exact(y)
-            digits = "exact arithmetic" if exact else f"{int((prec - GUARD) * math.log10(2))} digits"
+            how = "exact arithmetic" if exact else f"{int((prec - GUARD) * math.log10(2))} digits"
             if not same_value(x, y, prec):
-                return work.because(digits if count == 1 else f"{digits}, at point {count}", False)
-    return work.because(digits if count == 1 else f"{digits}, at {count} points", True)
+                return work.because(how if count == 1 else f"{how}, at point {count}", False)
+    return work.because(how if count == 1 else f"{how}, at {count} points", True)
 
 
 def proportional(a: Node, b: Node, positive: bool, work: Work) -> bool:

@@ -178,7 +178,7 @@ def load_golds(path: Path) -> list[str]:
 def list_golds(paths: list[str]) -> None:
     """Every gold that cannot be graded, with the reason, and a count a file."""
     sys.path.insert(0, str(ROOT))
-    from grader.compare import refusal
+    from grader.answers import refusal
     from reward import grade
 
     for path in map(Path, paths):

@@ -15,9 +15,10 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from conformance import BLIND_CASES, HOSTILE, load_cases, load_golds, load_rows, measure, table
-from grader import compare
-from grader.parser import Node, negative, num, parse
+from grader import answers
+from grader.parser import parse
 from grader.text import Refused, clean
+from grader.tree import Node, describe, negative, num
 from grader.values import Evaluator, OutOfRange, Work, same_scalar, warm_up
 from reward import grade, reward
 
@@ -111,7 +112,7 @@ def test_a_refusal_says_where(text, position):
     ],
 )
 def test_trees_are_as_a_reader_expects(text, tree):
-    assert [compare.describe(item) for item in parse(clean(text))] == [tree]
+    assert [describe(item) for item in parse(clean(text))] == [tree]
 
 
 @pytest.mark.parametrize(
@@ -125,12 +126,12 @@ def test_trees_are_as_a_reader_expects(text, tree):
     ],
 )
 def test_ungradable_golds_are_named_with_the_reason(gold, reason):
-    assert reason in compare.refusal(gold)
+    assert reason in answers.refusal(gold)
 
 
 @pytest.mark.parametrize("gold", ["7", "\\text{yes}", "x^2+1", "(-\\infty,2)", "\\{1\\pm\\sqrt2\\}", "\\approx 3.1"])
 def test_gradable_golds_are_not_refused(gold):
-    assert compare.refusal(gold) is None
+    assert answers.refusal(gold) is None
 
 
 # ---------------------------------------------------------------- the same number, the same function
@@ -176,7 +177,7 @@ def test_what_is_no_identity_does_not_vanish(text):
 
 def reasons(a: str, b: str) -> str:
     work = Work()
-    compare.equal(a, b, work)
+    answers.equal(a, b, work)
     return "; ".join(work.reasons)
 
 
@@ -256,7 +257,7 @@ GOLD_FILES = ["test_aime", "test_amc", "test_math", "test_minerva", "test_olympi
 @pytest.mark.skipif(not RAW.exists(), reason=f"the problems are not at {RAW}")
 def test_every_gradable_gold_equals_itself(name):
     golds = load_golds(RAW / f"{name}.json")
-    gradable = [gold for gold in golds if compare.refusal(gold) is None]
+    gradable = [gold for gold in golds if answers.refusal(gold) is None]
     assert len(gradable) >= len(golds) - 5
     assert all(grade(gold, gold) for gold in gradable)
     assert all(grade(f"\\boxed{{{gold}}}", gold) for gold in gradable)
@@ -413,7 +414,7 @@ def test_fuzzed_answers_neither_raise_nor_touch_anything(make):
             answer, gold = make(dice), dice.choice(golds)
             assert type(grade(answer, gold)) is bool
             try:
-                compare.equal(answer, gold)
+                answers.equal(answer, gold)
             except (Refused, ZeroDivisionError):
                 pass
     finally:
@@ -423,14 +424,14 @@ def test_fuzzed_answers_neither_raise_nor_touch_anything(make):
 
 FLOODS = """
 import itertools
-from grader import compare
+from grader import answers
 atoms = [" ", "1 ", "{", "} ", "^", "\\u00a0", ", ", "\\\\", "\\\\!", "a", "$ ", "*", ".", "- ", "'", "\\\\text{", "1/",
          "th", "mod", "1e5", "1,111", "|", "\\\\left.", "[1", "\\\\over", "½", "⁴", "=", "sin", "0.", "\\n"]
 for a, b in itertools.product(atoms, atoms):
     for text in ((a + b) * (1900 // len(a + b)) + "x", "7" + a * 600 + b):
         try:
-            compare.equal(text, "5 cm")
-        except (compare.Refused, ZeroDivisionError):
+            answers.equal(text, "5 cm")
+        except (answers.Refused, ZeroDivisionError):
             pass
 """
 
@@ -479,7 +480,7 @@ def test_explain_points_at_what_it_cannot_read():
 
 @pytest.mark.parametrize("text", ["", "\x00", "9" * 5000, "\\", "1/0", "{" * 100, "😀"])
 def test_explain_survives_what_grade_survives(text):
-    assert "verdict" in compare.explain(text, "7") and "verdict" in compare.explain("7", text)
+    assert "verdict" in answers.explain(text, "7") and "verdict" in answers.explain("7", text)
 
 
 def test_explain_without_two_answers_is_refused():
@@ -519,7 +520,7 @@ def test_budget_is_spent_not_waited_for():
     work = Work()
     work.left = 1000
     with pytest.raises(Refused, match="work budget spent"):
-        compare.equal("\\sqrt{2}^{\\sqrt{3}}+\\sin(\\sqrt 5)", "\\sqrt{2}^{\\sqrt{3}}+\\cos(\\sqrt 5)", work)
+        answers.equal("\\sqrt{2}^{\\sqrt{3}}+\\sin(\\sqrt 5)", "\\sqrt{2}^{\\sqrt{3}}+\\cos(\\sqrt 5)", work)
 
 
 def test_negative_undoes_itself():

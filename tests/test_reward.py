@@ -221,7 +221,7 @@ with RewardPool(workers=2, timeout=timeout) as pool:
 def grade_with_broken_grader(folder: Path, bad: dict[int, str], total: int, timeout: float) -> dict:
     shutil.copytree(ROOT / "grader", folder / "grader", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "reward.py", folder)
-    with (folder / "grader" / "compare.py").open("a") as f:
+    with (folder / "grader" / "answers.py").open("a") as f:
         f.write(BROKEN)
     (folder / "driver.py").write_text(DRIVER)
     command = [sys.executable, "driver.py", json.dumps(bad), str(total), str(timeout)]

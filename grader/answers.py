@@ -1,0 +1,348 @@
+"""Decides whether two whole answers, in LaTeX or plain text, are equal.
+
+`equal(answer, gold)` takes four steps, cheapest first. None of them runs text as code.
+  1. `text`: plain numbers, then strings that are equal once `clean` has replaced synonyms by one spelling.
+  2. `parser`: a recursive-descent parser turns tokens into a `tree`. Notation that it does not know is refused.
+  3. this file: what is said beside the answer is taken off: labels (`x =`), the range of a parameter, a base.
+  4. `compare`: trees are compared by type; in the end `values` compares numbers and functions, `sets` sets of reals.
+Sizes are bounded before anything is computed. A work budget, counted in operations and never in seconds, decides when
+to give up, so that a pair gets the same verdict on every machine. Giving up means: not equal.
+Conventions: MATH's for units, percent signs and money (they may be absent); an unreduced value is judged by its exact
+value; a rounded value is wrong unless the gold itself is rounded (`agrees_with_rounded`).
+"""
+
+import itertools
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+from functools import lru_cache
+from typing import NamedTuple
+
+from grader.compare import PLUS_MINUS, ascending, expand, match, quantity, same
+from grader.parser import parse
+from grader.sets import is_set, same_real_set
+from grader.text import MAX_CHARS, Refused, clean, is_words, plain_number, squeeze, word_list
+from grader.tree import (
+    INFINITY,
+    MINUS_INFINITY,
+    Node,
+    Number,
+    children,
+    describe,
+    is_scalar,
+    num,
+    subtrees,
+)
+from grader.units import HEDGES, units_agree
+from grader.values import Work, real_value, same_scalar
+
+# ---------------------------------------------------------------- labels
+
+
+def _is_label(node: Node) -> bool:
+    """Whether a node names a value, as x, x_0, f(x), (x, y) and Area do. (y, x) does not: its order may matter."""
+    if node.op == "seq":
+        names = [x.args[0] for x in node.args[2] if x.op == "sym"]
+        return node.args[:2] == ("(", ")") and len(names) == len(node.args[2]) and names == sorted(names)
+    if node.op == "ratio":
+        return all(is_scalar(part) and part.names for part in node.args)
+    if node.op == "mul":  # the product ABC in \\angle ABC = 30
+        return all(factor.op == "sym" and factor.args[0].isupper() for factor in node.args)
+    if node.op == "text":
+        return len(words := node.args[0].split()) <= 8 and HEDGES.isdisjoint(words)
+    return node.op == "sym"
+
+
+SOLVABLE = {"num", "const", "pow", "fact", "binom", "log", "series"}  # what makes x! = 6 a problem and no label
+
+
+def _is_quantity(node: Node, in_gold: bool) -> bool:
+    """Whether an expression before = names what is asked, as m+n, |AB| and \\cos\\theta do: nobody would solve it.
+
+    A gold `2x+z = 1` is the equation of a line, so there a sum of coordinates is no label.
+    """
+    if not is_scalar(node) or not (names := node.names):
+        return False
+    problem = any(part.op in SOLVABLE or part.args[:1] in (("ln",), ("exp",)) for part in subtrees(node))
+    if in_gold:
+        return not problem and not names & set("xyz")
+    return not problem or (len(names) > 1 and not names & set("xyz"))
+
+
+def _unlabel(node: Node, in_gold: bool) -> tuple[Node, Node] | None:
+    """(label, value) of x = 5, 5 = x, f(x) = 1/x, m+n = 12+5 = 17 or x in [0, 1]; the value of x < 3 is an interval."""
+    if node.op in ("mod", "approx") and (inner := _unlabel(node.args[0], in_gold)):
+        return inner[0], Node(node.op, (inner[1], *node.args[1:]))
+    if node.op != "rel":
+        return None
+    ops, sides = node.args
+    first, others = sides[0], sides[1:]
+    rest = others[0] if len(others) == 1 else Node("rel", (ops[1:], others))
+    if set(ops) <= set("=≡") or ops == ("∈",):
+        names = frozenset().union(*(side.names for side in others))
+        if _is_label(first) and not (first.op == "sym" and first.names <= names):  # x = x^2 names nothing
+            inner = _unlabel(rest, in_gold) if others[0].op == "sym" else None  # x_1 = x_2 = 3
+            return first, inner[1] if inner else rest
+        if ops in (("=",), ("≡",)) and rest.op == "sym" and not rest.names <= first.names:
+            return rest, first
+        return (first, rest) if ops != ("∈",) and not names and _is_quantity(first, in_gold) else None
+    ops, sides = ascending(ops, sides)
+    if set(ops) <= set("<≤"):
+        if len(ops) == 1:
+            low = sides[1].op == "sym"
+            ops, sides = (ops + ("<",), sides + (INFINITY,)) if low else (("<", *ops), (MINUS_INFINITY, *sides))
+        if len(ops) == 2 and sides[1].op == "sym":
+            return sides[1], Node("seq", ("[("[ops[0] == "<"], "])"[ops[1] == "<"], (sides[0], sides[2])))
+    return None
+
+
+def solutions(items: list[Node], in_gold: bool) -> tuple[set[Node], list[list[Node]]]:
+    """(labels, readings): the items without their labels, read in each way that they can be meant.
+
+    x = 1, 2 has one label and two values; x = 1, y = 2 is the pair (1, 2), and x_1 = 1, x_2 = 2 is that or a list.
+    """
+    pairs = [_unlabel(item, in_gold) for item in items]
+    labels = {pair[0] for pair in pairs if pair}
+    values = [pair[1] if pair else item for pair, item in zip(pairs, items, strict=True)]
+    if len(labels) < 2:
+        return labels, [expand(values)]
+    if not all(pairs) or len(labels) < len(items) or not all(label.op == "sym" for label in labels):
+        return labels, []
+    ordered = [value for _, value in sorted(pairs, key=lambda pair: pair[0].args[0])]
+    readings = [[Node("seq", ("(", ")", tuple(ordered)))]]
+    if len({label.args[0].partition("_")[0] for label in labels}) == 1:
+        readings.append(expand(values))
+    return set(), readings
+
+
+def same_items(a: Sequence[Node], b: Sequence[Node], work: Work) -> bool:
+    """Compares two whole answers, the second the gold: as they are, then without labels, which may not differ."""
+    a, b = expand(a), expand(b)
+    if match(a, b, work):
+        return True
+    if any(is_set(item) for item in a + b) and (verdict := same_real_set(a, b, work)) is not None:
+        return verdict
+    (labels_a, readings_a), (labels_b, readings_b) = solutions(a, False), solutions(b, True)
+    if labels_a and labels_b and labels_a != labels_b:
+        return work.because("the labels differ", False)
+    for values_a, values_b in itertools.product(readings_a, readings_b):
+        if (values_a != a or values_b != b) and match(values_a, values_b, work):
+            return work.because("without the label", True)
+    return False
+
+
+# ---------------------------------------------------------------- rounded golds
+
+ROUNDED = re.compile(
+    r"(?P<about>≈)?\s*(?P<sign>-?)\s*(?P<digits>\d[\d,]*\.?\d*|\.\d+)"
+    r"(?:[eE](?P<e>[+-]?\d+)|\s*\*\s*10\s*\^\s*(?:\{\s*(?P<braced>[+-]?\d+)\s*\}|(?P<plain>\d)))?"
+    r"(?P<unit>\s*[\ue000°%].*)?"
+)
+
+
+def read_rounded(cleaned: str) -> tuple[Number, Number] | None:
+    """(value, what 1 in its last digit is worth) of a rounded gold (see `agrees_with_rounded`), or None."""
+    match = ROUNDED.fullmatch(cleaned)
+    if not match:
+        return None
+    digits = match["digits"].replace(",", "")
+    exponent = int(match["e"] or match["braced"] or match["plain"] or 0)
+    decimals = len(digits.partition(".")[2])
+    if abs(exponent) > 1000 or not digits.strip("0.") or not (match["about"] or (exponent and decimals)):
+        return None
+    last_digit = Fraction(10) ** (exponent - decimals)
+    return int(digits.replace(".", "")) * last_digit * (-1 if match["sign"] else 1), last_digit
+
+
+def agrees_with_rounded(answer: Sequence[Node], gold: Sequence[Node], value: Number, last: Number, work: Work) -> bool:
+    """Whether the answer, rounded half up to the last digit of a rounded gold, is that gold, and is off by at most 1%.
+
+    `value` and `last` come from `read_rounded`. A gold is rounded when it is one number marked with `\\approx`, or in
+    scientific notation with digits after the point (as in Minerva's measurements). Any other decimal is exact, because
+    a price of 0.25 cannot be told from a measurement of 0.25. So 6.6261e-34 is 6.63e-34 and \\frac{\\sqrt2}2 is
+    \\approx 0.707, but 5.41 is not 5.4 and 0.333 is not 1/3.
+    """
+    if len(answer) != 1 or len(gold) != 1:
+        return False
+    (a, units_a), (_, units_b) = quantity(answer[0]), quantity(gold[0])
+    if not is_scalar(a) or a.names or not units_agree(units_a, units_b):
+        return False
+    answer_value = real_value(a, work)
+    excess = abs(answer_value) - abs(value)
+    same_sign = (answer_value > 0) == (value > 0)
+    agrees = same_sign and -last / 2 <= excess < last / 2 and abs(excess) * 100 <= abs(value)
+    return work.because("the gold is rounded: agreement to its own digits", agrees)
+
+
+# ---------------------------------------------------------------- the whole comparison
+
+
+MAX_WORDS = 6  # of a gold that a response may be expected to repeat
+BASED_GOLD = re.compile(r"(-?) ?\\based\{(\w+)\}\{-?\d+\}")  # 1A3_{16}
+NEGATION = re.compile(r"(?i)\W*(?:not?|never)\W*\s[^a-z]*\d")  # `not 0`, which letters would read as n o t 0 = 0
+
+
+CONDITION = re.compile(  # what follows a solution: for all x; where k is an integer; n >= 1; k in Z
+    r"[\s,;(]\s*(?:\ue000[\s,(]*(?:for|where|with)\b|∀|[A-Za-z]\s*∈\s*(?:\\mathbb|[ZNRQ]\b)|[jklmnN]\s*[≥>=]\s*-?[012]\b)"
+)
+BUILDER = re.compile(r"\\\{(.+?)[|:](.+)\\\}")  # {pi/4 + k pi | k in Z}
+HARMLESS = set(
+    "for where with all any every each some arbitrary is an a are integer integers natural real positive".split()
+)
+HARMLESS |= set("nonnegative number numbers constant constants in and".split())
+RANGE = re.compile(r"([A-Za-z]?)(?:∈(?:\\mathbb)?\{?([ZNRQ])\}?([\^_]\{?[+*≥>0]+\}?)?|[≥>]-?[012]|=[-±0-3,…]+)?")
+
+
+def split_condition(cleaned: str) -> tuple[str, str]:
+    """(the solution, what its parameter ranges over): (pi/4 + k pi, "Z") of `pi/4 + k pi, k in Z`; "" for nothing.
+
+    Only ranges that are usual are taken off, of a variable that the solution has: x for x > 0 keeps its condition.
+    """
+    match = CONDITION.search(cleaned)
+    value, condition = (cleaned[: match.start()], cleaned[match.start() :]) if match else (cleaned, "")
+    if not match and (match := BUILDER.fullmatch(cleaned)) and len(match[1].strip()) > 1:
+        value, condition = match.groups()
+    condition = condition.replace("non-negative", "nonnegative")
+    if re.match("[\\s,;(]*\ue000[\\s,(]*where", condition) and not _letters(value) & _letters(condition):
+        return value.rstrip(" ,;("), ""  # 5, where x > 0
+    words = re.findall("[A-Za-z]{2,}", condition.replace("\\mathbb", ""))
+    formula = re.sub(r"(?<![A-Za-z\\])[A-Za-z]{2,}|\ba\b|[\s()∀\ue000\ue001]|(?<!\d),|,$", "", condition)
+    range_ = RANGE.fullmatch(formula)
+    if not condition or not range_ or not {word.lower() for word in words} <= HARMLESS:
+        return cleaned, ""
+    reals = range_[2] == "R" or not {"real", "constant", "constants", "arbitrary"}.isdisjoint(words)
+    whole = (
+        {"positive", "natural", "nonnegative"}.intersection(words) or range_[2] == "N" or range_[3] or ">" in formula
+    )
+    if not re.search(rf"(?<![A-Za-z\\]){range_[1] or '[A-Za-z]'}(?![A-Za-z])", value):
+        return cleaned, ""
+    if re.search("[<>≤≥≠∈]", value) and not reals:
+        return cleaned, ""
+    return value.rstrip(" ,;("), "R" if reals else "N" if whole or "≥" in formula else "Z"
+
+
+def _letters(text: str) -> set[str]:
+    return set(re.findall(r"(?<![A-Za-z\\\\])[A-Za-z](?![A-Za-z])", text))
+
+
+class Reading(NamedTuple):
+    """An answer after `clean`: without conditions, that without spaces, whether it is words alone, its condition."""
+
+    cleaned: str
+    plain: str
+    words: bool
+    range: str
+
+
+@lru_cache(maxsize=1024)  # a problem's gold is compared with a whole group of answers
+def read(text: str) -> Reading:
+    cleaned = clean(text)
+    words = is_words(cleaned)
+    value, range_ = (cleaned, "") if words else split_condition(cleaned)
+    return Reading(value, squeeze(value), words, range_)
+
+
+@lru_cache(maxsize=1024)
+def _items(cleaned: str, merge_thousands: bool = True) -> tuple[Node, ...]:
+    return tuple(parse(cleaned, merge_thousands))
+
+
+def equal(answer: str, gold: str, work: Work | None = None) -> bool:
+    """The whole comparison; `work` collects the reasons. Raises Refused or an arithmetic error where it cannot tell."""
+    work = work or Work()
+    if max(len(answer), len(gold)) > MAX_CHARS:
+        return work.because(f"longer than {MAX_CHARS} characters", False)
+    x, y = plain_number(answer), plain_number(gold)
+    if x is not None and y is not None:
+        return work.because("plain numbers", x == y)
+    a, b = read(answer), read(gold)
+    if not a.cleaned or not b.cleaned:
+        return work.because("nothing there", False)
+    if a.range and b.range and a.range != b.range:
+        return work.because("the ranges of the parameter differ", False)
+    if a.plain == b.plain:
+        return work.because("the same text", True)
+    if NEGATION.match(a.cleaned) or NEGATION.match(b.cleaned):
+        return work.because("a negation", False)
+    if a.words or b.words:  # letters of a word do not commute; case does not matter in words
+        return work.because("words", word_list(a.cleaned) == word_list(b.cleaned) and len(a.plain) > 1)
+    if (based := BASED_GOLD.fullmatch(b.cleaned)) and a.plain == based[1] + based[2]:
+        return work.because("the gold's digits without its base", True)
+    gold_text = b.cleaned.removeprefix("≈")  # in a gold answer it marks a rounded value, in an answer it is a hedge
+    items_a, items_b = _items(a.cleaned), _items(gold_text)
+    if same_items(items_a, items_b, work):
+        return True
+    if (rounded := read_rounded(b.cleaned)) and agrees_with_rounded(items_a, items_b, *rounded, work):
+        return True
+    if (len(items_a) == 1) == (len(items_b) == 1):
+        return False
+    if len(items_a) == 1:  # the other side is a list: then 119,121 is two numbers here, and no thousands
+        items_a = _items(a.cleaned, False)
+    else:
+        items_b = _items(gold_text, False)
+    return same_items(items_a, items_b, work)
+
+
+def _numbers(node: Node) -> list[Node]:
+    """The outermost numbers and expressions in a tree."""
+    if node in (INFINITY, MINUS_INFINITY):
+        return []
+    if is_scalar(node) and not node.ops & PLUS_MINUS:
+        return [node]
+    return [number for child in children(node.args) for number in _numbers(child)]
+
+
+def refusal(gold: str) -> str | None:
+    """Why no ordinary answer can be equal to a gold, unless it repeats its text; None where one can."""
+    if len(gold) > MAX_CHARS:
+        return f"longer than {MAX_CHARS} characters"
+    reading = read(gold)
+    if not reading.cleaned:
+        return "empty"
+    if reading.words:
+        return "a sentence" if len(reading.cleaned.split()) > MAX_WORDS and "," not in reading.cleaned else None
+    try:
+        items = _items(reading.cleaned.removeprefix("≈"))
+        for item in items:
+            if any(part.op == "text" for part in subtrees(item)) and (item.op != "text" or len(item.args[0]) > 40):
+                return "words beside formulas"
+            if item.op == "rel" and not item.names and not same(item, item.args[1][0], Work()):
+                return "its sides differ"
+        for number in itertools.chain(*map(_numbers, items)):
+            if "…" in number.names and number.op != "sym":
+                return "an ellipsis in a formula"
+            if not same_scalar(number, Node("add", (number, num(0))), Work()):
+                return "not equal to itself"
+    except Refused as e:
+        return str(e) if e.position is None else f"{e} at {reading.cleaned[e.position :][:20]!r}"
+    except (ArithmeticError, TypeError, ValueError) as e:
+        return f"undefined: {e}"
+    return None
+
+
+# ---------------------------------------------------------------- how a verdict came about
+
+
+def explain(answer: str, gold: str) -> str:
+    """Lines to print: how both were read, what was compared (in order), and the verdict."""
+    lines = []
+    for name, text in (("answer", answer), ("gold", gold)):
+        lines.append(f"{name:8}{text.strip()}")
+        cleaned = read(text).cleaned if len(text) <= MAX_CHARS else ""
+        shown = cleaned.replace("\ue000", "‹").replace("\ue001", "›")
+        lines.append(f"  cleaned {shown}")
+        try:
+            if len(text) > MAX_CHARS:
+                raise Refused(f"longer than {MAX_CHARS} characters")
+            lines += [f"  item    {describe(item)}" for item in _items(cleaned.removeprefix("≈"))]
+        except Refused as e:
+            lines.append(f"  not read: {e}")
+            if e.position is not None:
+                lines.insert(-1, " " * (10 + e.position) + "^")
+    work = Work()
+    try:
+        verdict = equal(answer, gold, work)
+    except (Refused, ArithmeticError, TypeError, ValueError) as e:
+        verdict = work.because(f"gave up: {e}", False)
+    lines += ["compared", *(f"  {reason}" for reason in work.reasons)]
+    return "\n".join([*lines, f"verdict {'equal' if verdict else 'not equal'}"])
