@@ -18,10 +18,11 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
+from grader.clean import clean
 from grader.compare import PLUS_MINUS, ascending, expand, match, quantity, same
 from grader.parser import parse
 from grader.sets import is_set, same_real_set
-from grader.text import MAX_CHARS, Refused, clean, is_words, plain_number, squeeze, word_list
+from grader.text import MAX_CHARS, Refused, is_words, plain_number, squeeze, word_list
 from grader.tree import (
     INFINITY,
     MINUS_INFINITY,

@@ -71,7 +71,6 @@ def match(a: list[Node], b: list[Node], work: Work) -> bool:
 # ---------------------------------------------------------------- one function a kind of answer
 
 
-
 def same(a: Node, b: Node, work: Work) -> bool:
     """Compares two items, the second of the gold, by their kind; a scalar never equals a list or a text."""
     work.spend(20)
@@ -261,5 +260,3 @@ def is_rounding(exact: Node, rounded: Node, mantissa: int, work: Work) -> bool:
     scale = 100 if ("%", 1) in units and abs(value - shown) * 10 > abs(shown) else 1
     close = abs(value * scale - shown) * 2 * mantissa <= abs(shown)
     return work.because("what stands after ≈ is a rounding of what stands before", close)
-
-

@@ -7,7 +7,9 @@ Nesting and the number of items are bounded; no text is ever run as code.
 import re
 from fractions import Fraction
 
-from grader.text import ACCENTS, FUNCTIONS, GREEK, OPERATORS, Refused, Token, tokenize
+from grader.clean import FUNCTIONS, OPERATORS
+from grader.text import Refused
+from grader.tokens import ACCENTS, GREEK, Token, tokenize
 from grader.tree import (
     EMPTY,
     INEQUALITIES,
@@ -35,6 +37,7 @@ MAX_ITEMS = 100
 ATOM_COMMANDS = {"frac", "binom", "sqrt", "pi", "lfloor", "lceil", "sum", "prod", "int", "lim", "based"}
 ATOM_COMMANDS |= FUNCTIONS | GREEK | ACCENTS | OPERATORS
 FUNCTION_NAMES, ARGUMENT_NAMES = set("fghFGHPQTE"), set("xyzntk")
+INVERSE = ["^", "{", "-", "1", "}"]
 
 
 def repeating(text: str) -> Fraction:
@@ -166,8 +169,8 @@ class Parser:
         if node.op != "ratio":
             scalar(node)
         words = self.words_after()
-        if words.endswith(" of") and self.kind == "sym":
-            self.take()  # 12 values of n
+        if words.endswith(" of") and self.kind in ("sym", "num"):
+            self.take()  # 12 values of n, 6 factors of 12
         factor, units = read_words(words)
         if node.names and any(name == "?" for name, _ in units):
             raise self.refuse("words that are no unit")
@@ -243,8 +246,13 @@ class Parser:
 
     def factor(self) -> Node:
         node, marks = self.atom(mixed=True), 0
-        if node.op == "sym" and self.value == "(" and self.is_call(node.args[0]):
-            node = self.call(node.args[0])
+        if node.op == "sym":
+            name = node.args[0]
+            if name in FUNCTION_NAMES and [token[1] for token in self.tokens[self.pos : self.pos + 5]] == INVERSE:
+                self.seek(self.pos + 5)
+                name += "^-1"
+            if self.value == "(" and self.is_call(name):
+                node = self.call(name)
         while self.value in ("!", "°", "%", "'", "^"):
             marks += 1
             if marks > MAX_MARKS:
@@ -281,9 +289,9 @@ class Parser:
         letters = {value for kind, value, _ in inside if kind == "sym"}
         if len(inside) == 1:
             return inside[0][0] in ("num", "text") or letters <= ARGUMENT_NAMES or letters <= {"X", "Y", "A", "B"}
-        if name[0] in FUNCTION_NAMES and letters and letters <= ARGUMENT_NAMES:
+        if name[0] in FUNCTION_NAMES and letters <= ARGUMENT_NAMES and (letters or inside[0][1] == "-"):
             return True
-        return any(kind == "op" and (value in RELATIONS or value in (",", "|")) for kind, value, _ in inside)
+        return any(kind == "op" and (value in RELATIONS or value in (*",|∩∪",)) for kind, value, _ in inside)
 
     def call(self, name: str) -> Node:
         """One opaque symbol, named by its argument."""
@@ -447,6 +455,8 @@ class Parser:
 
     def operator(self, name: str) -> Node:
         """\\gcd(m, n) and the like as one opaque symbol, named by its arguments."""
+        if name == "operator":
+            name = self.braced_text()
         while mark := self.accept("_", "^"):
             name += mark + self.braced_text()
         if self.value not in ("(", "[", "\\{"):
@@ -496,7 +506,8 @@ class Parser:
             return Node("pow", (scalar(self.atom()), num(Fraction(1, 2))))
         bars, self.bars = self.bars, int(opened == "|")
         if opened == "|":
-            node = Node("abs", (scalar(self.sum()),))
+            inside = self.side()  # |A ∩ B| is the size of a set
+            node = Node("abs", (inside,)) if is_scalar(inside) else sym(f"|{describe(inside)}|")
             self.expect("|")
         elif opened == "{":
             node = self.group()

@@ -11,8 +11,8 @@ UNIT_NAMES = table(
     """m meter metre 米  cm centimeter centimetre 厘米  mm millimeter 毫米  km kilometer kilometre 千米 公里
     in in inch inche  ft ft foot feet  yd yd yard  mi mi mile  s sec second 秒  min min minute 分钟
     h h hr hour 小时  day day 天  week week  month month  yr yr year 年  g gram 克  kg kilogram 千克 公斤
-    lb lb pound  oz oz ounce  ° degree deg 度  rad radian  % pct percent  $ dollar 元 美元  ¢ ¢ cent  Hz hz hertz
-    J joule  N newton  W watt  V volt  K kelvin  Ω ohm  am am  pm pm  L liter litre  ml ml milliliter
+    lb lb pound  oz oz ounce  ° degree deg 度  rad radian  % pct percent percentage  $ dollar 元 美元  ¢ ¢ cent
+    Hz hz hertz  J joule  N newton  W watt  V volt  K kelvin  Ω ohm  am am  pm pm  L liter litre  ml ml milliliter
     NONE unit 个 名 人 种 次 只 本 条 张 辆 件 块 岁 位 项 组 对"""
 )
 SIZES = {  # (the unit it is measured in, how many of those)
@@ -48,8 +48,8 @@ HEDGES = NUMBER_WORDS | set(  # words that change what is claimed, wherever they
     "or and if maybe not no never more less most least about approximately approx around nearly than otherwise except "
     "between either neither but unless when where is was are be possibly perhaps plus minus over under above below "
     "beyond wrong unknown undefined impossible incorrect false correct then else mod modulo factorial score negatives "
-    "none fewer greater smaller larger alternatively roughly almost instead versus vs reciprocal inverse minimum maximum "
-    "any some up out rounded".split()
+    "none fewer greater smaller larger alternatively roughly almost instead versus vs reciprocal inverse "
+    "minimum maximum any some up out rounded".split()
 )
 IRREGULAR = set(
     "people men women children feet teeth mice geese dice them total altogether left remaining each".split()

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from configs import markdown_table
-from grader.text import answer_key, clean, is_words
+from grader.clean import clean
+from grader.text import answer_key, is_words
 from problems.duplicates import Pair
 from problems.rows import Raw, Row
 

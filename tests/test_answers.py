@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from conformance import BLIND_CASES, HOSTILE, load_cases, load_golds, load_rows, measure, table
 from grader import answers
+from grader.clean import clean
 from grader.parser import parse
-from grader.text import Refused, clean
+from grader.text import Refused
 from grader.tree import Node, describe, negative, num
 from grader.values import Evaluator, OutOfRange, Work, same_scalar, warm_up
 from reward import grade, reward
