@@ -1,4 +1,4 @@
-"""The outcome reward: 1.0 for a well-formed response whose boxed answer is right, else 0.0 (DeepScaleR's rule).
+"""The outcome reward: 1.0 for a well-formed response whose boxed answer is right, else 0.0 (DeepScaleR's scheme).
 
     python reward.py --explain "<answer>" "<gold>"      # how both are read, what is compared, and the verdict
 
@@ -10,13 +10,21 @@ mathematics. Nothing here imports torch: a worker starts in a tenth of a second.
 import re
 import sys
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import import_module
 
-from grader import answers
+from grader import answers, deepscaler, values
 from grader.pool import work
 from grader.text import MAX_CHARS
-from grader.values import warm_up
+
+# The setting `reward`: when an answer counts as right, of (answer, gold). Any of them may raise, on any text.
+RULES: dict[str, Callable[[str, str], bool]] = {
+    "exact": answers.equal,  # mathematically equal
+    "strict": deepscaler.strict,  # the same text, once it is normalized
+    "deepscaler": deepscaler.deepscaler,  # that, or what sympy finds equal: the rule of DeepScaleR's code
+}
 
 
 @dataclass(frozen=True)
@@ -28,7 +36,7 @@ class Problem:
     answer: str | list[str]  # the gold answer; any entry of a list is accepted
 
 
-def reward_fn(problem: Problem, response_text: str) -> float:
+def reward_fn(problem: Problem, response_text: str, rule: str = "exact") -> float:
     """The reward of one response. To train on something else (unit tests, a length penalty), change this function.
 
     Training and validation call it alike. Metrics and evaluation call a response right if its reward is at least 1.0,
@@ -37,20 +45,20 @@ def reward_fn(problem: Problem, response_text: str) -> float:
     `response_text` begins with what the chat template opened (`<think>\\n`) and is hostile: nothing in it may be run
     outside a sandbox. The same arguments must give the same number on every machine, or runs cannot be repeated. Where
     this takes longer than `reward_timeout` seconds, runs out of memory or raises, its worker is replaced, and the
-    response gets 0 and is counted.
+    response gets 0 and is counted. `rule` is the config's `reward`.
     """
-    return reward(response_text, problem.answer)
+    return reward(response_text, problem.answer, rule)
 
 
-def reward(response: str, gold: str | list[str]) -> float:
-    """1.0 where the answer in `response` equals the gold (of several golds, any one), else 0.0."""
+def reward(response: str, gold: str | list[str], rule: str = "exact") -> float:
+    """1.0 where the answer in `response` equals the gold (of several golds, any one) by a rule of RULES, else 0.0."""
     answer = extract_answer(response)
     if answer is None:
         return 0.0
     golds = [gold] if isinstance(gold, str) else gold
-    if any(grade(answer, g) for g in golds):
+    if any(grade(answer, g, rule) for g in golds):
         return 1.0
-    together = boxes_of_last_line(response)  # a list that is spread over several boxes
+    together = boxes_of_last_line(response) if rule == "exact" else []  # a list that is spread over several boxes
     return float(len(together) > 1 and any(grade(", ".join(together), g) for g in golds))
 
 
@@ -80,7 +88,7 @@ def gold_answer(gold: str) -> str:
 
 
 def gold_problem(gold: str) -> str | None:
-    """Why no response can earn a reward with this gold, unless it repeats its text; None where one can."""
+    """Why no response can earn a reward with this gold by the exact rule, unless it repeats its text; else None."""
     if gold.strip(" +-").lower() in ("nan", "null", "inf", "infinity"):
         return "what a program writes in place of an answer"
     return answers.refusal(gold_answer(gold))
@@ -128,30 +136,45 @@ def boxes_of_last_line(response: str) -> list[str]:
     return contents
 
 
-def grade(answer: str, gold: str) -> bool:
-    """Whether two final answers are mathematically equal. Any text may be given; False if it cannot be told.
+def grade(answer: str, gold: str, rule: str = "exact") -> bool:
+    """Whether two final answers are equal by a rule of RULES. Any text may be given; False if it cannot be told.
 
-    Exact equality; units and labels (`x =`) may be absent, lists come in any order, tuples and intervals do not.
-    Symmetric, except for a gold that is rounded (`compare.agrees_with_rounded`). Raises nothing but MemoryError.
+    The exact rule: units and labels (`x =`) may be absent, lists come in any order, tuples and intervals do not. Not
+    symmetric: a gold may be rounded or name its base. Raises nothing but MemoryError.
     """
-    gold = gold_answer(gold)
-    return max(len(answer), len(gold)) <= MAX_CHARS and _grade(answer, gold)
+    return max(len(answer), len(gold)) <= MAX_CHARS and _grade(answer, gold, rule)
 
 
 @lru_cache(maxsize=4096)  # samples of one problem often give the same answer
-def _grade(answer: str, gold: str) -> bool:
+def _grade(answer: str, gold: str, rule: str) -> bool:
+    equal = RULES[rule]
     try:
-        return answers.equal(answer, gold)
+        return equal(answer, gold_answer(gold))
     except MemoryError:  # says something about this process, not about the answer
         raise
     except Exception:  # untrusted text: outside the grammar, over a bound, or undefined
         return False
 
 
+def work_by(rule: str, parent: int, memory_mb: int, cpu_seconds: float) -> None:
+    """A worker's whole life, see `grader.pool.work`."""
+
+    def warm_up() -> None:
+        if rule == "exact":
+            values.warm_up()
+        elif rule == "deepscaler":
+            import_module("sympy")  # half a second: no answer is to pay for it, nor the workers of another rule
+
+    functions = {
+        "reward": lambda fields, text: reward_fn(Problem(*fields), text, rule),
+        "grade": lambda answer, gold: grade(answer, gold, rule),
+    }
+    work(functions, warm_up, parent, memory_mb, cpu_seconds)
+
+
 def main(argv: list[str]) -> None:
-    if len(argv) == 4 and argv[0] == "--worker":
-        functions = {"reward": lambda fields, text: reward_fn(Problem(*fields), text), "grade": grade}
-        work(functions, warm_up, parent=int(argv[1]), memory_mb=int(argv[2]), cpu_seconds=float(argv[3]))
+    if len(argv) == 5 and argv[0] == "--worker":
+        work_by(argv[4], parent=int(argv[1]), memory_mb=int(argv[2]), cpu_seconds=float(argv[3]))
     elif len(argv) == 3 and argv[0] == "--explain":
         print(answers.explain(argv[1], argv[2]))
     else:

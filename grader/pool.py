@@ -94,8 +94,8 @@ def _limit_memory(megabytes: int) -> None:
 class _Worker:
     """One child process, what is still to be written to it and the items it owes numbers for, in order."""
 
-    def __init__(self, memory_mb: int, cpu_seconds: float, now: float) -> None:
-        command = [sys.executable, str(SCRIPT), "--worker", str(os.getpid()), str(memory_mb), str(cpu_seconds)]
+    def __init__(self, memory_mb: int, cpu_seconds: float, rule: str, now: float) -> None:
+        command = [sys.executable, str(SCRIPT), "--worker", str(os.getpid()), str(memory_mb), str(cpu_seconds), rule]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         os.set_blocking(self.process.stdin.fileno(), False)  # a hung child must not block us with a full pipe
         os.set_blocking(self.process.stdout.fileno(), False)
@@ -143,13 +143,14 @@ class RewardPool:
 
     timeout: seconds of CPU time that an item may take; ten times as many on the clock, after which its worker is killed
     and replaced. The clock stands still while this process does: a suspended job loses no answer. memory_mb: address
-    space of a worker. Workers start at the first call and end with `close()` or with their parent.
+    space of a worker. rule: which answers are right, one of `reward.RULES`. Workers start at the first call and end
+    with `close()` or with their parent.
     """
 
-    def __init__(self, workers: int, timeout: float = 2.0, memory_mb: int = 1024) -> None:
+    def __init__(self, workers: int, timeout: float = 2.0, memory_mb: int = 1024, rule: str = "exact") -> None:
         if workers < 1:
             raise ValueError(f"RewardPool needs at least one worker, got {workers}")
-        self.size, self.timeout, self.memory_mb = workers, timeout, memory_mb
+        self.size, self.timeout, self.memory_mb, self.rule = workers, timeout, memory_mb, rule
         self.timeouts = 0
         self.failed_starts = 0  # in a row
         self.clock, self.looked_at = 0.0, time.monotonic()  # seconds in which this process ran
@@ -167,7 +168,7 @@ class RewardPool:
         return self._scores([("reward", astuple(problem), text) for problem, text in pairs], progress)
 
     def grades(self, answers: list[str], golds: list[str], progress: str = "") -> list[float]:
-        """1.0 where `reward.grade` finds an answer equal to its gold, else 0.0, in order."""
+        """1.0 where `reward.grade` finds an answer equal to its gold by the pool's rule, else 0.0, in order."""
         return self._scores([("grade", answer, gold) for answer, gold in zip(answers, golds, strict=True)], progress)
 
     def _scores(self, items: list[Item], progress: str) -> list[float]:
@@ -215,7 +216,7 @@ class RewardPool:
 
     def _fill(self) -> None:
         while len(self.workers) < self.size:
-            arguments = self.memory_mb, self.timeout, self.clock
+            arguments = self.memory_mb, self.timeout, self.rule, self.clock
             self.workers.append(self.starter.submit(_Worker, *arguments).result())
 
     def _count_failed_start(self) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from grader.pool import RewardPool
-from reward import Problem, extract_answer, reward, reward_fn
+from reward import RULES, Problem, extract_answer, grade, reward, reward_fn
 
 ROOT = Path(__file__).parents[1]
 HANG_GUARD = 60  # seconds: far beyond anything that works, so that a hang fails instead of blocking the suite
@@ -283,7 +283,7 @@ def test_interrupted_call_leaks_no_score_into_the_next():
 def test_another_reward_is_one_function(tmp_path):
     """`reward_fn` alone is changed: its own arguments, any number; what raises scores 0 and is counted."""
     shutil.copytree(ROOT / "grader", tmp_path / "grader", ignore=shutil.ignore_patterns("__pycache__"))
-    body = "    return reward(response_text, problem.answer)\n"
+    body = "    return reward(response_text, problem.answer, rule)\n"
     source = (ROOT / "reward.py").read_text()
     assert source.count(body) == 1
     own = "    return len(response_text) / len(problem.problem + problem.id) + float(problem.answer)\n"
@@ -340,6 +340,52 @@ def test_a_suspended_job_loses_no_answer(monkeypatch):
         monkeypatch.setattr(pool, "_wait", suspended)
         assert pool.rewards(problems(["1"] * 20), [boxed("1")] * 20) == [1.0] * 20
         assert pool.timeouts == 0 and pool.clock < 60
+
+
+# ---------------------------------------------------------------- the rules
+
+PAIRS = [("7", "7"), ("0.25", "1/4"), ("3.00000001", "3"), ("7", "8")]
+VERDICTS = {"exact": [1.0, 1.0, 0.0, 0.0], "strict": [1.0, 0.0, 0.0, 0.0], "deepscaler": [1.0, 1.0, 1.0, 0.0]}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_rule_reaches_the_workers(rule):
+    answers, golds = zip(*PAIRS, strict=True)
+    assert [grade(answer, gold, rule) for answer, gold in PAIRS] == VERDICTS[rule]
+    with RewardPool(workers=1, rule=rule) as pool:
+        assert pool.grades(answers, golds) == VERDICTS[rule]
+        assert pool.rewards(problems(golds), list(map(boxed, answers))) == VERDICTS[rule]
+        assert pool.rewards(problems([["5", "1/4"]]), [boxed("0.25")]) == [VERDICTS[rule][1]]
+        assert pool.timeouts == 0
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_only_the_workers_of_deepscaler_import_sympy_and_before_any_answer(rule):
+    worker = [ROOT / "reward.py", "--worker", str(os.getpid()), "1024", "2.0", rule]
+    command = [sys.executable, "-X", "importtime", *worker]
+    done = subprocess.run(command, input="", capture_output=True, text=True, timeout=HANG_GUARD)
+    assert done.stdout == "ready\n"
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+    assert "grader" in imported and ("sympy" in imported) == (rule == "deepscaler")
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("answer", ["", "\\", "\\frac{", "1/0", "((((", "\ud800", "9**9**9**9", "x" * 5000, "=", "nan"])
+def test_any_text_gets_a_verdict_by_any_rule(rule, answer):
+    assert not grade(answer, "5", rule) and not grade("5", answer, rule)
+
+
+@pytest.mark.parametrize("error, verdict", [(MemoryError, None), (RecursionError, False), (KeyError, False)])
+def test_a_rule_that_raises_finds_nothing_equal_but_memory_is_the_process_own(monkeypatch, error, verdict):
+    def raises(answer, gold):
+        raise error
+
+    monkeypatch.setitem(RULES, "strict", raises)
+    if verdict is None:
+        with pytest.raises(error):
+            grade("a", f"b {error}", "strict")
+    else:
+        assert grade("a", f"b {error}", "strict") is verdict
 
 
 def test_worker_that_cannot_start_is_reported():
