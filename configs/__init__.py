@@ -131,6 +131,7 @@ class Config:
     activation_checkpointing: bool = True
     shard_size: int = 0  # ranks that share one copy of the weights (HSDP: the GPUs of a node); 0 = all of them (FSDP)
     gpu_dollars_per_hour: float = 0.0  # for the ledger; 0 = no dollars
+    reward: Literal["exact", "strict", "deepscaler"] = "exact"  # when an answer counts as right, see reward.RULES
     reward_workers: int = 8  # grading processes on a rank
     reward_timeout: float = 2.0  # seconds of CPU time an answer may take; ten times as many on the clock
     process_group_timeout: int = 7200  # seconds a rank may wait for the others

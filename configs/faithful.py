@@ -2,8 +2,9 @@
 
 Micro-batch token means, summed, and averaged over ranks (the released dp_actor.py); a KL coefficient of -0.001 (an
 author's word on the published 8K run, taken for all stages here; the released script has +0.001); an entropy bonus of
-0.001; Adam's state, the data order and the KL reference started afresh in every stage; 8, 32 and 32 GPUs, by hand after
-1,040 and 480 steps. Where the run stops between stages it prints the next command. `token_budget` and the number of
+0.001; answers graded by their normalized text, then by sympy (the model card's and the paper's "LaTeX/sympy checks");
+Adam's state, the data order and the KL reference started afresh in every stage; 8, 32 and 32 GPUs, by hand after 1,040
+and 480 steps. Where the run stops between stages it prints the next command. `token_budget` and the number of
 GPUs are part of the arithmetic here: the gradient is about as many times a token mean as a GPU has micro-batches.
 """
 
@@ -23,6 +24,7 @@ Config(
     kl_coef=-0.001,
     kl_estimator="k3_clamped",
     entropy_coef=0.001,
+    reward="deepscaler",
     token_budget=32768,
     sampler="vllm",
     max_num_seqs=256,

@@ -190,7 +190,7 @@ def encode_problems(problems: list[Problem], tokenizer: ChatTokenizer, suffix: s
 
 
 def unread_golds(prompts: list[Prompt]) -> list[str]:
-    """The answers that the grader cannot read, with problem and reason: a response matches them as equal text or
+    """The answers that the exact rule cannot read, with problem and reason: a response matches them as equal text or
     never."""
     unread = []
     for prompt in prompts:
@@ -209,7 +209,7 @@ def unmatched_golds(prompts_by_name: dict[str, list[Prompt]]) -> str:
         counts.append(f"{len(unread)} of {len(prompts)} in {name}")
         examples += unread
     listed = f": {'; '.join(examples[:3])}" if examples else ""
-    return f"answers that the grader cannot read: {', '.join(counts)}{listed}"
+    return f"answers that the exact rule cannot read: {', '.join(counts)}{listed}"
 
 
 def load_prompts(cfg: Config, tokenizer: ChatTokenizer) -> tuple[list[Prompt], int]:

@@ -11,6 +11,7 @@ import pytest
 
 import data_prep
 from configs import RENAMED, Config, UserError, load_config, parse_flag, parse_flags
+from reward import RULES
 
 ROOT = Path(__file__).parents[1]
 
@@ -38,6 +39,10 @@ def file_refusal(tmp_path: Path, text: str) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------ files and flags
+
+
+def test_the_rules_of_the_reward_are_those_of_the_setting():
+    assert get_args(next(f.type for f in dataclasses.fields(Config) if f.name == "reward")) == tuple(RULES)
 
 
 def test_no_arguments_give_the_defaults():
@@ -207,8 +212,8 @@ def test_every_choice_of_an_algorithm_is_some_config_s():
     for field in dataclasses.fields(Config):
         if get_origin(field.type) is Literal and field.name not in ("kl_estimator", "export_dtype", "stage_reference"):
             used = {getattr(c, field.name) for c in configs}
-            unused = {"sequence_mask"} if field.name == "rollout_correction" else set()  # TRL's, for comparison
-            assert used == set(get_args(field.type)) - unused, field.name
+            for_comparison = {"sequence_mask", "strict"}  # TRL's correction; the reward that DeepScaleR's begins with
+            assert used == set(get_args(field.type)) - for_comparison, field.name
     for name in ("dual_clip", "overlong_buffer", "refill_attempts", "stage_gpus", "eval_max_len"):
         assert any(getattr(c, name) for c in configs), name
 
@@ -216,6 +221,7 @@ def test_every_choice_of_an_algorithm_is_some_config_s():
 def test_faithful_is_what_the_code_did_and_modern_what_later_recipes_do():
     faithful, modern = (load_config([f"configs/{name}.py"]) for name in ("faithful", "modern"))
     assert (faithful.loss_agg, faithful.kl_coef, faithful.entropy_coef) == ("deepscaler", -0.001, 0.001)
+    assert (faithful.reward, modern.reward) == ("deepscaler", "exact")
     assert {faithful.stage_optimizer, faithful.stage_data_order, faithful.stage_reference} == {"reset"}
     assert (faithful.max_response_len, faithful.stage_steps) == ((8192, 16384, 24576), (1040, 480, 200))
     assert (modern.loss_agg, modern.clip_eps_low, modern.clip_eps_high) == ("token", 0.2, 0.28)
@@ -281,6 +287,7 @@ def test_faithful_is_what_the_code_did_and_modern_what_later_recipes_do():
         ("--gpu_dollars_per_hour=-1", "minimum 0"),
         ("--reward_workers=100000", "maximum 256"),
         ("--reward_timeout=1e300", "maximum 3600"),
+        ("--reward=lenient", "exact, strict, deepscaler"),
         ("--out_dir=a\0b", "is no path"),
         ("--run_name=a\0b", "is no path"),
         ("--model=" + "a" * 300, "is no path"),

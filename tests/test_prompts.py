@@ -357,10 +357,10 @@ def test_golds_that_no_answer_matches_are_counted():
     prompts = [Prompt(Problem(str(i), "x", gold), [1], "") for i, gold in enumerate(golds)]
     line = unmatched_golds({"train.jsonl": prompts, "test": prompts[:1]})
     assert line.startswith(
-        "answers that the grader cannot read: 4 of 8 in train.jsonl, 0 of 1 in test: '####' of problem 1"
+        "answers that the exact rule cannot read: 4 of 8 in train.jsonl, 0 of 1 in test: '####' of problem 1"
     )
     assert "'NaN' of problem 2" in line and "'Infinity' of problem 3" in line and "null" not in line
-    assert unmatched_golds({"x": prompts[:1]}) == "answers that the grader cannot read: 0 of 1 in x"
+    assert unmatched_golds({"x": prompts[:1]}) == "answers that the exact rule cannot read: 0 of 1 in x"
 
 
 @pytest.mark.parametrize(

@@ -268,6 +268,8 @@ def test_a_folder_in_use_and_a_changed_run_are_refused(world, six_steps):
     assert "is not empty: add --resume=true" in refusal(argv)
     output = refusal([*argv, "--resume=true", "--lr=0.5"])
     assert "resume: lr was 0.001 and is now 0.5; a resumed run may change only" in output and "token_budget" in output
+    output = refusal([*argv, "--resume=true", "--reward=strict"])
+    assert "resume: reward was exact and is now strict" in output
     assert metrics(six_steps) == before
 
 
