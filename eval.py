@@ -1,7 +1,7 @@
 """Accuracy of a checkpoint on benchmarks, with error bars, from the samplers and the reward that training uses.
 
     python eval.py configs/8k.py --model=out/8k/hf/step_001040 [--benchmarks=aime24,math500] [--k=16] ...
-    python eval.py --completions=FILE.jsonl --out_dir=DIR      # grade what any other engine wrote
+    python eval.py --completions=FILE.jsonl --out_dir=DIR [--reward=strict]     # grade what any other engine wrote
     python eval.py --compare DIR_A DIR_B                       # the paired difference of two evaluations
 
 Benchmarks are names (`data/<name>.jsonl`; `all`: the paper's five) or .jsonl files of your own. torchrun runs it
@@ -277,10 +277,13 @@ def generate(evaluation: Evaluation, device: torch.device, dtype: str, file: Pat
     return sampler
 
 
-def report(file: Path, asked: dict[Key, Problem], options: Options, out: Path, about: dict[str, Any]) -> None:
-    """Scores a file of completions, writes and prints what came out. What the folder has of other benchmarks stays."""
-    results, graded = eval_report.read_others(out, {name for name, _ in asked}) if asked else ({}, [])
-    with RewardPool(options.workers) as pool:
+def report(
+    file: Path, asked: dict[Key, Problem], options: Options, rule: str, out: Path, about: dict[str, Any]
+) -> None:
+    """Scores a file of completions, writes and prints what came out. What the folder has of other benchmarks stays, if
+    it was graded by this rule too."""
+    results, graded = eval_report.read_others(out, {name for name, _ in asked}, rule) if asked else ({}, [])
+    with RewardPool(options.workers, rule=rule) as pool:
         rows, timeouts = grade(tqdm(read_responses(file, asked, options.k), "grading", unit=" responses"), pool)
         rows_by_key = {(row.benchmark, row.id): row for row in rows}
         rows = [rows_by_key[key] for key in asked or rows_by_key]  # ranks may have written in any order
@@ -288,9 +291,9 @@ def report(file: Path, asked: dict[Key, Problem], options: Options, out: Path, a
             timeouts_before = pool.timeouts
             voted = vote([row for row in rows if row.benchmark == name], pool)
             lost = timeouts[name] + pool.timeouts - timeouts_before
-            results[name] = summarize(voted) | {"grader_timeouts": lost}
+            results[name] = summarize(voted) | {"grader_timeouts": lost, "reward": rule}
             graded += voted
-    eval_report.write(out, graded, results, about)
+    eval_report.write(out, graded, results, about | {"reward": rule})
 
 
 def run_model(cfg: Config, options: Options) -> None:
@@ -316,7 +319,7 @@ def run_model(cfg: Config, options: Options) -> None:
             engines.append(sampler)
         dist.barrier()
         if dist.get_rank() == 0:
-            report(out / "completions.jsonl", evaluation.problems(), options, out, about[dtype])
+            report(out / "completions.jsonl", evaluation.problems(), options, cfg.reward, out, about[dtype])
     if dist.get_rank() == 0:
         for dtype in dtypes[1:]:
             eval_report.compare(folders[dtypes[0]], folders[dtype])
@@ -350,10 +353,12 @@ def main(argv: list[str]) -> None:
         if not options.completions:
             run_model(load_config(others), options)
             return
-        if others or not options.out_dir or set(values) - {"completions", "out_dir", "workers"}:
-            raise UserError("--completions takes --out_dir=DIR and --workers=N, nothing else: all of it is graded")
-        about = {"completions": options.completions}
-        report(Path(options.completions), {}, options, Path(options.out_dir), about)
+        unused = [flag for flag in others if not flag.startswith("--reward=")]
+        if unused or not options.out_dir or set(values) - {"completions", "out_dir", "workers"}:
+            flags = "--out_dir=DIR, --workers=N and --reward=RULE"
+            raise UserError(f"--completions takes {flags}, nothing else: all of it is graded")
+        rule, about = load_config(others).reward, {"completions": options.completions}
+        report(Path(options.completions), {}, options, rule, Path(options.out_dir), about)
     except OSError as e:  # reading has its own messages
         raise UserError(f"--out_dir: cannot write {e.filename or options.out_dir}: {e.strerror}") from None
 

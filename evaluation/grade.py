@@ -40,6 +40,7 @@ class Graded:
     cut: list[bool]  # ended by the token limit
     answers: list[str | None]  # the content of the last box, None without one
     gold: str | list[str] = ""  # the right answer; of a list any one is right
+    rule: str = "exact"  # of `reward.RULES`, that the scores are by
     majority: float | None = None  # chance that the most frequent answer is right; None: no vote was held
 
     @property
@@ -88,7 +89,7 @@ def grade(responses: Iterable[Response], pool: RewardPool) -> tuple[list[Graded]
         rewards = pool.rewards([r.problem for r in batch], [r.text for r in batch])
         timeouts[batch[0].key[0]] += pool.timeouts - timeouts_before
         for r, reward in zip(batch, rewards, strict=True):
-            row = rows.setdefault(r.key, Graded(*r.key, [], [], [], [], r.problem.answer))
+            row = rows.setdefault(r.key, Graded(*r.key, [], [], [], [], r.problem.answer, pool.rule))
             row.scores.append(float(reward >= 1.0))
             row.tokens.append(r.tokens)
             row.cut.append(r.finish_reason == "length")
@@ -97,7 +98,8 @@ def grade(responses: Iterable[Response], pool: RewardPool) -> tuple[list[Graded]
 
 
 def wrong_votes(row: Graded) -> Counter[str]:
-    """The votes for each wrong answer. Those with one normal form (spacing, LaTeX style) count as the first of them."""
+    """The votes for each wrong answer. Those with one normal form (spacing, LaTeX style) count as the first of them, by
+    any rule."""
     wrong = [a for a, score in zip(row.answers, row.scores, strict=True) if a is not None and not score]
     spelling: dict[str, str] = {}
     return Counter(spelling.setdefault(answer_key(answer[:1000]), answer) for answer in wrong)
@@ -126,8 +128,9 @@ def joined(votes: Counter[str], equal: list[tuple[str, str]]) -> list[int]:
 
 def vote(rows: list[Graded], pool: RewardPool) -> list[Graded]:
     """The rows with the majority's verdict. All right answers are votes for one answer. Whether two wrong answers are
-    equal is asked of the grader, but only where the verdict depends on it, and of MOST_COMPARED answers to a problem
-    at most: more than that many different wrong answers are joined in part, which favours the right one."""
+    equal is asked of the grader, by the pool's rule, but only where the verdict depends on it, and of MOST_COMPARED
+    answers to a problem at most: more than that many different wrong answers are joined in part, which favours the
+    right one."""
     right, wrong = [int(sum(row.scores)) for row in rows], [wrong_votes(row) for row in rows]
     pairs_of_rows = [compared(right_votes, votes) for right_votes, votes in zip(right, wrong, strict=True)]
     pairs = list(itertools.chain.from_iterable(pairs_of_rows))

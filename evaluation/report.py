@@ -11,6 +11,7 @@ import numpy as np
 from configs import UserError, check_regular, markdown_table, read_json, write_whole
 from evaluation.grade import Graded, Key
 from evaluation.stats import macro, paired
+from reward import RULES
 
 # DeepScaleR's blog post: pass@1 in percent, mean of 16 samples, in the order of TITLES.
 TITLES = {
@@ -133,6 +134,8 @@ def read_graded(folder: Path) -> dict[Key, Graded]:
                 raise ValueError("needs scores, each 0 or 1")
             if not all(tokens is None or type(tokens) is int for tokens in row.tokens):
                 raise ValueError("'tokens' are no integers")
+            if row.rule not in tuple(RULES):
+                raise ValueError(f"{row.rule!r} is no rule of reward.py")
         return {(row.benchmark, row.id): row for row in rows}
     except OSError as e:
         raise UserError(f"{path}: cannot be read: {e.strerror}; is {folder} a finished evaluation?") from None
@@ -140,13 +143,18 @@ def read_graded(folder: Path) -> dict[Key, Graded]:
         raise UserError(f"{path}: not an evaluation's: {type(e).__name__} {e}") from None
 
 
-def read_others(out: Path, names: Collection[str]) -> tuple[dict[str, Any], list[Graded]]:
-    """What a folder has of other benchmarks than these: results and rows. Raises UserError."""
+def read_others(out: Path, names: Collection[str], rule: str) -> tuple[dict[str, Any], list[Graded]]:
+    """What a folder has of other benchmarks than these, graded by this rule: results and rows. Says what it has by
+    another. Raises UserError."""
     if not (out / "graded.jsonl").is_file() or not (out / "results.json").is_file():
         return {}, []
     results = read_object(out / "results.json")
-    rows = [row for row in read_graded(out).values() if row.benchmark not in names]
-    return {row.benchmark: results[row.benchmark] for row in rows if row.benchmark in results}, rows
+    others = [row for row in read_graded(out).values() if row.benchmark not in names]
+    rows = [row for row in others if row.rule == rule]
+    for name, other_rule in dict.fromkeys((row.benchmark, row.rule) for row in others if row.rule != rule):
+        print(f"{out}: {name} was graded by {other_rule} and is left out: name it too, to grade it by {rule}")
+    kept = {row.benchmark: results[row.benchmark] for row in rows if row.benchmark in results}
+    return {name: {**figures, "reward": rule} for name, figures in kept.items()}, rows
 
 
 def with_average(results: dict[str, dict[str, Any]], rows: list[Graded]) -> dict[str, dict[str, Any]]:
@@ -159,6 +167,7 @@ def with_average(results: dict[str, dict[str, Any]], rows: list[Graded]) -> dict
         average[key] = sum(values) / len(values) if all(isinstance(v, (int, float)) for v in values) else None
     average |= {"pass_at_1": accuracy, "ci_low": low, "ci_high": high}
     average |= dict.fromkeys(("sampling_low", "sampling_high", "stderr"))
+    average["reward"] = benchmarks[0]["reward"]  # that of all
     average["k"] = min(figures["k"] for figures in benchmarks)
     for key in ("num_problems", "grader_timeouts"):
         average[key] = sum(figures[key] for figures in benchmarks)
@@ -245,6 +254,9 @@ def compare(a: Path, b: Path) -> None:
     left_out = len({*rows_a, *rows_b}) - len(keys)
     if left_out:
         notes.append(f"{left_out} problems stand in one of them only, or with another answer, and are left out.")
+    rules = [", ".join(sorted({rows[key].rule for key in keys})) for rows in (rows_a, rows_b)]
+    if rules[0] != rules[1]:
+        notes.append(f"Graded by different rules: a by {rules[0]}, b by {rules[1]}.")
     head = f"a = {a}, b = {b}: pass@1 in percent, b minus a on the same problems"
     sections = [head, comparison_table(results), "\n".join(notes)]
     changes = {key: rows_b[key].accuracy - rows_a[key].accuracy for key in keys}

@@ -283,7 +283,8 @@ WHOLE = '{"benchmark": "b", "id": "1", "scores": [1.0], "tokens": [5], "cut": [f
 @pytest.mark.parametrize("line, message", [
     ("[" * 100_000, "not an evaluation's: RecursionError"), (WHOLE.replace("[1.0]", "[]"), "not an evaluation's"),
     (WHOLE.replace("[1.0]", "[NaN]"), "each 0 or 1"), (WHOLE.replace("[5]", "[5, 6]"), "not an evaluation's"),
-    (WHOLE.replace("[5]", '["5"]'), "no integers"), (WHOLE.replace("[1.0]", "7"), "not an evaluation's"),
+    (WHOLE.replace("[5]", '["5"]'), "no integers"), (WHOLE.replace("}", ', "rule": ["a"]}'), "no rule of reward.py"),
+    (WHOLE.replace("[1.0]", "7"), "not an evaluation's"),
     ('"text"', "not an evaluation's"), (None, "not a regular file"),
 ])  # fmt: skip
 def test_a_results_folder_that_is_none_is_named_in_one_line(tmp_path, line, message):
@@ -342,6 +343,8 @@ def sums(world, tmp_path_factory):
     (["--compare", "a"], "two results folders"), (["--compare", "a", "b"], "cannot be read"),
     (["--k"], "write --k=VALUE"),
     (["--completions=x"], "takes --out_dir"), (["--completions=x", "--out_dir=y", "--k=2"], "nothing else"),
+    (["--completions=x", "--out_dir=y", "--seed=2"], "nothing else"),
+    (["--completions=x", "--out_dir=y", "--reward=lenient"], "--reward: .*exact, strict, deepscaler"),
     (["--dtype=float32,float32"], "twice"), (["--temperature=inf"], "need >= 0"),
     (["configs/tiny.py", "--eval_data="], "none named"),
     (["configs/tiny.py", "--benchmarks=nothing"], "no data/nothing.jsonl"),
@@ -539,6 +542,49 @@ def test_a_folder_does_not_mix_problems_and_keeps_other_benchmarks(world, sums, 
     few.write_text("".join(json.dumps({**r, "answer": "77"}) + "\n" for r in rows))
     status, output = run_here(evaluation.main, arguments(world, few, out, "--k=1"))
     assert status == 2 and "is another problem there" in output and "Traceback" not in output
+
+
+def graded_by(rule, completions, out):
+    """A file of completions graded by a rule: its results, and the scores of each of its problems."""
+    evaluation.main([f"--completions={completions}", f"--out_dir={out}", f"--reward={rule}"])
+    rows = [json.loads(line) for line in (out / "graded.jsonl").read_text().splitlines()]
+    assert [row["rule"] for row in rows] == [rule] * len(rows) and f"reward={rule}" in (out / "results.md").read_text()
+    return results_of(out), [row["scores"] for row in rows]
+
+
+def test_the_same_completions_by_each_rule(tmp_path, capsys):
+    """In the second problem x+1 and 1+x are one wrong answer, as frequent as the right one, but not by the text."""
+    problems = [("1/4", ["1/4", "0.25", "0.5"]), ("7", ["7", "x+1", "1+x", "3", "7"]), ("3", ["3.00000001"])]
+    rows = []
+    for number, (gold, answers) in enumerate(problems):
+        completions = [{"text": f"<think></think>\\boxed{{{answer}}}"} for answer in answers]
+        rows.append({"benchmark": f"b{number}", "id": "1", "answer": gold, "completions": completions})
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    expected = {"exact": ([2, 2, 0], 0.5), "strict": ([1, 2, 0], 1.0), "deepscaler": ([2, 2, 1], 0.5)}
+    for rule, (right, majority_at_k) in expected.items():
+        results, scores = graded_by(rule, tmp_path / "c.jsonl", tmp_path / rule)
+        assert (list(map(sum, scores)), results["b1"]["majority_at_k"]) == (right, majority_at_k)
+        assert {figures["reward"] for figures in results.values()} == {rule} and "average" in results
+    capsys.readouterr()
+    evaluation.main(["--compare", str(tmp_path / "exact"), str(tmp_path / "strict")])
+    assert "Graded by different rules: a by exact, b by strict." in capsys.readouterr().out
+
+
+def test_a_folder_does_not_mix_rules(world, sums, tmp_path):
+    """Its completions are graded again by the new rule; what the folder has of other benchmarks by the old is left
+    out, and comes back when it is asked for."""
+    other = tmp_path / "other.jsonl"
+    other.write_text(sums.read_text().splitlines()[0] + "\n")
+    out = tmp_path / "out"
+    evaluated(world, f"{other},{sums}", out, "--k=1")
+    completions = (out / "completions.jsonl").read_bytes()
+    output = evaluated(world, sums, out, "--k=1", "--reward=strict")
+    assert "other was graded by exact and is left out" in output
+    assert {name: r["reward"] for name, r in results_of(out).items()} == {"sums": "strict"}
+    evaluated(world, other, out, "--k=1", "--reward=strict")
+    assert {name: r["reward"] for name, r in results_of(out).items()} == dict.fromkeys(results_of(out), "strict")
+    assert set(results_of(out)) == {"sums", "other", "average"}
+    assert (out / "completions.jsonl").read_bytes() == completions  # no sample was drawn again
 
 
 def test_a_comparison_names_what_changed(tmp_path, capsys):
