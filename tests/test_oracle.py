@@ -24,9 +24,10 @@ from sympy import Basic, Expr
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from conformance import BLIND_CASES, CASES, load_cases, load_golds
+from grader.clean import clean
 from grader.deepscaler import to_sympy
 from grader.parser import parse
-from grader.text import GREEK, clean
+from grader.tokens import GREEK
 from reward import grade
 
 MAX_OPS, MAX_INTEGER, MAX_EXPONENT = 25, 200, 9  # of what is rewritten: sympy's algebra has no bounds of its own
