@@ -19,7 +19,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from grader.clean import clean
-from grader.compare import PLUS_MINUS, ascending, expand, match, quantity, same
+from grader.compare import PLUS_MINUS, ascending, expand, is_rounding, match, quantity, same
 from grader.parser import parse
 from grader.sets import is_set, same_real_set
 from grader.text import MAX_CHARS, Refused, is_words, plain_number, squeeze, word_list
@@ -27,7 +27,6 @@ from grader.tree import (
     INFINITY,
     MINUS_INFINITY,
     Node,
-    Number,
     children,
     describe,
     is_scalar,
@@ -35,7 +34,7 @@ from grader.tree import (
     subtrees,
 )
 from grader.units import HEDGES, units_agree
-from grader.values import Work, real_value, same_scalar
+from grader.values import Work, same_scalar
 
 # ---------------------------------------------------------------- labels
 
@@ -135,44 +134,25 @@ def same_items(a: Sequence[Node], b: Sequence[Node], work: Work) -> bool:
 # ---------------------------------------------------------------- rounded golds
 
 ROUNDED = re.compile(
-    r"(?P<about>≈)?\s*(?P<sign>-?)\s*(?P<digits>\d[\d,]*\.?\d*|\.\d+)"
-    r"(?:[eE](?P<e>[+-]?\d+)|\s*\*\s*10\s*\^\s*(?:\{\s*(?P<braced>[+-]?\d+)\s*\}|(?P<plain>\d)))?"
-    r"(?P<unit>\s*[\ue000°%].*)?"
+    r"(≈)?\s*-?\s*(\d[\d,]*\.?\d*|\.\d+)"
+    r"([eE][+-]?\d{1,3}|\s*\*\s*10\s*\^\s*(?:\{\s*[+-]?\d{1,3}\s*\}|\d))?(?:\s*[\ue000°%].*)?"
 )
 
 
-def read_rounded(cleaned: str) -> tuple[Number, Number] | None:
-    """(value, what 1 in its last digit is worth) of a rounded gold (see `agrees_with_rounded`), or None."""
-    match = ROUNDED.fullmatch(cleaned)
-    if not match:
-        return None
-    digits = match["digits"].replace(",", "")
-    exponent = int(match["e"] or match["braced"] or match["plain"] or 0)
-    decimals = len(digits.partition(".")[2])
-    if abs(exponent) > 1000 or not digits.strip("0.") or not (match["about"] or (exponent and decimals)):
-        return None
-    last_digit = Fraction(10) ** (exponent - decimals)
-    return int(digits.replace(".", "")) * last_digit * (-1 if match["sign"] else 1), last_digit
+def agrees_with_rounded(answer: Sequence[Node], gold: Sequence[Node], gold_text: str, work: Work) -> bool:
+    """Whether the answer, rounded to the last digit of a rounded gold, is that gold, and is off by at most 1%.
 
-
-def agrees_with_rounded(answer: Sequence[Node], gold: Sequence[Node], value: Number, last: Number, work: Work) -> bool:
-    """Whether the answer, rounded half up to the last digit of a rounded gold, is that gold, and is off by at most 1%.
-
-    `value` and `last` come from `read_rounded`. A gold is rounded when it is one number marked with `\\approx`, or in
-    scientific notation with digits after the point (as in Minerva's measurements). Any other decimal is exact, because
-    a price of 0.25 cannot be told from a measurement of 0.25. So 6.6261e-34 is 6.63e-34 and \\frac{\\sqrt2}2 is
-    \\approx 0.707, but 5.41 is not 5.4 and 0.333 is not 1/3.
+    A gold is rounded when it is one number marked with `\\approx`, or in scientific notation with digits after the
+    point (as in Minerva's measurements). Any other decimal is exact, because a price of 0.25 cannot be told from a
+    measurement of 0.25. So 6.6261e-34 is 6.63e-34 and \\frac{\\sqrt2}2 is \\approx 0.707, but 5.41 is not 5.4 and 0.333
+    is not 1/3.
     """
-    if len(answer) != 1 or len(gold) != 1:
+    match = ROUNDED.fullmatch(gold_text)
+    if not match or not (match[1] or (match[3] and "." in match[2])) or len(answer) != 1 or len(gold) != 1:
         return False
-    (a, units_a), (_, units_b) = quantity(answer[0]), quantity(gold[0])
-    if not is_scalar(a) or a.names or not units_agree(units_a, units_b):
-        return False
-    answer_value = real_value(a, work)
-    excess = abs(answer_value) - abs(value)
-    same_sign = (answer_value > 0) == (value > 0)
-    agrees = same_sign and -last / 2 <= excess < last / 2 and abs(excess) * 100 <= abs(value)
-    return work.because("the gold is rounded: agreement to its own digits", agrees)
+    mantissa = int(re.sub("[.,]", "", match[2]))
+    units_agree_ = units_agree(quantity(answer[0])[1], quantity(gold[0])[1])
+    return mantissa > 0 and units_agree_ and is_rounding(answer[0], gold[0], mantissa, work, Fraction(1, 100))
 
 
 # ---------------------------------------------------------------- the whole comparison
@@ -273,7 +253,7 @@ def equal(answer: str, gold: str, work: Work | None = None) -> bool:
     items_a, items_b = _items(a.cleaned), _items(gold_text)
     if same_items(items_a, items_b, work):
         return True
-    if (rounded := read_rounded(b.cleaned)) and agrees_with_rounded(items_a, items_b, *rounded, work):
+    if agrees_with_rounded(items_a, items_b, b.cleaned, work):
         return True
     if (len(items_a) == 1) == (len(items_b) == 1):
         return False

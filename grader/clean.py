@@ -137,6 +137,18 @@ def _interval(match: re.Match) -> str:
     return f"{'(' if match[1] == ']' else '['}{match[2]}{')' if match[3] == '[' else ']'}"
 
 
+def _minutes(match: re.Match) -> str:
+    seconds = f"+{match[3]}/3600" if match[3] else ""
+    return f"({match[1]}+{match[2]}/60{seconds})°"
+
+
+def _mixed(match: re.Match) -> str:
+    """1\\frac45 is 9/5, but 2\\frac{5}{3} a product."""
+    whole, top, bottom = match[1], match[2] or match[3], match[4] or match[5]
+    return f"({whole}+{top}/{bottom})" if 0 < int(top) < int(bottom) else match[0]
+
+
+DIGITS = r"(?:\{\s*(\d+)\s*\}|(\d))"
 BASE = rf"(?P<base>-?\d\d?|{'|'.join(NUMBERS)})"
 BASED = (  # 204_5, 204_{\text{five}}, (A5)_{11}, 204 \text{ (base 5)}
     r"(?<![\w.^\\])(?P<open>[({\ue000]?)\s*(?P<digits>[0-9A-Z]+(?:\.[0-9A-Z]+)?)\s*(?P<close>[)}\ue001]?)\s*"
@@ -173,6 +185,13 @@ NOTATION = rules(  # whatever the text was
     (":", r"\b([AaPp])\.?[Mm]\b\.?", lambda m: m[1].lower() + "m"),  # 5:30 p.m.
     ("[", r"([][])([^][()]*[,;][^][()]*)([][])", _interval),
     ("]", r"([][])([^][()]*[,;][^][()]*)([][])", _interval),
+    ("√", r"√\s*(\d+(?:\.\d+)?)", r"\\sqrt{\1}"),
+    ("√", "√", r"\\sqrt "),
+    ("°", r"(?<!\ue000)°\s*([CFK])(?![A-Za-z])", "\ue000°\\1\ue001"),
+    ("°", r"(\d+)\s*°\s*(\d+(?:\.\d+)?)\s*'(?!')(?:\s*(\d+(?:\.\d+)?)\s*'')?", _minutes),  # 41° 24' 35''
+    ("frac", rf"(?<![\w.^_}}])(\d+)\s*\\frac\s*{DIGITS}\s*{DIGITS}", _mixed),  # 1\frac45
+    ("{cases}", r"\ue000\s*(?:(?:if|for|when|where|is)\b[\s,]*)+", "\ue000"),
+    ("\ue000\ue001", "\ue000\ue001", " "),
     ("", r"\s+", " "),
     ("", r"^\s*(?:[=≡]\s*)?|(?:[\s.,;]|\\\\)+$", ""),
     ("}", r"\.\s*\}$", "}"),  # \displaystyle \boxed{(1,2).}

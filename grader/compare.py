@@ -7,6 +7,7 @@ matters for the few things that an answer may leave out, and for golds that are 
 import itertools
 import math
 from collections.abc import Iterable
+from fractions import Fraction
 from typing import Any
 
 from grader.parser import MAX_ITEMS
@@ -249,14 +250,19 @@ def same_relation(a: Node, b: Node, work: Work) -> bool:
     return work.because("an equation or inequality up to a factor", proportional(left, right, ops_a[0] in "<≤", work))
 
 
-def is_rounding(exact: Node, rounded: Node, mantissa: int, work: Work) -> bool:
-    """Whether the number after ≈ is that before it, rounded to its own digits: 6.93 (mantissa 693) is 4 sqrt 3."""
+def is_rounding(exact: Node, rounded: Node, mantissa: int, work: Work, max_error: Fraction = Fraction(1)) -> bool:
+    """Whether a number is another one, rounded half up to its own digits: 6.93 (mantissa 693) is 4 sqrt 3.
+
+    max_error: how far it may be off, relative to itself.
+    """
     if exact.op == "rel":
         exact = exact.args[1][-1]
     (exact, _), (rounded, units) = quantity(exact), quantity(rounded)
     if not (is_scalar(exact) and is_scalar(rounded)) or exact.names or rounded.names:
         return work.because("no number beside ≈", False)
     value, shown = real_value(exact, work), real_value(rounded, work)
-    scale = 100 if ("%", 1) in units and abs(value - shown) * 10 > abs(shown) else 1
-    close = abs(value * scale - shown) * 2 * mantissa <= abs(shown)
-    return work.because("what stands after ≈ is a rounding of what stands before", close)
+    if ("%", 1) in units and abs(value - shown) * 10 > abs(shown):
+        value *= 100
+    excess, half = abs(value) - abs(shown), abs(shown) / (2 * mantissa)
+    close = (value > 0) == (shown > 0) and -half <= excess < half and abs(excess) <= max_error * abs(shown)
+    return work.because("rounded to its own digits, that is the other number", close)

@@ -5,7 +5,6 @@ Nesting and the number of items are bounded; no text is ever run as code.
 """
 
 import re
-from fractions import Fraction
 
 from grader.clean import FUNCTIONS, OPERATORS
 from grader.text import Refused
@@ -26,10 +25,11 @@ from grader.tree import (
     num,
     product,
     quotient,
+    repeating,
     scalar,
     sym,
 )
-from grader.units import measured, read_words
+from grader.units import compound, read_words
 
 MAX_DEPTH = 25  # the brackets of the benchmarks' golds nest at most 4 deep
 MAX_MARKS = 4  # ! ° % ^ after one operand
@@ -38,24 +38,6 @@ ATOM_COMMANDS = {"frac", "binom", "sqrt", "pi", "lfloor", "lceil", "sum", "prod"
 ATOM_COMMANDS |= FUNCTIONS | GREEK | ACCENTS | OPERATORS
 FUNCTION_NAMES, ARGUMENT_NAMES = set("fghFGHPQTE"), set("xyzntk")
 INVERSE = ["^", "{", "-", "1", "}"]
-
-
-def repeating(text: str) -> Fraction:
-    """The value of a repeating decimal: 0.3\\overline{6} and 0.3(6) are 3/10 + 6/90."""
-    head, tail = re.split(r"\\[a-z]+|\(", text)
-    tail, decimals = tail.strip("{})"), len(head) - head.index(".") - 1
-    return literal(head if head != "." else "0") + Fraction(int(tail), (10 ** len(tail) - 1) * 10**decimals)
-
-
-def compound(larger: Node, smaller: Node) -> Node | None:
-    """5 ft 6 in as 5 + 6/12 ft; None where the units do not add up."""
-    if larger.op != "unit" or smaller.op != "unit":
-        return None
-    (size, unit), (smaller_size, smaller_unit) = measured(larger.args[1]), measured(smaller.args[1])
-    if unit != smaller_unit or smaller_size >= size:
-        return None
-    total = Node("add", (larger.args[0], product(smaller.args[0], num(smaller_size / size))))
-    return Node("unit", (total, larger.args[1]))
 
 
 class Parser:
@@ -239,20 +221,20 @@ class Parser:
     def starts_atom(self) -> bool:
         kind = self.kind
         if kind == "op":
-            return self.value in ("(", "[", "{", "√", "∞", "…") or (self.value == "|" and not self.bars)
+            return self.value in ("(", "[", "{", "∞", "…") or (self.value == "|" and not self.bars)
         if kind == "cmd":
             return self.value[1:] in ATOM_COMMANDS
         return kind in ("num", "repeat", "sym", "fn") or (kind == "env" and self.value.startswith("\\begin"))
 
     def factor(self) -> Node:
-        node, marks = self.atom(mixed=True), 0
+        node, marks = self.atom(), 0
         if node.op == "sym":
             name = node.args[0]
             if name in FUNCTION_NAMES and [token[1] for token in self.tokens[self.pos : self.pos + 5]] == INVERSE:
                 self.seek(self.pos + 5)
                 name += "^-1"
-            if self.value == "(" and self.is_call(name):
-                node = self.call(name)
+            if self.value == "(":
+                node = self.call(name) or sym(name)
         while self.value in ("!", "°", "%", "'", "^"):
             marks += 1
             if marks > MAX_MARKS:
@@ -262,7 +244,7 @@ class Parser:
                     raise self.refuse("a double factorial")
                 node = Node("fact", (scalar(node),))
             elif self.accept("°"):
-                node = self.degrees(scalar(node))
+                node = Node("deg", (scalar(node),))
             elif self.accept("%"):
                 node = Node("percent", (scalar(node),))
             elif self.accept("^"):
@@ -277,51 +259,31 @@ class Parser:
                 break
         return node
 
-    def is_call(self, name: str) -> bool:
-        """Whether a name and the bracket after it are f(x), P(x+1), u(t), I(0), f(1, 2) or P(A | B), and no product."""
+    def call(self, name: str) -> Node | None:
+        """f(x), P(x+1), u(t), I(0), f(1, 2) or P(A | B) as one opaque symbol, the point P(5, 0) without its name; None
+        where name and bracket are a product.
+        """
         depth, end = 0, self.pos
         while depth or end == self.pos:
             depth += {"(": 1, ")": -1}.get(self.tokens[end][1], 0)
             end += 1
             if self.tokens[end][0] == "end" and depth:
-                return False
+                return None
         inside = self.tokens[self.pos + 1 : end - 1]
         letters = {value for kind, value, _ in inside if kind == "sym"}
+        marks = {value for kind, value, _ in inside if kind == "op"}
+        if name.isupper() and "," in marks and not letters and self.tokens[end][1] not in RELATIONS:
+            return self.bracket()
         if len(inside) == 1:
-            return inside[0][0] in ("num", "text") or letters <= ARGUMENT_NAMES or letters <= {"X", "Y", "A", "B"}
-        if name[0] in FUNCTION_NAMES and letters <= ARGUMENT_NAMES and (letters or inside[0][1] == "-"):
-            return True
-        return any(kind == "op" and (value in RELATIONS or value in (*",|∩∪",)) for kind, value, _ in inside)
-
-    def call(self, name: str) -> Node:
-        """One opaque symbol, named by its argument."""
-        start = self.pos
-        try:
-            inside = self.bracket()
-            if inside.op == "seq" and not inside.names and name.isupper() and self.value not in RELATIONS:
-                return Node("rel", (("=",), (sym(name), inside)))  # the point P(5, 0)
-            argument = describe(inside)
-        except Refused:  # P(A | B)
-            self.seek(start)
-            values, depth = [], 0
-            while depth or not values:
-                depth += {"(": 1, ")": -1}.get(self.value, 0)
-                values.append(self.take())
-            argument = "".join(values[1:-1])
-        return sym(f"{name}({argument})")
-
-    def degrees(self, node: Node) -> Node:
-        """What follows a degree sign: 30°, 30°C, or minutes and seconds as in 41° 24' 35''."""
-        if self.kind == "sym" and self.value in ("C", "F", "K"):
-            return Node("unit", (node, frozenset([("°" + self.take(), 1)])))
-        parts = [node]
-        for prime, size in (("'", 60), ("''", 3600)):
-            after = "".join(token[1] for token in self.tokens[self.pos + 1 : self.pos + 3])
-            if self.kind == "num" and after.startswith(prime):
-                parts.append(num(Fraction(literal(self.take()), size)))
-                for _ in prime:
-                    self.expect("'")
-        return Node("deg", (node if len(parts) == 1 else Node("add", tuple(parts)),))
+            named = inside[0][0] in ("num", "text") or letters <= ARGUMENT_NAMES or letters <= set("XYAB")
+        elif name[0] in FUNCTION_NAMES and letters <= ARGUMENT_NAMES and (letters or inside[0][1] == "-"):
+            named = True
+        else:
+            named = not marks.isdisjoint(RELATIONS.union(",|∩∪"))
+        if not named:
+            return None
+        self.seek(end)
+        return sym(f"{name}({''.join(value for _, value, _ in inside)})")
 
     def exponent(self) -> Node:
         sign = self.accept("-", "+")
@@ -337,11 +299,11 @@ class Parser:
         if self.depth > MAX_DEPTH:
             raise self.refuse("nested too deeply")
 
-    def atom(self, mixed: bool = False) -> Node:
+    def atom(self) -> Node:
         self.enter()
         kind = self.kind
         if kind == "num":
-            node = self.number(mixed)
+            node = num(literal(self.take()))
         elif kind == "repeat":
             node = num(repeating(self.take()))
         elif kind == "sym" or self.value in ("∞", "∅", "…"):
@@ -357,20 +319,6 @@ class Parser:
         else:
             node = self.bracket()
         self.depth -= 1
-        return node
-
-    def number(self, mixed: bool) -> Node:
-        """A number; if `mixed`, 1\\frac{4}{5} is 9/5. It is not in an exponent: x^2\\frac13 is a product."""
-        digits = self.take()
-        node = num(literal(digits))
-        if mixed and self.value == "\\frac" and digits.isdigit():
-            start = self.pos
-            self.take()
-            top, bottom = self.argument(), self.argument()
-            plain = top.op == bottom.op == "num" and isinstance(top.args[0], int) and isinstance(bottom.args[0], int)
-            if plain and 0 < top.args[0] < bottom.args[0]:
-                return num(node.args[0] + Fraction(top.args[0], bottom.args[0]))
-            self.seek(start)
         return node
 
     def symbol(self, name: str) -> Node:
@@ -459,12 +407,11 @@ class Parser:
             name = self.braced_text()
         while mark := self.accept("_", "^"):
             name += mark + self.braced_text()
-        if self.value not in ("(", "[", "\\{"):
-            return sym(name if self.at_end() else f"{name}({describe(self.factor())})")
-        self.take()
-        arguments = [describe(item) for item in self.items()]
-        self.expect(")", "]", "\\}")
-        return sym(f"{name}({', '.join(sorted(arguments))})")
+        if self.at_end():
+            return sym(name)
+        inside = self.atom()
+        arguments = inside.args[2] if inside.op == "seq" else inside.args if inside.op == "set" else (inside,)
+        return sym(f"{name}({', '.join(sorted(map(describe, arguments)))})")
 
     def series(self, name: str) -> Node | None:
         """\\sum_{k=1}^{n} with both ends given and finite. For anything else the tokens are put back: None."""
@@ -501,9 +448,7 @@ class Parser:
         return items[0] if items[0].op == "builder" else Node("set", tuple(items))
 
     def bracket(self) -> Node:
-        opened = self.expect("(", "[", "{", "|", "√")
-        if opened == "√":
-            return Node("pow", (scalar(self.atom()), num(Fraction(1, 2))))
+        opened = self.expect("(", "[", "{", "|")
         bars, self.bars = self.bars, int(opened == "|")
         if opened == "|":
             inside = self.side()  # |A ∩ B| is the size of a set
@@ -546,20 +491,14 @@ class Parser:
         return Node("cases" if name == "cases" else "matrix", tuple(tuple(row) for row in rows))
 
     def case(self) -> Node:
-        """A value or its condition, less words such as `if`; a condition that has other words is kept as text."""
-        end = self.pos
-        while self.tokens[end][1] not in ("&", "\\\\") and not self.tokens[end][1].startswith("\\end"):
-            if self.tokens[end][0] == "end":
-                raise self.refuse("cases without an end")
-            end += 1
-        words = [value for kind, value, _ in self.tokens[self.pos : end] if kind == "text"]
-        silent = {"if", "for", "when", "where", "is", ""}
-        if not {word.lower().strip(" ,.") for word in words} <= silent:
-            whole = " ".join(value for _, value, _ in self.tokens[self.pos : end]).lower()
-            self.seek(end)
-            return Node("text", (" ".join(word for word in re.findall(r"[^\s,.]+", whole) if word not in silent),))
-        while self.kind == "text" or self.value == ",":
-            self.take()
+        """A value or its condition; a condition with words is kept as text."""
+        start, kinds, values = self.pos, set(), []
+        while self.value not in ("&", "\\\\") and not self.value.startswith("\\end"):
+            kinds.add(self.kind)
+            values.append(self.take())
+        if "text" in kinds:
+            return Node("text", (" ".join(values).lower().strip(" ,."),))
+        self.seek(start)
         node = self.relation()
         self.accept(",")
         return node

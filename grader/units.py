@@ -6,6 +6,7 @@ import re
 from fractions import Fraction
 
 from grader.text import Refused, table
+from grader.tree import Node, num, product
 
 UNIT_NAMES = table(
     """m meter metre 米  cm centimeter centimetre 厘米  mm millimeter 毫米  km kilometer kilometre 千米 公里
@@ -16,23 +17,12 @@ UNIT_NAMES = table(
     NONE unit 个 名 人 种 次 只 本 条 张 辆 件 块 岁 位 项 组 对"""
 )
 SIZES = {  # (the unit it is measured in, how many of those)
-    "mm": ("m", Fraction(1, 1000)),
-    "cm": ("m", Fraction(1, 100)),
-    "km": ("m", 1000),
-    "ft": ("in", 12),
-    "yd": ("in", 36),
-    "mi": ("in", 63360),
-    "min": ("s", 60),
-    "h": ("s", 3600),
-    "day": ("s", 86400),
-    "week": ("s", 604800),
-    "yr": ("month", 12),
-    "kg": ("g", 1000),
-    "mg": ("g", Fraction(1, 1000)),
-    "lb": ("oz", 16),
-    "ml": ("L", Fraction(1, 1000)),
-    "mL": ("L", Fraction(1, 1000)),
-    "$": ("¢", 100),
+    unit: (base, Fraction(size))
+    for unit, base, size in map(
+        str.split,
+        "mm m 1/1000,cm m 1/100,km m 1000,ft in 12,yd in 36,mi in 63360,min s 60,h s 3600,day s 86400,week s 604800,"
+        "yr month 12,kg g 1000,mg g 1/1000,lb oz 16,ml L 1/1000,mL L 1/1000,$ ¢ 100".split(","),
+    )
 }
 SI_UNIT = re.compile("[pnμmcdkMGT]?(?:m|g|s|A|K|mol|Hz|N|Pa|J|W|C|V|F|T|H|L|eV|rad|cal|Ω)")  # capitals matter
 COMPOUNDS = {"mph": ["miles", "/", "hour"], "kph": ["km", "/", "hour"], "sq": ["square"], "cu": ["cubic"]}
@@ -135,3 +125,14 @@ def units_agree(a: Units, b: Units) -> bool:
     """Whether a side has no units, both have the same, or one has an unknown unit ("?"). 36° may be 36 °C."""
     names = {name for name, _ in a | b}
     return not a or not b or a == b or "?" in names or (("°", 1) in a | b and names <= {"°", "°C", "°F", "°K"})
+
+
+def compound(larger: Node, smaller: Node) -> Node | None:
+    """5 ft 6 in as 5 + 6/12 ft; None where the units do not add up."""
+    if larger.op != "unit" or smaller.op != "unit":
+        return None
+    (size, unit), (smaller_size, smaller_unit) = measured(larger.args[1]), measured(smaller.args[1])
+    if unit != smaller_unit or smaller_size >= size:
+        return None
+    total = Node("add", (larger.args[0], product(smaller.args[0], num(smaller_size / size))))
+    return Node("unit", (total, larger.args[1]))
