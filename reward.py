@@ -161,7 +161,7 @@ def work_by(rule: str, parent: int, memory_mb: int, cpu_seconds: float) -> None:
 
     def warm_up() -> None:
         if rule == "exact":
-            values.warm_up()
+            values.mpmath_at(values.PRECISION)  # the import of mpmath
         elif rule == "deepscaler":
             import_module("sympy")  # half a second: no answer is to pay for it, nor the workers of another rule
 

@@ -235,7 +235,7 @@ class Parser:
                 name += "^-1"
             if self.value == "(":
                 node = self.call(name) or sym(name)
-        while self.value in ("!", "°", "%", "'", "^"):
+        while self.value in ("!", "°", "%", "^"):
             marks += 1
             if marks > MAX_MARKS:
                 raise self.refuse("too many marks after one operand")
@@ -253,8 +253,6 @@ class Parser:
                     node = Node("matrix", tuple(zip(*node.args, strict=False))) if node.op == "matrix" else node
                 else:
                     node = Node("pow", (scalar(node), scalar(exponent)))
-            elif self.value == "'" and not scalar(node).names:
-                self.take()  # arc minutes and seconds alone: a unit
             else:
                 break
         return node
@@ -416,18 +414,15 @@ class Parser:
     def series(self, name: str) -> Node | None:
         """\\sum_{k=1}^{n} with both ends given and finite. For anything else the tokens are put back: None."""
         start = self.pos
-        if self.accept("_") and self.accept("{") and self.kind == "sym":
-            index = self.take()
-            if self.accept("="):
-                low = self.sum()
-                if self.accept("}") and self.accept("^") and self.value != "∞":
-                    high = self.exponent()
-                    if INFINITY not in (low, high):
-                        self.indices.append(index)
-                        body = scalar(self.term())
-                        self.indices.pop()
-                        if not any(index in symbol.partition("_")[2] for symbol in body.names):  # a_k
-                            return Node("series", (name, index, scalar(low), scalar(high), body))
+        index = self.take() if self.accept("_") and self.accept("{") and self.kind == "sym" else ""
+        low = self.sum() if index and self.accept("=") else INFINITY
+        high = self.exponent() if low != INFINITY and self.accept("}") and self.accept("^") else INFINITY
+        if high != INFINITY:
+            self.indices.append(index)
+            body = scalar(self.term())
+            self.indices.pop()
+            if not any(index in name.partition("_")[2] for name in body.names):  # a_k
+                return Node("series", (name, index, scalar(low), scalar(high), body))
         self.seek(start)
         return None
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from grader.text import Refused
 from grader.tree import EMPTY, INEQUALITIES, INFINITY, MINUS_INFINITY, REALS, STRUCTURES, Node
-from grader.values import Evaluator, Work, is_exact, real_value
+from grader.values import Evaluator, OutOfRange, Work, is_exact, real_value
 
 OPERATIONS = {"union", "minus", "cap", "builder", "or", "and"}
 MAX_ENDS = 40
@@ -92,7 +92,7 @@ def _sign(left: Any, right: Any, at: Evaluator) -> int:
     """-1, 0 or 1 as left is below, at or above right; 0 where they differ by rounding noise only."""
     for value in (left, right):
         if not is_exact(value) and value.imag != 0:
-            raise ZeroDivisionError("not real")
+            raise OutOfRange("not real")
     difference = at.add([left, -right])
     close = abs(difference) * 2**200 <= abs(left) + abs(right)
     return 0 if close else 1 if difference > 0 else -1
@@ -143,7 +143,7 @@ def _holds(ops: tuple, sides: tuple, x: Fraction, at: Evaluator) -> bool:
     try:
         values = [_value(side, x, at) for side in sides]
         signs = [_sign(left, right, at) for left, right in zip(values, values[1:], strict=False)]
-    except ZeroDivisionError:
+    except OutOfRange:
         return False
     allowed = {"<": (-1,), "≤": (-1, 0), ">": (1,), "≥": (1, 0), "≠": (-1, 1), "=": (0,)}
     return all(sign in allowed[op] for op, sign in zip(ops, signs, strict=True))

@@ -1,9 +1,9 @@
 """Whether two scalar trees are the same number, or the same function of the same variables.
 
 `Evaluator` computes a tree at one point: in int and Fraction arithmetic as far as that goes, then with mpmath.
-`same_scalar` and `proportional` compare two trees at a few points (`points`) to about 90 digits. This is no proof, and
-needs none: who can write the right answer plus 10^-100 can write the right answer. Sizes are bounded before anything is
-computed, and `Work` counts operations, never seconds.
+`same_scalar` and `proportional` compare two trees at a few points to about 90 digits. This is no proof, and needs none:
+who can write the right answer plus 10^-100 can write the right answer. Sizes are bounded before anything is computed,
+and `Work` counts operations, never seconds.
 """
 
 import math
@@ -28,7 +28,7 @@ NOISE = 80  # bits: a sum that is smaller than its terms by all bits but these i
 
 
 class OutOfRange(Refused):
-    """Too large to compute; at another point it may not be."""
+    """Too large to compute, or undefined; at another point it may not be."""
 
 
 class Work:
@@ -66,11 +66,6 @@ def mpmath_at(prec: int) -> Any:
     return context
 
 
-def warm_up() -> None:
-    """Pays the import of mpmath before a clock runs."""
-    mpmath_at(PRECISION)
-
-
 def is_exact(value: Any) -> bool:
     return type(value) is int or type(value) is Fraction
 
@@ -89,7 +84,7 @@ class Evaluator:
     lost: the most bits that cancelled in a sum. spread: the most bits between two terms of a sum.
     """
 
-    def __init__(self, point: dict[str, Number], work: Work, log_base: int | None, prec: int = PRECISION) -> None:
+    def __init__(self, point: dict[str, Any], work: Work, log_base: int | None, prec: int = PRECISION) -> None:
         self.point, self.work, self.log_base, self.prec = point, work, log_base, prec
         self.mp, self.cost = mpmath_at(prec), 1 if prec == PRECISION else 30
         self.lost = self.spread = 0
@@ -107,7 +102,7 @@ class Evaluator:
     def tidy(self, value: Any) -> Any:
         """Drops a real or imaginary part that is rounding noise, so that real values stay real."""
         if not self.mp.isfinite(value):
-            raise Refused("not finite")
+            raise OutOfRange("not finite")
         if isinstance(value, self.mp.mpc):
             if abs(value.imag) <= self.noise * abs(value.real):
                 return value.real
@@ -138,29 +133,23 @@ class Evaluator:
             return self.multiply(values)
         if op in ("inv", "pow"):
             return self.power(values[0], -1 if op == "inv" else values[1])
-        if op == "deg":
-            return self.multiply([values[0], degree])
-        if op == "percent":
-            return self.multiply([values[0], Fraction(1, 100)])
+        if op in ("deg", "percent"):
+            return self.multiply([values[0], degree if op == "deg" else Fraction(1, 100)])
         if op == "log":
             return self.multiply([self.log(values[1]), self.power(self.log(values[0]), -1)])
-        if op == "fact":
-            return self.factorial(values[0])
-        if op == "binom":
-            return self.binomial(*values)
-        if op == "abs":
-            return abs(values[0])
+        if op in ("fact", "binom"):
+            return self.factorial(values[0]) if op == "fact" else self.binomial(*values)
         if op in ("floor", "ceil"):
             return self.floor(values[0]) if op == "floor" else -self.floor(-values[0])
+        if op == "abs":
+            return abs(values[0])
         raise Refused(f"a {op} among numbers")
 
     def series(self, name: str, index: str, low: Node, high: Node, body: Node) -> Any:
         """A sum or product over the integers from low to high, term by term."""
         first, last = self.value(low), self.value(high)
-        if not (is_whole(first) and is_whole(last)) or last < first - 1:
-            raise ZeroDivisionError("a series between ends that are no integers, or from above to below")
-        if last - first > MAX_TERMS:
-            raise OutOfRange("too many terms")
+        if not (is_whole(first) and is_whole(last)) or not first - 1 <= last <= first + MAX_TERMS:
+            raise OutOfRange("a series between ends that are no integers, from above to below, or too long")
         outer, terms = self.point, []
         for k in range(int(first), int(last) + 1):
             self.point = {**outer, index: k}
@@ -174,40 +163,33 @@ class Evaluator:
         for value in values:
             if is_exact(value):
                 exact = self.work.exact(exact + value)
-            else:
+            elif value:
                 rest.append(value)
         if not rest:
             return exact
         if exact:
             rest.append(self.number(exact))
-        sizes = [self.mp.mag(value) for value in rest if value]
-        if not sizes:
-            return 0
+        sizes = [self.mp.mag(value) for value in rest]
         self.spread = max(self.spread, max(sizes) - min(sizes))
         if self.spread > HIGH_PRECISION:
             raise OutOfRange("a sum of huge and tiny terms")
         total = self.tidy(self.mp.fsum(rest))
-        if not total or max(sizes) - self.mp.mag(total) > self.prec - NOISE:
-            self.lost = self.prec
-            return 0
-        self.lost = max(self.lost, max(sizes) - self.mp.mag(total))
+        lost = max(sizes) - self.mp.mag(total) if total else self.prec
+        if lost > self.prec - NOISE:
+            total, lost = 0, self.prec
+        self.lost = max(self.lost, lost)
         return total
 
     def multiply(self, values: list) -> Any:
-        exact: Number = 1
-        rest = []
-        for value in values:
-            if is_exact(value):
-                exact = self.work.exact(exact * value)
+        total: Any = 1
+        for value in sorted(values, key=is_exact, reverse=True):  # the exact ones first
+            if is_exact(total) and is_exact(value):
+                total = self.work.exact(total * value)
+            elif is_exact(total) and total in (0, 1):
+                total = total and value
             else:
-                rest.append(value)
-        if not rest or exact == 0:
-            return exact
-        total = rest[0] if exact == 1 else self.number(exact) * rest[0]
-        for value in rest[1:]:
-            self.work.spend(20)
-            total = total * value
-        return self.tidy(total)
+                total = self.number(total) * self.number(value)
+        return total if is_exact(total) else self.tidy(total)
 
     def power(self, base: Any, exponent: Any) -> Any:
         if is_exact(base) and is_exact(exponent):
@@ -215,19 +197,18 @@ class Evaluator:
             if exact is not None:
                 return exact
         if base == 0:
-            raise Refused("a power of zero")
+            raise OutOfRange("a power of zero")
         mp_base = self.number(base)
         if abs(exponent) > MAX_EXPONENT or abs(self.mp.mag(mp_base)) > MAX_EXPONENT:
             raise OutOfRange("power too large")
         self.work.spend(300 + 200 * self.cost)
-        if is_exact(exponent):
-            if exponent.denominator == 1:
-                return self.tidy(mp_base ** int(exponent))
-            if exponent.denominator == 2:
-                return self.tidy(self.mp.sqrt(mp_base) ** exponent.numerator)
-            if exponent.denominator % 2 == 1 and not isinstance(mp_base, self.mp.mpc) and mp_base < 0:
-                sign = (-1) ** (exponent.numerator % 2)  # school convention: cbrt(-8) = -2
-                return self.tidy(sign * (-mp_base) ** self.number(exponent))
+        if is_whole(exponent):
+            return self.tidy(mp_base ** int(exponent))
+        if is_exact(exponent) and exponent.denominator == 2:
+            return self.tidy(self.mp.sqrt(mp_base) ** exponent.numerator)
+        if is_exact(exponent) and exponent.denominator % 2 and not isinstance(mp_base, self.mp.mpc) and mp_base < 0:
+            sign = (-1) ** (exponent.numerator % 2)  # school convention: cbrt(-8) = -2
+            return self.tidy(sign * (-mp_base) ** self.number(exponent))
         return self.tidy(mp_base ** self.number(exponent))
 
     def exact_power(self, base: Number, exponent: Number) -> Number | None:
@@ -238,44 +219,39 @@ class Evaluator:
             root = self.exact_root(base, exponent.denominator)
             return None if root is None else self.exact_power(root, exponent.numerator)
         exponent = exponent.numerator
-        bits = max(base.numerator.bit_length(), base.denominator.bit_length())
-        if bits * abs(exponent) > (MAX_POINT_BITS if self.point else MAX_BITS) and base not in (0, -1):
-            return None
-        if base == 0:
-            raise ZeroDivisionError("a power of zero")
         if base == -1:
             return 1 - 2 * (exponent % 2)
+        bits = max(base.numerator.bit_length(), base.denominator.bit_length())
+        if base == 0 or bits * abs(exponent) > (MAX_POINT_BITS if self.point else MAX_BITS):
+            return None
         return self.work.exact(base**exponent if exponent >= 0 else Fraction(base) ** exponent)
 
     def exact_root(self, value: Number, degree: int) -> Number | None:
         """The real root of a rational number; None where it is irrational, or too long to tell."""
         if degree > 1000 or (value < 0 and degree % 2 == 0):
             return None
+        self.work.spend(100)
         roots = []
         for n in (abs(value.numerator), value.denominator):
             if n.bit_length() > self.prec // 2:
                 return None
-            roots.append(int(self.mp.nint(self.mp.root(n, degree))) if n > 1 else n)
+            roots.append(int(self.mp.nint(self.mp.root(n, degree))))
             if roots[-1] ** degree != n:
                 return None
-        self.work.spend(100)
         return Fraction(-roots[0] if value < 0 else roots[0], roots[1])
 
     def log(self, value: Any) -> Any:
         if value == 0:
-            raise ZeroDivisionError("log of zero")
-        if value == 1:
-            return 0
+            raise OutOfRange("log of zero")
         self.work.spend(300 * self.cost)
-        return self.tidy(self.mp.log(self.number(value)))
+        return 0 if value == 1 else self.tidy(self.mp.log(self.number(value)))
 
     def function(self, name: str, arg: Node) -> Any:
         trig = name not in ("exp", "ln", "log") and not name.endswith("h")
         value = self.value(arg, self.mp.pi / 180 if trig and not name.startswith("arc") else 1)
         if name in ("ln", "log"):
-            natural = self.log(value)
             base = self.log_base if name == "log" else None
-            return natural if base is None else self.multiply([natural, 1 / self.mp.log(base)])
+            return self.multiply([self.log(value), 1 / self.mp.log(base) if base else 1])
         self.work.spend(500 * self.cost)
         value = self.number(value)
         if abs(value) > 10**6:
@@ -286,7 +262,7 @@ class Evaluator:
         if name in ("sin", "cos", "tan", "cot") and abs(result) < self.noise < abs(value) / 2**200:
             return 0  # sin(pi) is rounding noise, sin(10^-200) is not
         if name in ("tan", "cot", "sec", "csc") and abs(result) * self.noise > 1:
-            raise ZeroDivisionError("a pole")  # tan(pi/2) is 10^120 by rounding noise
+            raise OutOfRange("a pole")  # tan(pi/2) is 10^120 by rounding noise
         return result
 
     def factorial(self, value: Any) -> int:
@@ -296,23 +272,16 @@ class Evaluator:
         return self.work.exact(math.factorial(int(value)))
 
     def binomial(self, top: Any, bottom: Any) -> Number:
-        """\\binom{top}{bottom} of whole numbers; of a fraction or a negative number by the falling factorial."""
-        if not (is_exact(top) and is_whole(bottom) and bottom >= 0 and abs(top) <= MAX_FACTORIAL):
-            raise OutOfRange("a binomial of numbers that are large or no integers")
-        if is_whole(top) and top >= 0:
-            self.work.spend(int(min(bottom, abs(top - bottom))) ** 2 // 10_000)
-            return self.work.exact(math.comb(int(top), int(bottom)))
-        if bottom > 100:
-            raise OutOfRange("a binomial with too many factors")
-        return self.multiply([Fraction(top - i) / (i + 1) for i in range(int(bottom))])
+        if not (is_whole(top) and is_whole(bottom) and bottom >= 0 and 0 <= top <= MAX_FACTORIAL):
+            raise OutOfRange("a binomial of numbers that are negative, large or no integers")
+        self.work.spend(int(min(bottom, abs(top - bottom))) ** 2 // 10_000)
+        return self.work.exact(math.comb(int(top), int(bottom)))
 
     def floor(self, value: Any) -> int:
         if is_exact(value):
             return math.floor(value)
-        if isinstance(value, self.mp.mpc):
-            raise ZeroDivisionError("floor of a complex number")
-        if abs(value) > 2.0**64:
-            raise OutOfRange("floor out of bounds")
+        if isinstance(value, self.mp.mpc) or abs(value) > 2.0**64:
+            raise OutOfRange("floor of a complex or large number")
         nearest = int(self.mp.nint(value))
         return nearest if abs(value - nearest) < self.noise * 2**64 else int(self.mp.floor(value))
 
@@ -322,11 +291,9 @@ def real_value(node: Node, work: Work) -> Fraction:
     value = Evaluator({}, work, None).value(node)
     if is_exact(value):
         return Fraction(value)
-    if value.imag != 0:
-        raise Refused("not real")
+    if value.imag != 0 or abs(value.man_exp[1]) > MAX_BITS:
+        raise OutOfRange("a number that is not real, or too long")
     mantissa, exponent = value.man_exp
-    if abs(exponent) > MAX_BITS:
-        raise OutOfRange("number too long")
     return Fraction(-mantissa if value < 0 else mantissa) * Fraction(2) ** exponent
 
 
@@ -402,7 +369,7 @@ def rows(a: Node, b: Node, work: Work, log_base: int | None) -> Iterator[Row]:
         for point in points:
             try:
                 x, y, prec = _row(a, b, point, work, log_base)
-            except (ZeroDivisionError, OutOfRange):
+            except OutOfRange:
                 continue
             if not only_real_points or all(is_exact(v) or v.imag == 0 for v in (x, y)):
                 count += 1

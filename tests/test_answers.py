@@ -20,7 +20,7 @@ from grader.clean import clean
 from grader.parser import parse
 from grader.text import Refused
 from grader.tree import Node, describe, negative, num
-from grader.values import Evaluator, OutOfRange, Work, same_scalar, warm_up
+from grader.values import PRECISION, Evaluator, OutOfRange, Work, mpmath_at, same_scalar
 from reward import grade, reward
 
 ROOT_FOLDER = Path(__file__).parents[1]
@@ -405,7 +405,7 @@ def noise(dice: random.Random) -> str:
 def test_fuzzed_answers_neither_raise_nor_touch_anything(make):
     """`equal` may give up in the ways that `grade` expects; a RecursionError or an AttributeError would be a bug."""
     global watching
-    warm_up()
+    mpmath_at(PRECISION)
     dice = random.Random(0)
     golds = ["7", "x+1", "(1,2)", "\\frac{\\pi}{2}", "(-\\infty,1)\\cup(2,3]", "x=2", "\\{1,2\\}", "3\\text{ cm}"]
     watched.clear()
