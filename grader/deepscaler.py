@@ -31,7 +31,7 @@ from grader.tree import Node, describe
 MAX_LENGTH = 400  # of two texts that sympy compares
 MAX_BITS = 4000  # of a number
 MAX_FACTORIAL = 500  # 3,767 bits
-MAX_DEGREE = 100  # of a power of something with variables
+MAX_DEGREE = 40  # of a power of something with variables, times the largest exponent in it
 
 
 def strict(answer: str, gold: str) -> bool:
@@ -74,9 +74,7 @@ def hendrycks(text: str) -> str:
     text = re.sub(r"\\sqrt([^{])", r"\\sqrt{\1}", text).replace(" ", "")
     text = re.sub(r"\\frac([^{\\])\{", r"\\frac{\1}{", text)
     text = re.sub(r"\\frac([^{\\])([^{\\])", r"\\frac{\1}{\2}", text)
-    if text == "0.5":
-        text = "\\frac{1}{2}"
-    return re.sub(r"^(0|-?[1-9]\d*)/(0|-?[1-9]\d*)$", r"\\frac{\1}{\2}", text)
+    return re.sub(r"^(0|-?[1-9]\d*)/(0|-?[1-9]\d*)$", r"\\frac{\1}{\2}", "1/2" if text == "0.5" else text)
 
 
 UNITS = "degree cm centimeter meter mile second minute hour day week month year foot feet inch yard".split()
@@ -198,5 +196,6 @@ def power_size(base: Any, exponent: Any) -> Any:
     import sympy
 
     if not base.is_number:
-        return exponent * (abs(base.exp) if base.is_Pow and base.exp.is_Rational else 1) / MAX_DEGREE
+        inner = [abs(power.exp) for power in base.atoms(sympy.Pow) if power.exp.is_Rational]
+        return exponent * max(inner, default=1) / MAX_DEGREE
     return exponent * (1 + abs(sympy.log(abs(sympy.N(base, 5)), 2)) if base else 1) / MAX_BITS
