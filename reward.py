@@ -34,9 +34,10 @@ class Problem:
     id: str
     problem: str  # the question
     answer: str | list[str]  # the gold answer; any entry of a list is accepted
+    rule: str = "exact"  # the setting `reward`: when an answer equals the gold, one of RULES
 
 
-def reward_fn(problem: Problem, response_text: str, rule: str = "exact") -> float:
+def reward_fn(problem: Problem, response_text: str) -> float:
     """The reward of one response. To train on something else (unit tests, a length penalty), change this function.
 
     Training and validation call it alike. Metrics and evaluation call a response right if its reward is at least 1.0,
@@ -45,9 +46,9 @@ def reward_fn(problem: Problem, response_text: str, rule: str = "exact") -> floa
     `response_text` begins with what the chat template opened (`<think>\\n`) and is hostile: nothing in it may be run
     outside a sandbox. The same arguments must give the same number on every machine, or runs cannot be repeated. Where
     this takes longer than `reward_timeout` seconds, runs out of memory or raises, its worker is replaced, and the
-    response gets 0 and is counted. `rule` is the config's `reward`.
+    response gets 0 and is counted.
     """
-    return reward(response_text, problem.answer, rule)
+    return reward(response_text, problem.answer, problem.rule)
 
 
 def reward(response: str, gold: str | list[str], rule: str = "exact") -> float:
@@ -166,7 +167,7 @@ def work_by(rule: str, parent: int, memory_mb: int, cpu_seconds: float) -> None:
             import_module("sympy")  # half a second: no answer is to pay for it, nor the workers of another rule
 
     functions = {
-        "reward": lambda fields, text: reward_fn(Problem(*fields), text, rule),
+        "reward": lambda fields, text: reward_fn(Problem(*fields, rule), text),
         "grade": lambda answer, gold: grade(answer, gold, rule),
     }
     work(functions, warm_up, parent, memory_mb, cpu_seconds)

@@ -126,6 +126,12 @@ def _based(match: re.Match) -> str:
 
 
 def _repeating(match: re.Match) -> str:
+    """0.1\\overline{6} and 0.1(6) are 0.1 + 6/90."""
+    whole, decimals, block = match[1], match[2], match[3] or match[4]
+    return f"({whole or 0}.{decimals}+{block}/{'9' * len(block)}{'0' * len(decimals)})"
+
+
+def _going_on(match: re.Match) -> str:
     """0.1666… is 0.1\\overline{6}: three equal digits, a longer block twice, or nothing but the block."""
     head, block = match[1], match[2]
     whole = head.endswith(".") or len(block) > 1 or len(match[0]) - len(head) > 3
@@ -175,7 +181,12 @@ NOTATION = rules(  # whatever the text was
     (">=", ">=", "≥"),
     ("!=", "!=", "≠"),
     ("...", r"\.\.\.", "…"),
-    ("…", r"(?<![\d.])(\d*\.\d*?)(\d+?)\2+\s*…", _repeating),
+    ("…", r"(?<![\d.])(\d*\.\d*?)(\d+?)\2+\s*…", _going_on),
+    (
+        ".",
+        r"(\d*)\.(\d*)(?:\\(?:overline|bar|dot)\s*(?:\{(\d+)\}|(?=\d))|\((?=\d+\)))(?(3)|(\d+)\)?)(?!\s*\d)",
+        _repeating,
+    ),
     ("mod", r"\(\s*(?:\\[bp]?mod|mod|\ue000\s*mod\s*\ue001)\s*([^()]*)\)", r"\\pmod{\1}"),
     (
         "",
@@ -185,15 +196,13 @@ NOTATION = rules(  # whatever the text was
     (":", r"\b([AaPp])\.?[Mm]\b\.?", lambda m: m[1].lower() + "m"),  # 5:30 p.m.
     ("[", r"([][])([^][()]*[,;][^][()]*)([][])", _interval),
     ("]", r"([][])([^][()]*[,;][^][()]*)([][])", _interval),
-    (
-        "",
-        r"((?:^|,)\s*[-+]?\s*\d+)[eE]([-+]\d+)(?=\s*(?:,|$|[\ue000°%]))",
-        r"\1*10^{\2}",
-    ),  # 1e-5, but 2e-1 is twice e less one
+    # 1e-5; but 2e-1 within an expression is twice e, less one
+    ("", r"((?:^|,)\s*[-+]?\s*\d+)[eE]([-+]\d+)(?=\s*(?:,|$|[\ue000°%]))", r"\1*10^{\2}"),
     ("√", r"√\s*(\d+(?:\.\d+)?)", r"\\sqrt{\1}"),
     ("√", "√", r"\\sqrt "),
     ("°", r"(?<!\ue000)°\s*([CFK])(?![A-Za-z])", "\ue000°\\1\ue001"),
     ("°", r"(\d+)\s*°\s*(\d+(?:\.\d+)?)\s*'(?!')(?:\s*(\d+(?:\.\d+)?)\s*'')?", _minutes),  # 41° 24' 35''
+    ("'", r"(?<=\d)\s*'+\s*$", ""),  # arc seconds alone are a unit
     ("frac", rf"(?<![\w.^_}}])(\d+)\s*\\frac\s*{DIGITS}\s*{DIGITS}", _mixed),  # 1\frac45
     ("{cases}", r"\ue000\s*(?:(?:if|for|when|where|is)\b[\s,]*)+", "\ue000"),
     ("\ue000\ue001", "\ue000\ue001", " "),

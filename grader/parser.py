@@ -25,7 +25,6 @@ from grader.tree import (
     num,
     product,
     quotient,
-    repeating,
     scalar,
     sym,
 )
@@ -72,12 +71,6 @@ class Parser:
         if got := self.accept(*values):
             return got
         raise self.refuse(f"expected {' or '.join(values)}")
-
-    def whole(self) -> list[Node]:
-        items = self.items()
-        if self.kind != "end":
-            raise self.refuse("cannot read on from here")
-        return items
 
     def items(self) -> list[Node]:
         """What commas, semicolons, `and` and `or` separate; inequalities joined by a word are one item."""
@@ -202,7 +195,7 @@ class Parser:
             elif self.accept("/"):
                 factors.append(Node("inv", (scalar(self.signed_factor()),)))
             elif self.starts_atom():
-                if self.kind in ("num", "repeat") and self.tokens[self.pos - 1][0] in ("num", "repeat"):
+                if self.kind == self.tokens[self.pos - 1][0] == "num":
                     raise self.refuse("two numbers side by side")
                 factors.append(self.factor())
             else:
@@ -224,7 +217,7 @@ class Parser:
             return self.value in ("(", "[", "{", "∞", "…") or (self.value == "|" and not self.bars)
         if kind == "cmd":
             return self.value[1:] in ATOM_COMMANDS
-        return kind in ("num", "repeat", "sym", "fn") or (kind == "env" and self.value.startswith("\\begin"))
+        return kind in ("num", "sym", "fn") or (kind == "env" and self.value.startswith("\\begin"))
 
     def factor(self) -> Node:
         node, marks = self.atom(), 0
@@ -302,8 +295,6 @@ class Parser:
         kind = self.kind
         if kind == "num":
             node = num(literal(self.take()))
-        elif kind == "repeat":
-            node = num(repeating(self.take()))
         elif kind == "sym" or self.value in ("∞", "∅", "…"):
             node = self.symbol(self.take())
         elif kind == "text":
@@ -359,12 +350,9 @@ class Parser:
 
     def command(self, command: str) -> Node:
         name = command[1:]
-        if name == "frac":
-            top = self.argument()
-            return quotient(top, self.argument())
-        if name == "binom":
-            top = self.argument()
-            return Node("binom", (top, self.argument()))
+        if name in ("frac", "binom"):
+            top, bottom = self.argument(), self.argument()
+            return quotient(top, bottom) if name == "frac" else Node("binom", (top, bottom))
         if name == "sqrt":
             index = num(2)
             if self.accept("["):
@@ -431,16 +419,14 @@ class Parser:
         bars, self.bars = self.bars, 1
         items = [] if self.value == "\\}" else [self.relation()]
         if items and self.accept("|", ":"):
-            items = [Node("builder", (items[0], tuple(self.items())))]
+            node = Node("builder", (items[0], tuple(self.items())))
         else:
             self.bars = 0
-            if items and self.accept(",", ";"):
-                items += self.items()
+            items += self.items() if self.accept(",", ";") else []
+            node = Node("set", tuple(items)) if items else EMPTY
         self.expect("\\}")
         self.bars = bars
-        if not items:
-            return EMPTY
-        return items[0] if items[0].op == "builder" else Node("set", tuple(items))
+        return node
 
     def bracket(self) -> Node:
         opened = self.expect("(", "[", "{", "|")
@@ -523,4 +509,8 @@ class Parser:
 
 def parse(cleaned: str, merge_thousands: bool = True) -> list[Node]:
     """The items of a comma list; of a single answer, one item."""
-    return Parser(tokenize(cleaned, merge_thousands)).whole()
+    parser = Parser(tokenize(cleaned, merge_thousands))
+    items = parser.items()
+    if parser.kind != "end":
+        raise parser.refuse("cannot read on from here")
+    return items

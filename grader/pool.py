@@ -19,7 +19,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -164,8 +163,8 @@ class RewardPool:
 
         progress: what to call the bar on the terminal; no bar without.
         """
-        pairs = zip(problems, responses, strict=True)
-        return self._scores([("reward", astuple(problem), text) for problem, text in pairs], progress)
+        pairs = zip(problems, responses, strict=True)  # the worker knows the rule
+        return self._scores([("reward", (p.id, p.problem, p.answer), text) for p, text in pairs], progress)
 
     def grades(self, answers: list[str], golds: list[str], progress: str = "") -> list[float]:
         """1.0 where `reward.grade` finds an answer equal to its gold by the pool's rule, else 0.0, in order."""

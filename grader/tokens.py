@@ -9,8 +9,7 @@ from grader.text import Refused
 
 Token = tuple[str, str, int]  # kind, value, position in the cleaned text
 TOKEN = re.compile(
-    r"""(?P<repeat>\d*\.\d*(?:\\(?:overline|bar|dot)\s*(?:\{\d+\}|\d)|\(\d+\)))
-      | (?P<num>(?:\d+\.\d*|\.\d+)(?:[eE][+-]?\d+)?|\d+(?:[eE]\d+)?)
+    r"""(?P<num>(?:\d+\.\d*|\.\d+)(?:[eE][+-]?\d+)?|\d+(?:[eE]\d+)?)
       | (?P<text>\ue000[^\ue000\ue001]*\ue001)
       | (?P<env>\\(?:begin|end)\s*\{[a-z]+\}(?:\s*\{[lcr|\s]+\})?)
       | (?P<cmd>\\(?:[A-Za-z]+|[\\{}|]))

@@ -1,6 +1,5 @@
 """The tree that an answer is read into: nodes of about forty kinds, and how they are put together."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -135,13 +134,6 @@ def literal(text: str) -> Number:
     power = int(exponent or 0) - len(decimals)
     digits = int((whole + decimals) or "0")
     return digits * 10**power if power >= 0 else Fraction(digits, 10**-power)
-
-
-def repeating(text: str) -> Fraction:
-    """The value of a repeating decimal: 0.3\\overline{6} and 0.3(6) are 3/10 + 6/90."""
-    head, tail = re.split(r"\\[a-z]+|\(", text)
-    tail, decimals = tail.strip("{})"), len(head) - head.index(".") - 1
-    return literal(head if head != "." else "0") + Fraction(int(tail), (10 ** len(tail) - 1) * 10**decimals)
 
 
 def describe(node: Any) -> str:

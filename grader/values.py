@@ -360,24 +360,26 @@ def rows(a: Node, b: Node, work: Work, log_base: int | None) -> Iterator[Row]:
         return
     steps = not ops.isdisjoint(("floor", "ceil", "series", "alternating"))
     only_real = ops.isdisjoint(("const i", "fn cis"))
-    count = 0
+    done: list[Point] = []
     for points, only_real_points in (
         (real_points(names, INTEGER_NAMES if steps else set()) if ops.isdisjoint(("fact", "binom")) else (), only_real),
         (whole_points(names), only_real),  # n! and (-1)^n are defined at integers only
         (real_points(names, set()), False),
     ):
         for point in points:
+            if point in done:
+                continue
             try:
                 x, y, prec = _row(a, b, point, work, log_base)
             except OutOfRange:
                 continue
             if not only_real_points or all(is_exact(v) or v.imag == 0 for v in (x, y)):
-                count += 1
+                done.append(point)
                 yield x, y, prec
-        if count >= 2 and not steps:
+        if len(done) >= 2 and not steps:
             return
         steps = False
-    if count < 2:
+    if len(done) < 2:
         raise Refused("no points where both are defined")
 
 

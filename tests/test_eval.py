@@ -385,7 +385,7 @@ def test_another_reward_is_what_evaluation_scores_with(world, group_of_one, tmp_
     script.write_text(
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
         "import reward\n"
-        "reward.reward_fn = lambda problem, text, rule: len(text) / len(problem.answer)\n"
+        "reward.reward_fn = lambda problem, text: len(text) / len(problem.answer)\n"
         "reward.main(sys.argv[1:])\n"
     )
     monkeypatch.setattr(grader_pool, "SCRIPT", script)

@@ -283,7 +283,7 @@ def test_interrupted_call_leaks_no_score_into_the_next():
 def test_another_reward_is_one_function(tmp_path):
     """`reward_fn` alone is changed: its own arguments, any number; what raises scores 0 and is counted."""
     shutil.copytree(ROOT / "grader", tmp_path / "grader", ignore=shutil.ignore_patterns("__pycache__"))
-    body = "    return reward(response_text, problem.answer, rule)\n"
+    body = "    return reward(response_text, problem.answer, problem.rule)\n"
     source = (ROOT / "reward.py").read_text()
     assert source.count(body) == 1
     own = "    return len(response_text) / len(problem.problem + problem.id) + float(problem.answer)\n"
