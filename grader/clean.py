@@ -298,8 +298,7 @@ def clean(text: str) -> str:
     if not ascii_only or "¢" in text:
         text = re.sub("\ue000[^\ue001]*\ue001|[^\ue000]+", _letters, text)
     text = apply(NOTATION, apply(WORDS, text))
-    text = str(NUMBERS.get(text.strip("\ue000\ue001 ").lower(), text))
     text += "}" * (text.count("{") - text.count("\\{") - text.count("}") + text.count("\\}"))  # as published golds lack
     while text[:1] == "{" and not re.search(r"\\(?:over|choose)|,", text) and _group_end(text) == len(text) - 1:
         text = text[1:-1].strip()
-    return text
+    return str(NUMBERS.get(text.strip("\ue000\ue001 ").lower(), text))

@@ -28,7 +28,7 @@ from grader.tree import (
     scalar,
     sym,
 )
-from grader.units import compound, read_words
+from grader.units import compound, with_units
 
 MAX_DEPTH = 25  # the brackets of the benchmarks' golds nest at most 4 deep
 MAX_MARKS = 4  # ! ° % ^ after one operand
@@ -83,14 +83,11 @@ class Parser:
             else:
                 word = self.take()
             item = self.relation()
-            pair = (items[-1], item)
-            if word == "and" and (sum_ := compound(*pair)):  # 2 hours and 15 minutes
-                items[-1] = sum_
-                continue
+            pair = (items.pop(), item)
+            joined = compound(*pair) if word == "and" else None  # 2 hours and 15 minutes
             if word and all(node.op in ("rel", "or", "and") for node in pair) and any(map(is_condition, pair)):
-                items[-1] = Node(word, pair)
-                continue
-            items.append(item)
+                joined = Node(word, pair)
+            items += [joined] if joined else pair
         if len(items) > MAX_ITEMS:
             raise self.refuse("too many items")
         return items
@@ -146,15 +143,8 @@ class Parser:
         words = self.words_after()
         if words.endswith(" of") and self.kind in ("sym", "num"):
             self.take()  # 12 values of n, 6 factors of 12
-        factor, units = read_words(words)
-        if node.names and any(name == "?" for name, _ in units):
-            raise self.refuse("words that are no unit")
-        if factor != 1:
-            node = product(node, num(factor))
-        if not units:
-            return node
-        node = Node("unit", (node, units))
-        if self.kind == "num":
+        node = with_units(node, words)
+        if node.op == "unit" and self.kind == "num":
             node = compound(node, self.side())
             if not node:
                 raise self.refuse("units that do not add up")

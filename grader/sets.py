@@ -4,6 +4,7 @@ Two sets are the same when they have the same members among all ends that occur 
 ends, and beyond the outermost: nothing changes elsewhere.
 """
 
+import math
 from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any
@@ -70,6 +71,7 @@ def _points(items: list[Node], work: Work) -> list[Fraction]:
         raise Refused("too many ends")
     if any(_is_nonlinear(item) for item in items) or not ends:
         ends |= set(GRID)
+        ends |= {Fraction(math.sqrt(end)) for end in ends if 0 < end < 10**9}  # x^2 < 5
     ordered = sorted(ends)
     between = [(low + high) / 2 for low, high in zip(ordered, ordered[1:], strict=False)]
     return sorted(ends.union(between, [ordered[0] - 1, ordered[-1] + 1]))

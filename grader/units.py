@@ -111,6 +111,15 @@ def read_words(text: str) -> tuple[int, Units]:
     return factor, frozenset((name, power) for name, power in powers.items() if name)
 
 
+def with_units(node: Node, words: str) -> Node:
+    """A number and the words after it as (unit number units), or the number alone where they say nothing."""
+    factor, units = read_words(words)
+    if node.names and any(name == "?" for name, _ in units):
+        raise Refused("words that are no unit")
+    node = product(node, num(factor)) if factor != 1 else node
+    return Node("unit", (node, units)) if units else node
+
+
 def measured(units: Units) -> tuple[Fraction, Units]:
     """The same in the smallest units of SIZES: ft is 12 and {(in, 1)}."""
     factor, powers = Fraction(1), {}
