@@ -36,7 +36,6 @@ MAX_ITEMS = 100
 ATOM_COMMANDS = {"frac", "binom", "sqrt", "pi", "lfloor", "lceil", "sum", "prod", "int", "lim", "based"}
 ATOM_COMMANDS |= FUNCTIONS | GREEK | ACCENTS | OPERATORS
 FUNCTION_NAMES, ARGUMENT_NAMES = set("fghFGHPQTE"), set("xyzntk")
-INVERSE = ["^", "{", "-", "1", "}"]
 
 
 class Parser:
@@ -211,13 +210,8 @@ class Parser:
 
     def factor(self) -> Node:
         node, marks = self.atom(), 0
-        if node.op == "sym":
-            name = node.args[0]
-            if name in FUNCTION_NAMES and [token[1] for token in self.tokens[self.pos : self.pos + 5]] == INVERSE:
-                self.seek(self.pos + 5)
-                name += "^-1"
-            if self.value == "(":
-                node = self.call(name) or sym(name)
+        if node.op == "sym" and self.value == "(":
+            node = self.call(node.args[0]) or node
         while self.value in ("!", "°", "%", "^"):
             marks += 1
             if marks > MAX_MARKS:
