@@ -32,6 +32,7 @@ from grader.tree import (
     is_scalar,
     num,
     subtrees,
+    sym,
 )
 from grader.units import HEDGES, units_agree
 from grader.values import Work, same_scalar
@@ -64,6 +65,7 @@ def _is_quantity(node: Node, in_gold: bool) -> bool:
     if not is_scalar(node) or not (names := node.names):
         return False
     problem = any(part.op in SOLVABLE or part.args[:1] in (("ln",), ("exp",)) for part in subtrees(node))
+    problem = problem or node in (Node("abs", (sym("x"),)), Node("abs", (sym("y"),)))  # |x| = 5 has two solutions
     if in_gold:
         return not problem and not names & set("xyz")
     return not problem or (len(names) > 1 and not names & set("xyz"))
@@ -112,7 +114,7 @@ def solutions(items: list[Node], in_gold: bool) -> tuple[set[Node], list[list[No
     readings = [[Node("seq", ("(", ")", tuple(ordered)))]]
     if len({label.args[0].partition("_")[0] for label in labels}) == 1:
         readings.append(expand(values))
-    return set(), readings
+    return labels, readings
 
 
 def same_items(a: Sequence[Node], b: Sequence[Node], work: Work) -> bool:
@@ -123,7 +125,7 @@ def same_items(a: Sequence[Node], b: Sequence[Node], work: Work) -> bool:
     if any(is_set(item) for item in a + b) and (verdict := same_real_set(a, b, work)) is not None:
         return verdict
     (labels_a, readings_a), (labels_b, readings_b) = solutions(a, False), solutions(b, True)
-    if labels_a and labels_b and labels_a != labels_b:
+    if labels_a and labels_b and (labels_a != labels_b or len(labels_a) > 1):
         return work.because("the labels differ", False)
     for values_a, values_b in itertools.product(readings_a, readings_b):
         if (values_a != a or values_b != b) and match(values_a, values_b, work):
@@ -158,6 +160,7 @@ def agrees_with_rounded(answer: Sequence[Node], gold: Sequence[Node], gold_text:
 # ---------------------------------------------------------------- the whole comparison
 
 
+GLUED_ZERO = re.compile(r"\d,0\d\d(?!\d)")
 MAX_WORDS = 6  # of a gold that a response may be expected to repeat
 BASED_GOLD = re.compile(r"(-?) ?\\based\{(\w+)\}\{-?\d+\}")  # 1A3_{16}
 NEGATION = re.compile(r"(?i)\W*(?:not?|never)\W*\s[^a-z]*\d")  # `not 0`, which letters would read as n o t 0 = 0
@@ -171,7 +174,7 @@ HARMLESS = set(
     "for where with all any every each some arbitrary is an a are integer integers natural real positive".split()
 )
 HARMLESS |= set("nonnegative number numbers constant constants in and".split())
-RANGE = re.compile(r"([A-Za-z]?)(?:∈(?:\\mathbb)?\{?([ZNRQ])\}?([\^_]\{?[+*≥>0]+\}?)?|[≥>]-?[012]|=[-±0-3,…]+)?")
+RANGE = re.compile(r"([A-Za-z]?)(?:∈(?:\\mathbb)?\{?([ZNRQ])\}?([\^_]\{?[+*≥>0]+\}?)?|[≥>]-?[012]|=[01],[-±0-3,]*…)?")
 
 
 def split_condition(cleaned: str) -> tuple[str, str]:
@@ -199,7 +202,13 @@ def split_condition(cleaned: str) -> tuple[str, str]:
         return cleaned, ""
     if re.search("[<>≤≥≠∈]", value) and not reals:
         return cleaned, ""
-    return value.rstrip(" ,;("), "R" if reals else "N" if whole or "≥" in formula else "Z"
+    if reals or range_[2] == "Q":
+        kind = "R" if reals else "Q"
+    elif "=" in formula:
+        kind = "Z" if "±" in formula else "N"
+    else:
+        kind = "N" if whole or formula.endswith(("≥0", "≥1")) else formula.partition("≥")[2] or "Z"
+    return value.rstrip(" ,;("), kind
 
 
 def _letters(text: str) -> set[str]:
@@ -256,6 +265,8 @@ def equal(answer: str, gold: str, work: Work | None = None) -> bool:
     if agrees_with_rounded(items_a, items_b, b.cleaned, work):
         return True
     if (len(items_a) == 1) == (len(items_b) == 1):
+        return False
+    if GLUED_ZERO.search(a.cleaned) or GLUED_ZERO.search(gold_text):  # 1,000 is not 1, 0
         return False
     if len(items_a) == 1:  # the other side is a list: then 119,121 is two numbers here, and no thousands
         items_a = _items(a.cleaned, False)

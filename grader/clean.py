@@ -74,6 +74,7 @@ LATEX = rules(  # before commands become symbols
     ("\\", r"(\\\\)|\\[,;:!> ]", lambda m: m[1] or " "),
 )
 SYMBOLIC = rules(  # right after
+    ("  ", r"\s+", " "),
     ("\\mu", r"\\mu\s*\ue000\s*", "\ue000μ"),
     ("Omega", r"(?<=\d)\s*\\Omega\s*$", "\ue000Ω\ue001"),
     ("\\dot", r"\\dot\s*\{?(\d)\}?\s*(\d*)\s*\\dot\s*\{?(\d)\}?", r"\\overline{\1\2\3}"),
@@ -82,16 +83,20 @@ SYMBOLIC = rules(  # right after
     ("R", r"\\mathbb\s*\{?\s*R\s*\}?\s*_\s*\{\s*≥\s*0\s*\}", "[0,∞)"),
     ("R", r"(\\mathbb\s*\{?\s*R\s*\}?)\s*-\s*(?=\\\{)", r"\1∖"),
 )
+MAX_DEPTH = 25  # of groups around an answer
+CHANGES = (
+    r"(?i:\b(?:not|cannot|never|than|false|wrong|more|less|least|most|half|twice|double|triple|opposite|square)\b|n't)"
+)
 BARE_WORD = r"\ue000[^\ue001]*\ue001"
 WORDS = rules(
     (
         "\ue000",
-        r"^\ue000\s*(?:(?!\b(?:not|never)\b|n't)[^\ue001])*(?:\bis|\bare|:)\s*\ue001\s*(?=\S)",
+        rf"^\ue000\s*(?:(?!{CHANGES})[^\ue001])*(?:\bis|\bare|:)\s*\ue001\s*(?=\S)",
         "",
     ),  # \text{Area: } 9
     ("nswer", r"\ue000\s*[Aa]nswer\s*\ue001\s*:", ""),
     ("answer", r"\ue000\s*is (?:the|our|my) (?:final |correct |required )?answer\W*\ue001$", ""),
-    ("\ue000", r"\ue000[\s,]*\(?\s*(?:since|because|attained|achieved|reached)\b.*$", ""),
+    ("\ue000", r"\ue000[\s,]*\(?\s*(?:since|because|attained|achieved|reached)\b[^\ue001]*\ue001(?!\s*[-+*/^]).*$", ""),
     ("\ue000", r"\ue000[ ,]*\((?:double|triple|repeated|simple) (?:root|zero|solution)s?\) *\ue001", ""),
     ("multipl", r"\ue000[ ,]*\((?:with )?multiplicity \d+\) *\ue001", ""),
     ("\ue000", r"\ue000[ ,]*(?:or )?(\(?) *(?:approximately|approx|about|roughly)\.? *\ue001", r"\1≈"),
@@ -127,7 +132,7 @@ def _based(match: re.Match) -> str:
 
 def _repeating(match: re.Match) -> str:
     """0.1\\overline{6} and 0.1(6) are 0.1 + 6/90."""
-    whole, decimals, block = match[1], match[2], match[3] or match[4]
+    whole, decimals, block = match[1], match[2], match[3] or match[4] or match[5]
     return f"({whole or 0}.{decimals}+{block}/{'9' * len(block)}{'0' * len(decimals)})"
 
 
@@ -155,6 +160,7 @@ def _mixed(match: re.Match) -> str:
 
 
 DIGITS = r"(?:\{\s*(\d+)\s*\}|(\d))"
+REPEATING = r"(?<![\d.])(\d*)\.(\d*)(?:\\(?:overline|bar|dot)\s*(?:\{(\d+)\}|(\d))|\((\d+)\))(?!\s*\d)"
 BASE = rf"(?P<base>-?\d\d?|{'|'.join(NUMBERS)})"
 BASED = (  # 204_5, 204_{\text{five}}, (A5)_{11}, 204 \text{ (base 5)}
     r"(?<![\w.^\\])(?P<open>[({\ue000]?)\s*(?P<digits>[0-9A-Z]+(?:\.[0-9A-Z]+)?)\s*(?P<close>[)}\ue001]?)\s*"
@@ -171,6 +177,7 @@ NOTATION = rules(  # whatever the text was
     ("to", r"(?<=[\d\ue000])\s*\ue000?\s*to\s*\ue001?\s*(?=\d)", ":"),  # 3 to 5
     (" ", r"(?<![\w.,/^\\}])(?<!frac )(\d+)\s+(\d+)/(\d+)(?![\d.])", r"(\1+\2/\3)"),  # 3 1/2
     ("$", r"\$", " "),
+    ("  ", r"\s+", " "),
     ("^", r"(?<![A-Za-z\\])([fgh])\s*\^\s*\{\s*-\s*1\s*\}(?=\s*\()", r"\1_{-1}"),  # f^{-1}(3), a name
     ("^", r"\^\s*(?:°|\{\s*°\s*\})", "°"),
     ("^", r"\^\s*(?:\{\s*((?:'\s*)+)\}|('+))", lambda m: (m[1] or m[2]).replace(" ", "")),
@@ -182,18 +189,10 @@ NOTATION = rules(  # whatever the text was
     (">=", ">=", "≥"),
     ("!=", "!=", "≠"),
     ("...", r"\.\.\.", "…"),
-    ("…", r"(?<![\d.])(\d*\.\d*?)(\d+?)\2+\s*…", _going_on),
-    (
-        ".",
-        r"(\d*)\.(\d*)(?:\\(?:overline|bar|dot)\s*(?:\{(\d+)\}|(?=\d))|\((?=\d+\)))(?(3)|(\d+)\)?)(?!\s*\d)",
-        _repeating,
-    ),
+    ("…", r"(?<![\d.])(\d*\.\d{0,9}?)(\d{1,9}?)\2+\s*…", _going_on),
+    (".", REPEATING, _repeating),
     ("mod", r"\(\s*(?:\\[bp]?mod|mod|\ue000\s*mod\s*\ue001)\s*([^()]*)\)", r"\\pmod{\1}"),
-    (
-        "",
-        r"^([\d\s\ue000{}^]*(?:1[123]\W*th|(?<!1)1\W*st|(?<!1)2\W*nd|(?<!1)3\W*rd|[04-9]\W*th)\W*)$",
-        lambda m: re.search(r"\d+", m[0])[0],
-    ),
+    ("", r"^[\s{}\ue000]*(\d+)[\s{}^\ue000\ue001]*(?:st|nd|rd|th)[\s{}.\ue001]*$", r"\1"),
     (":", r"\b([AaPp])\.?[Mm]\b\.?", lambda m: m[1].lower() + "m"),  # 5:30 p.m.
     ("[", r"([][])([^][()]*[,;][^][()]*)([][])", _interval),
     ("]", r"([][])([^][()]*[,;][^][()]*)([][])", _interval),
@@ -300,6 +299,8 @@ def clean(text: str) -> str:
         text = re.sub("\ue000[^\ue001]*\ue001|[^\ue000]+", _letters, text)
     text = apply(NOTATION, apply(WORDS, text))
     text += "}" * (text.count("{") - text.count("\\{") - text.count("}") + text.count("\\}"))  # as published golds lack
-    while text[:1] == "{" and not re.search(r"\\(?:over|choose)|,", text) and _group_end(text) == len(text) - 1:
+    for _ in range(MAX_DEPTH):
+        if text[:1] != "{" or re.search(r"\\(?:over|choose)|,", text) or _group_end(text) != len(text) - 1:
+            break
         text = text[1:-1].strip()
     return str(NUMBERS.get(text.strip("\ue000\ue001 ").lower(), text))

@@ -6,6 +6,7 @@ matters for the few things that an answer may leave out, and for golds that are 
 
 import itertools
 import math
+import re
 from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any
@@ -126,7 +127,7 @@ def same_across_kinds(a: Node, b: Node, work: Work) -> bool:
         members = [same_scalar(x, y, work) for x, y in zip(tuple_.args[2], entries, strict=False)]
         same_entries = is_vector and len(tuple_.args[2]) == len(entries) and all(members)
         return work.because("a vector, entry by entry", same_entries)
-    if b.op == "based" and a.op == "num":
+    if b.op == "based" and a.op == "num" and re.fullmatch(r"-?\d*\.?\d*", b.args[0]):
         return work.because("the gold's digits without its base", a.args[0] == literal(b.args[0]))
     for special, other in ((a, b), (b, a)):
         if special.op == "ratio" and len(special.args) == 2 and is_scalar(other):
@@ -242,7 +243,7 @@ def same_relation(a: Node, b: Node, work: Work) -> bool:
     if set(ops_a) <= set("=≠") and all(same(x, y, work) for x, y in zip(sides_a, sides_b[::-1], strict=True)):
         return work.because("a relation, its sides exchanged", True)
     sides = [quantity(side)[0] for side in sides_a + sides_b]
-    if len(ops_a) > 1 or ops_a[0] not in "=≠<≤" or not all(map(is_scalar, sides)):
+    if len(ops_a) > 1 or ops_a[0] not in "=≠<≤" or not all(map(is_scalar, sides)) or sides != [*sides_a, *sides_b]:
         return False
     if not any(side.names for side in sides):
         return False

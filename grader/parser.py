@@ -365,7 +365,8 @@ class Parser:
         if name in ("sum", "int", "lim"):  # linear operators we do not compute: a constant named by the limits
             while mark := self.accept("_", "^"):
                 name += mark + self.braced_text()
-            return product(sym(name), self.term())
+            body = self.term()
+            return sym(f"{name} {describe(body)}") if name.startswith("int") else product(sym(name), body)
         if name == "{":
             return self.braces()
         self.seek(self.pos - 1)
@@ -381,7 +382,8 @@ class Parser:
             return sym(name)
         inside = self.atom()
         arguments = inside.args[2] if inside.op == "seq" else inside.args if inside.op == "set" else (inside,)
-        return sym(f"{name}({', '.join(sorted(map(describe, arguments)))})")
+        described = list(map(describe, arguments))
+        return sym(f"{name}({', '.join(sorted(described) if name in ('gcd', 'lcm', 'max', 'min') else described)})")
 
     def series(self, name: str) -> Node | None:
         """\\sum_{k=1}^{n} with both ends given and finite. For anything else the tokens are put back: None."""
@@ -393,8 +395,9 @@ class Parser:
             self.indices.append(index)
             body = scalar(self.term())
             self.indices.pop()
-            if not any(index in name.partition("_")[2] for name in body.names):  # a_k
-                return Node("series", (name, index, scalar(low), scalar(high), body))
+            if any(index in symbol.partition("_")[2] for symbol in body.names):  # a_k: nothing to compute
+                return product(sym(f"{name} {index} {describe(low)} {describe(high)}"), body)
+            return Node("series", (name, index, scalar(low), scalar(high), body))
         self.seek(start)
         return None
 

@@ -5,15 +5,16 @@ ends, and beyond the outermost: nothing changes elsewhere.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from typing import Any
 
 from grader.text import Refused
-from grader.tree import EMPTY, INEQUALITIES, INFINITY, MINUS_INFINITY, REALS, STRUCTURES, Node
+from grader.tree import EMPTY, INEQUALITIES, INFINITY, MINUS_INFINITY, REALS, STRUCTURES, Node, children
 from grader.values import Evaluator, OutOfRange, Work, is_exact, real_value
 
 OPERATIONS = {"union", "minus", "cap", "builder", "or", "and"}
+SMOOTH = {"rel", "sym", "num", "const", "const pi", "const e", "add", "mul", "pow", "inv", "abs"}
 MAX_ENDS = 40
 GRID = [Fraction(k, 2) for k in range(-21, 22)]  # where a relation is not linear, its ends may be written nowhere
 
@@ -29,8 +30,8 @@ def same_real_set(a: list[Node], b: list[Node], work: Work) -> bool | None:
     """Compares two answers as sets of real numbers; None where one is not a set or has more than one variable."""
     try:
         names_a, names_b = (_variables(Node("or", tuple(items))) for items in (a, b))
-        points = _points([*a, *b], work)
-        at = Evaluator({}, work, None)
+        points, at = _points([*a, *b], work), Evaluator({}, work, None)
+        points = sorted({*points, *_crossings(a, points, at), *_crossings(b, points, at)})
         members_a, members_b = (_members(items, points, at) for items in (a, b))
     except Refused:
         return None
@@ -58,9 +59,14 @@ def _numbers(node: Any) -> Iterable[Node]:
 
 
 def _is_nonlinear(node: Node) -> bool:
-    if node.op in OPERATIONS:
-        return any(_is_nonlinear(child) for child in node.args if type(child) is Node)
-    return node.op == "rel" and any(side.names and side.op != "sym" for side in node.args[1])
+    """Whether a condition is more than `x < 2`. Raises Refused where its ends could not be found."""
+    if node.op != "rel":
+        return any(map(_is_nonlinear, children(node.args)))
+    ops, sides = node.args
+    nonlinear = any(side.names and side.op != "sym" for side in sides) and "∈" not in ops
+    if nonlinear and not (set(ops) <= set("<>≤≥") and node.ops <= SMOOTH):
+        raise Refused("a condition whose solutions are single numbers, or with steps")
+    return nonlinear
 
 
 def _points(items: list[Node], work: Work) -> list[Fraction]:
@@ -75,6 +81,20 @@ def _points(items: list[Node], work: Work) -> list[Fraction]:
     ordered = sorted(ends)
     between = [(low + high) / 2 for low, high in zip(ordered, ordered[1:], strict=False)]
     return sorted(ends.union(between, [ordered[0] - 1, ordered[-1] + 1]))
+
+
+def _crossings(items: list[Node], points: list[Fraction], at: Evaluator) -> Iterator[Fraction]:
+    """Both sides of each end that is written nowhere, as 1 + sqrt 5 in x^2 - 2x < 4: by bisection between points."""
+    if not any(_is_nonlinear(item) for item in items):
+        return
+    members = _members(items, points, at)
+    for i in range(len(points) - 1):
+        if members[i] != members[i + 1]:
+            low, high = points[i], points[i + 1]
+            for _ in range(40):
+                middle = (low + high) / 2
+                low, high = (middle, high) if _members(items, [middle], at)[0] == members[i] else (low, middle)
+            yield from (low, high)
 
 
 def _members(items: list[Node], points: list[Fraction], at: Evaluator) -> list[bool]:

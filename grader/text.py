@@ -40,7 +40,7 @@ def squeeze(cleaned: str) -> str:
 
 
 WORDS = re.compile(r"(?:[\s().,;&{}]|\\[{}&]|\b[A-Z]\b|\ue000[A-Za-z .,'()&:;-]*\ue001)*")
-PLAIN_WORDS = re.compile(r"(?:[A-Za-z]{4,}|[Yy]es|[Nn]o|[A-Z]{3})(?:[ ,]+[A-Za-z]+)*")
+PLAIN_WORDS = re.compile(r"(?:[A-Za-z]{4,}|[Yy]es|[Nn]o|[A-Z]{2,})(?:[ ,]+[A-Za-z]+)*")
 
 
 def is_words(cleaned: str) -> bool:
@@ -52,7 +52,7 @@ def word_list(cleaned: str) -> list[str]:
     """The parts of an answer of words, in lower case: their order counts, but not that of single letters (choices)."""
     text = re.sub(r"[\ue000\ue001{}()\\]", "", cleaned).lower()
     parts = [re.sub(r"\s+", "", part).rstrip(".") for part in re.split(r",?\s*\band\b\s*|\s*[,;&]\s*", text)]
-    parts = [part for part in parts if part]
+    parts = [part for part in parts if part] or [text]
     return sorted(set(parts)) if all(len(part) == 1 for part in parts) else parts
 
 

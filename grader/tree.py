@@ -49,6 +49,8 @@ class Node:
                 names = low.names | high.names | body.names - {self.args[1]}
             if self.op == "pow" and self.args[1].names and _is_negative(self.args[0]):
                 ops.add("alternating")  # (-2)^n: real at integers only
+            if self.op in ("fact", "binom") and names:
+                ops.add("counting")  # n!: computed at integers only
             self._contents = frozenset(ops), frozenset(names)
         return self._contents
 

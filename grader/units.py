@@ -32,7 +32,7 @@ SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**
 NUMBER_WORDS = set(
     "one two three four five six seven eight nine ten eleven twelve zero half third quarter fourth fifth sixth seventh "
     "eighth ninth tenth hundredth thousandth millionth halves thirds fourths fifths sixths sevenths eighths ninths "
-    "tenths hundredths thousandths millionths".split()
+    "tenths hundredths thousandths millionths ones tens".split()
 )
 HEDGES = NUMBER_WORDS | set(  # words that change what is claimed, wherever they stand
     "or and if maybe not no never more less most least about approximately approx around nearly than otherwise except "
@@ -88,8 +88,10 @@ def read_words(text: str) -> tuple[int, Units]:
             sign = -1
         elif word[0] == "^" and len(word) > 1 and counted:
             powers[name] = powers.get(name, 1) * int(word.strip("^{} "))
-        elif lowered in ("squared", "cubed") and name:
-            powers[name] *= DIMENSIONS[lowered]
+        elif lowered in ("squared", "cubed") and i:
+            if unit_name(words[i - 1]) == "?":
+                raise Refused(f"{word} after no unit")
+            powers[name] = powers.get(name, 1) * DIMENSIONS[lowered]
         elif lowered in DIMENSIONS and i + 1 < len(words):
             size = DIMENSIONS[lowered]
         elif not (word[0].isalpha() or word[0] in "°¢%"):
@@ -131,9 +133,9 @@ def measured(units: Units) -> tuple[Fraction, Units]:
 
 
 def units_agree(a: Units, b: Units) -> bool:
-    """Whether a side has no units, both have the same, or one has an unknown unit ("?"). 36° may be 36 °C."""
-    names = {name for name, _ in a | b}
-    return not a or not b or a == b or "?" in names or (("°", 1) in a | b and names <= {"°", "°C", "°F", "°K"})
+    """Whether a side has no known units, or both have the same. 36° may be 36 °C."""
+    a, b = (frozenset(unit for unit in units if unit[0] != "?") for units in (a, b))
+    return not a or not b or a == b or (("°", 1) in a | b and {name for name, _ in a | b} <= {"°", "°C", "°F", "°K"})
 
 
 def compound(larger: Node, smaller: Node) -> Node | None:

@@ -313,7 +313,7 @@ def _real(name: str, k: int, size: int) -> Fraction:
 @lru_cache(maxsize=4096)
 def _whole(name: str, k: int, j: int) -> int:
     """The j-th variable's integer at point k; 2^n points in a row show n variables in every pattern of even and odd."""
-    least = 100 if k % 8 == 7 else 0
+    least = {3: 500, 7: 100}.get(k % 8, 0)
     return 2 * random.Random(f"{name}:{k}").randint(least + 1, least + 20) - (k >> j & 1)
 
 
@@ -362,7 +362,7 @@ def rows(a: Node, b: Node, work: Work, log_base: int | None) -> Iterator[Row]:
     only_real = ops.isdisjoint(("const i", "fn cis"))
     done: list[Point] = []
     for points, only_real_points in (
-        (real_points(names, INTEGER_NAMES if steps else set()) if ops.isdisjoint(("fact", "binom")) else (), only_real),
+        (real_points(names, INTEGER_NAMES if steps else set()) if "counting" not in ops else (), only_real),
         (whole_points(names), only_real),  # n! and (-1)^n are defined at integers only
         (real_points(names, set()), False),
     ):

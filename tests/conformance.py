@@ -1,6 +1,6 @@
 """Our grader beside math-verify on labelled answer pairs: verdicts, hostile text, speed. The table of grader/README.md.
 
-  python tests/conformance.py                       # grader_cases*.txt beside this file, both ways round, and HOSTILE
+  python tests/conformance.py                       # the labelled pairs beside this file, and HOSTILE
   python tests/conformance.py --data FILE.jsonl     # rows {"gold", "answer", "equal", "category"} of your own
   python tests/conformance.py --golds FILE ...      # which golds of .json or .jsonl files are not gradable, and why
 
@@ -23,6 +23,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 CASES = Path(__file__).with_name("grader_cases.txt")  # written with the grader
 BLIND_CASES = Path(__file__).with_name("grader_cases_blind.txt")  # written by someone who had not seen it
+REPORTS = Path(__file__).with_name("grader_reports.jsonl")  # the same, after public reports on graders; answer and gold
 TIME_LIMIT = 10.0
 GRADERS = ("nanoscaler", "math-verify")
 HOSTILE = [  # answers that must be wrong against any gold, soon, and without running anything
@@ -196,7 +197,7 @@ def list_golds(paths: list[str]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", nargs="+", type=Path, default=[CASES, BLIND_CASES])
+    parser.add_argument("--data", nargs="+", type=Path, default=[CASES, BLIND_CASES, REPORTS])
     parser.add_argument("--golds", nargs="+")
     parser.add_argument("--worker", choices=GRADERS, help=argparse.SUPPRESS)
     args = parser.parse_args()
