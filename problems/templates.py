@@ -6,6 +6,7 @@ limits of the operating system on its time and memory.
 """
 
 import faulthandler
+import gc
 import json
 import os
 import resource
@@ -67,6 +68,7 @@ def _limit(kind: int, amount: int) -> None:
 
 
 def _child(make: Callable[[], Callable[[str], Any]], texts: list[str], pipe: int) -> None:
+    gc.disable()  # what a collection destroys may wait for threads that only the parent has, as gloo's groups do
     faulthandler.disable()  # it may abort for want of memory, which is no news to the user
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     _limit(resource.RLIMIT_CORE, 0)

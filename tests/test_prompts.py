@@ -1,5 +1,6 @@
 """Problem files, chat templates, and what is refused."""
 
+import gc
 import json
 import os
 
@@ -391,3 +392,27 @@ def test_the_suffix_stands_behind_each_problem(tiny_model_dir, tmp_path):
     problems = load_problems(write(tmp_path / "p.jsonl", '{"problem": "1+2", "answer": "3"}'))
     tokenizer = ChatTokenizer(tiny_model_dir)
     assert encode_problems(problems, tokenizer, "=?")[0].ids == tokenizer.prompts(["1+2=?"])[0][0]
+
+
+def test_the_child_that_renders_destroys_nothing_of_its_parent():
+    """A process group of gloo that the child collected waited for the parent's threads, without end."""
+    parent = os.getpid()
+
+    class Group:
+        def __del__(self) -> None:
+            if os.getpid() != parent:
+                os._exit(1)
+
+    def make():
+        gc.set_threshold(1)
+        return lambda text: [[] for _ in range(1000)] and text
+
+    before = gc.get_threshold()
+    gc.set_threshold(10**6)
+    try:
+        group = Group()
+        group.itself = group
+        del group
+        assert templates.map_in_child(make, ["a", "b"]) == ["a", "b"]
+    finally:
+        gc.set_threshold(*before)
