@@ -157,62 +157,66 @@ def agrees_with_rounded(answer: Sequence[Node], gold: Sequence[Node], gold_text:
     return mantissa > 0 and units_agree_ and is_rounding(answer[0], gold[0], mantissa, work, Fraction(1, 100))
 
 
-# ---------------------------------------------------------------- the whole comparison
+# ---------------------------------------------------------------- conditions
 
+CONDITION = re.compile(  # what follows a solution: for all x; where k is an integer; n >= 1; k in Z
+    r"[\s,;(]\s*(?:\ue000[\s,(]*(?:for|where|with)\b|∀|[A-Za-z]\s*∈\s*(?:\\mathbb|[ZNRQ]\b)|[jklmnN]\s*[≥>=]\s*-?[012]\b)"
+)
+BUILDER = re.compile(r"\\\{\s*([^|:]*?\S\S)\s*[|:](.+)\\\}")  # {pi/4 + k pi | k in Z}
+REAL_WORDS, NATURAL_WORDS = {"real", "constant", "constants", "arbitrary"}, {"positive", "natural", "nonnegative"}
+HARMLESS = set("for where with all any every each some is an a are integer integers number numbers in and".split())
+HARMLESS |= REAL_WORDS | NATURAL_WORDS
+RANGE = re.compile(
+    r"(?P<name>[A-Za-z]?)(?:∈(?:\\mathbb)?\{?(?P<domain>[ZNRQ])\}?(?P<positive>[\^_]\{?[+*≥>0]+\}?)?"
+    r"|[≥>](?P<least>-?[012])|=(?P<list>[01],[-±0-3,]*)…)?"
+)
+
+
+def split_condition(cleaned: str) -> tuple[str, str]:
+    """(the solution, what its parameter ranges over): (pi/4 + k pi, "Z") of `pi/4 + k pi, k in Z`; "" for nothing."""
+    if match := CONDITION.search(cleaned):
+        value, condition = cleaned[: match.start()].rstrip(" ,;("), cleaned[match.start() :]
+    elif match := BUILDER.fullmatch(cleaned):
+        value, condition = match.groups()
+    else:
+        return cleaned, ""
+    if re.match("[\\s,;(]*\ue000[\\s,(]*where", condition) and not _letters(value) & _letters(condition):
+        return value, ""  # 5, where x > 0
+    range_ = parameter_range(condition.replace("non-negative", "nonnegative"), value)
+    return (value, range_) if range_ else (cleaned, "")
+
+
+def _letters(text: str) -> set[str]:
+    return set(re.findall(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])", text))
+
+
+def parameter_range(condition: str, value: str) -> str:
+    """ "R", "Q", "Z", "N", or the least value of a variable that occurs in `value`; "" where more than that is said.
+
+    x for x > 0 keeps its condition, and so do inequalities that hold for integers only.
+    """
+    words = {word.lower() for word in re.findall("[A-Za-z]{2,}", condition.replace("\\mathbb", ""))}
+    formula = re.sub(r"(?<![A-Za-z\\])[A-Za-z]{2,}|\ba\b|[\s()∀\ue000\ue001]|(?<!\d),|,$", "", condition)
+    match = RANGE.fullmatch(formula)
+    if not match or not words <= HARMLESS or not (_letters(value) & set(match["name"] or _letters(value))):
+        return ""
+    if match["domain"] in ("R", "Q") or words & REAL_WORDS:
+        return match["domain"] or "R"
+    if re.search("[<>≤≥≠∈]", value):
+        return ""
+    if match["list"]:
+        return "Z" if "±" in match["list"] else "N"
+    if match["domain"] == "N" or match["positive"] or words & NATURAL_WORDS or match["least"] in ("0", "1"):
+        return "N"
+    return match["least"] or "Z"
+
+
+# ---------------------------------------------------------------- the whole comparison
 
 GLUED_ZERO = re.compile(r"\d,0\d\d(?!\d)")
 MAX_WORDS = 6  # of a gold that a response may be expected to repeat
 BASED_GOLD = re.compile(r"(-?) ?\\based\{(\w+)\}\{-?\d+\}")  # 1A3_{16}
 NEGATION = re.compile(r"(?i)\W*(?:not?|never)\W*\s[^a-z]*\d")  # `not 0`, which letters would read as n o t 0 = 0
-
-
-CONDITION = re.compile(  # what follows a solution: for all x; where k is an integer; n >= 1; k in Z
-    r"[\s,;(]\s*(?:\ue000[\s,(]*(?:for|where|with)\b|∀|[A-Za-z]\s*∈\s*(?:\\mathbb|[ZNRQ]\b)|[jklmnN]\s*[≥>=]\s*-?[012]\b)"
-)
-BUILDER = re.compile(r"\\\{(.+?)[|:](.+)\\\}")  # {pi/4 + k pi | k in Z}
-HARMLESS = set(
-    "for where with all any every each some arbitrary is an a are integer integers natural real positive".split()
-)
-HARMLESS |= set("nonnegative number numbers constant constants in and".split())
-RANGE = re.compile(r"([A-Za-z]?)(?:∈(?:\\mathbb)?\{?([ZNRQ])\}?([\^_]\{?[+*≥>0]+\}?)?|[≥>]-?[012]|=[01],[-±0-3,]*…)?")
-
-
-def split_condition(cleaned: str) -> tuple[str, str]:
-    """(the solution, what its parameter ranges over): (pi/4 + k pi, "Z") of `pi/4 + k pi, k in Z`; "" for nothing.
-
-    Only ranges that are usual are taken off, of a variable that the solution has: x for x > 0 keeps its condition.
-    """
-    match = CONDITION.search(cleaned)
-    value, condition = (cleaned[: match.start()], cleaned[match.start() :]) if match else (cleaned, "")
-    if not match and (match := BUILDER.fullmatch(cleaned)) and len(match[1].strip()) > 1:
-        value, condition = match.groups()
-    condition = condition.replace("non-negative", "nonnegative")
-    if re.match("[\\s,;(]*\ue000[\\s,(]*where", condition) and not _letters(value) & _letters(condition):
-        return value.rstrip(" ,;("), ""  # 5, where x > 0
-    words = re.findall("[A-Za-z]{2,}", condition.replace("\\mathbb", ""))
-    formula = re.sub(r"(?<![A-Za-z\\])[A-Za-z]{2,}|\ba\b|[\s()∀\ue000\ue001]|(?<!\d),|,$", "", condition)
-    range_ = RANGE.fullmatch(formula)
-    if not condition or not range_ or not {word.lower() for word in words} <= HARMLESS:
-        return cleaned, ""
-    reals = range_[2] == "R" or not {"real", "constant", "constants", "arbitrary"}.isdisjoint(words)
-    whole = (
-        {"positive", "natural", "nonnegative"}.intersection(words) or range_[2] == "N" or range_[3] or ">" in formula
-    )
-    if not re.search(rf"(?<![A-Za-z\\]){range_[1] or '[A-Za-z]'}(?![A-Za-z])", value):
-        return cleaned, ""
-    if re.search("[<>≤≥≠∈]", value) and not reals:
-        return cleaned, ""
-    if reals or range_[2] == "Q":
-        kind = "R" if reals else "Q"
-    elif "=" in formula:
-        kind = "Z" if "±" in formula else "N"
-    else:
-        kind = "N" if whole or formula.endswith(("≥0", "≥1")) else formula.partition("≥")[2] or "Z"
-    return value.rstrip(" ,;("), kind
-
-
-def _letters(text: str) -> set[str]:
-    return set(re.findall(r"(?<![A-Za-z\\\\])[A-Za-z](?![A-Za-z])", text))
 
 
 class Reading(NamedTuple):

@@ -62,9 +62,13 @@ def match(a: list[Node], b: list[Node], work: Work) -> bool:
         return same(a[0], b[0], work)
     if not a or not b:
         return work.because("nothing on one side", len(a) == len(b))
-    partners = [frozenset(j for j, y in enumerate(b) if same(x, y, work)) for x in a]
-    if not all(partners) or len(frozenset().union(*partners)) < len(b):
-        return work.because("a member is not among the others", False)
+    partners: list[frozenset[int]] = []
+    for x in a:
+        partners.append(frozenset(j for j, y in enumerate(b) if same(x, y, work)))
+        if not partners[-1]:
+            return work.because("a member is not among the others", False)
+    if len(frozenset().union(*partners)) < len(b):
+        return work.because("not all members of the gold are there", False)
     if len(a) == len(b) and any(partners.count(those) > len(those) for those in partners):  # 1, 1, 2 against 1, 2, 2
         return work.because("other members are repeated", False)
     return work.because("the same members in any order", True)
@@ -78,13 +82,11 @@ def same(a: Node, b: Node, work: Work) -> bool:
     work.spend(20)
     if {a.op, b.op} != {"based"}:
         a, b = _decimal(a), _decimal(b)
-    if (
-        is_scalar(a)
-        and is_scalar(b)
-        or "unit" in (a.op, b.op)
-        and {a.op, b.op} <= {"unit", "ratio"} | {node.op for node in (a, b) if is_scalar(node)}
-    ):
-        return samequantity(a, b, work)
+    (number_a, units_a), (number_b, units_b) = quantity(a), quantity(b)
+    if is_scalar(number_a) and is_scalar(number_b):
+        return same_quantity(number_a, units_a, number_b, units_b, work)
+    if units_a or units_b:  # a ratio or a time of day, with words
+        return units_agree(units_a, units_b) and same(number_a, number_b, work)
     if b.op == "approx":  # a gold that gives the exact and the rounded value
         return same(a, b.args[0], work) or a == b.args[1]
     if a.op == "approx":
@@ -191,27 +193,23 @@ def quantity(node: Node) -> tuple[Node, Units]:
     return node, frozenset()
 
 
-def _symbol_unit(node: Node) -> tuple[Node, Units]:
+def _symbol_unit(node: Node, units: Units) -> tuple[Node, Units]:
     """Splits 5m^2 into 5 and a unit of which nothing is known, where the gold is a plain number."""
     factors = node.args if node.op == "mul" else ()
-    is_unit = [_base(f).op == "sym" and _base(f).args[0] in UNIT_LETTERS for f in factors]
-    numbers = [f for f, unit in zip(factors, is_unit, strict=True) if not unit]
-    if numbers and any(is_unit) and not any(n.names for n in numbers):
-        return product(*numbers), frozenset([("?", 1)])
-    return node, frozenset()
+    numbers = [f for f in factors if not (_base(f).op == "sym" and _base(f).args[0] in UNIT_LETTERS)]
+    if numbers and len(numbers) < len(factors) and not any(n.names for n in numbers):
+        return product(*numbers), units | {("?", 1)}
+    return node, units
 
 
 def _base(node: Node) -> Node:
     return _base(node.args[0]) if node.op in ("pow", "inv") else node
 
 
-def samequantity(a: Node, b: Node, work: Work) -> bool:
+def same_quantity(a: Node, units_a: Units, b: Node, units_b: Units, work: Work) -> bool:
     """Numbers with units. A unit or % may be absent (as in MATH), known units may not differ; 25% is 25 and 1/4."""
-    (a, units_a), (b, units_b) = quantity(a), quantity(b)
-    if not b.names and a.names:
-        a, units_a = _symbol_unit(a)
-    if not (is_scalar(a) and is_scalar(b)):
-        return a.op == b.op == "ratio" and (not units_a or not units_b or units_a == units_b) and same_ratio(a, b, work)
+    if a.names and not b.names:
+        a, units_a = _symbol_unit(a, units_a)
     if not units_agree(units_a, units_b):
         (size_a, units_a), (size_b, units_b) = measured(units_a), measured(units_b)
         if units_a != units_b:

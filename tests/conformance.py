@@ -1,4 +1,4 @@
-"""Our grader beside math-verify on labelled answer pairs: verdicts, hostile text, speed. The table of grader/README.md.
+"""Our rules beside math-verify on labelled answer pairs: verdicts, hostile text, speed; the tables of grader/README.md.
 
   python tests/conformance.py                       # the labelled pairs beside this file, and HOSTILE
   python tests/conformance.py --data FILE.jsonl     # rows {"gold", "answer", "equal", "category"} of your own
@@ -25,7 +25,7 @@ CASES = Path(__file__).with_name("grader_cases.txt")  # written with the grader
 BLIND_CASES = Path(__file__).with_name("grader_cases_blind.txt")  # written by someone who had not seen it
 REPORTS = Path(__file__).with_name("grader_reports.jsonl")  # the same, after public reports on graders; answer and gold
 TIME_LIMIT = 10.0
-GRADERS = ("nanoscaler", "math-verify")
+GRADERS = ("exact", "strict", "deepscaler", "math-verify")
 HOSTILE = [  # answers that must be wrong against any gold, soon, and without running anything
     *("9^{9^{9^9}}", "(10^9)!", "(((9!)!)!)!", "1e999999999", "10^{10^{10}}", "e^{e^{e^{e^{e}}}}", "2^2^2^2^2^2^2"),
     r"\sum_{i=0}^{200}{\sum_{j=0}^{200}{\binom{5000}{2500}^0}}",
@@ -66,9 +66,12 @@ def worker(name: str) -> None:
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # a grader may print
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    if name == "nanoscaler":
+    if name != "math-verify":
         sys.path.insert(0, str(ROOT))
-        from reward import grade as same
+        from reward import grade
+
+        def same(answer: str, gold: str) -> bool:
+            return grade(answer, gold, name)
     else:
         from math_verify import parse, verify
 

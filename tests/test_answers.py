@@ -507,10 +507,10 @@ def test_conformance_runs_beside_math_verify():
         {"answer": "2", "gold": "3", "equal": False, "hostile": False},
         {"answer": "open('MARKER','w')", "gold": "3", "equal": False, "hostile": True},
     ]
-    results = {name: measure(name, rows) for name in ("nanoscaler", "math-verify")}
+    results = {name: measure(name, rows) for name in ("exact", "strict", "math-verify")}
     for result in results.values():
         assert (result["right"], result["ordinary"], result["hostile_right"], result["ran"]) == (2, 2, 1, 0)
-    assert table(results).count("100.0%") == 2
+    assert table({"exact": results["exact"], "math-verify": results["math-verify"]}).count("100.0%") == 2
 
 
 def test_conformance_reads_rows_of_ones_own(tmp_path):
