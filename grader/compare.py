@@ -126,8 +126,8 @@ def same_across_kinds(a: Node, b: Node, work: Work) -> bool:
         tuple_, matrix = (a, b) if a.op == "seq" else (b, a)
         entries = tuple(itertools.chain(*matrix.args))
         is_vector = len(matrix.args) in (1, len(entries)) and tuple_.args[:2] == ("(", ")")
-        members = [same_scalar(x, y, work) for x, y in zip(tuple_.args[2], entries, strict=False)]
-        same_entries = is_vector and len(tuple_.args[2]) == len(entries) and all(members)
+        members = zip(tuple_.args[2], entries, strict=False)
+        same_entries = is_vector and len(tuple_.args[2]) == len(entries) and all(same(x, y, work) for x, y in members)
         return work.because("a vector, entry by entry", same_entries)
     if b.op == "based" and a.op == "num" and re.fullmatch(r"-?\d*\.?\d*", b.args[0]):
         return work.because("the gold's digits without its base", a.args[0] == literal(b.args[0]))

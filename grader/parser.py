@@ -130,7 +130,7 @@ class Parser:
         terms = [self.sum()]
         while self.value == ":" and not self.bars and self.accept(":"):
             terms.append(self.sum())
-        return terms[0] if len(terms) == 1 else Node("ratio", tuple(terms))
+        return terms[0] if len(terms) == 1 else Node("ratio", tuple(map(scalar, terms)))
 
     def units(self, node: Node) -> Node:
         """Words after a scalar are its unit, which may be absent (as in MATH): 9.8 m/s^2 is (unit 9.8 m 1 s -2).
@@ -212,26 +212,18 @@ class Parser:
         node, marks = self.atom(), 0
         if node.op == "sym" and self.value == "(":
             node = self.call(node.args[0]) or node
-        while self.value in ("!", "°", "%", "^"):
+        while mark := self.accept("!", "°", "%", "^"):
             marks += 1
-            if marks > MAX_MARKS:
-                raise self.refuse("too many marks after one operand")
-            if self.accept("!"):
-                if self.value == "!":
-                    raise self.refuse("a double factorial")
-                node = Node("fact", (scalar(node),))
-            elif self.accept("°"):
-                node = Node("deg", (scalar(node),))
-            elif self.accept("%"):
-                node = Node("percent", (scalar(node),))
-            elif self.accept("^"):
-                exponent = self.exponent()
-                if node.op in ("matrix", "seq") and exponent == TRANSPOSED:
-                    node = Node("matrix", tuple(zip(*node.args, strict=False))) if node.op == "matrix" else node
-                else:
-                    node = Node("pow", (scalar(node), scalar(exponent)))
+            if marks > MAX_MARKS or mark == self.value == "!":
+                raise self.refuse("too many marks after one operand, or a double factorial")
+            if mark != "^":
+                node = Node({"!": "fact", "°": "deg", "%": "percent"}[mark], (scalar(node),))
+                continue
+            exponent = self.exponent()
+            if node.op in ("matrix", "seq") and exponent == TRANSPOSED:
+                node = Node("matrix", tuple(zip(*node.args, strict=False))) if node.op == "matrix" else node
             else:
-                break
+                node = Node("pow", (scalar(node), scalar(exponent)))
         return node
 
     def call(self, name: str) -> Node | None:
@@ -242,7 +234,7 @@ class Parser:
         while depth or end == self.pos:
             depth += {"(": 1, ")": -1}.get(self.tokens[end][1], 0)
             end += 1
-            if self.tokens[end][0] == "end" and depth:
+            if self.tokens[end][0] == "end" and depth or end == self.pos + 2 and not depth:  # unclosed, or empty
                 return None
         inside = self.tokens[self.pos + 1 : end - 1]
         letters = {value for kind, value, _ in inside if kind == "sym"}
