@@ -95,6 +95,7 @@ def gold_problem(gold: str) -> str | None:
     return answers.refusal(gold_answer(gold))
 
 
+MAX_BOX = 100_000  # characters, far more than the grader reads
 BOX = re.compile(r"\\boxed\s*(?:\{|(-?\d[\d,./]*(?<=\d)|[A-Za-z](?![A-Za-z])))")  # \boxed{...}, \boxed 5
 BETWEEN_BOXES = re.compile(
     r"(?:\s|[$,;]|\\[()\[\],;!]|\\q?quad|\\text\s*\{\s*(?:and|or)\s*\}|\band\b|\bor\b|[a-zA-Z]\w? *=)*"
@@ -112,7 +113,8 @@ def box_content(text: str, opening: re.Match) -> tuple[str | None, int]:
     if opening[1]:
         return opening[1], opening.end()
     begin, depth = opening.end(), 1
-    for mark in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, begin):  # \{ and \} do not count, as in TeX
+    marks = re.compile(r"\\.|[{}]", re.DOTALL)  # \{ and \} do not count, as in TeX
+    for mark in marks.finditer(text, begin, begin + MAX_BOX):
         depth += {"{": 1, "}": -1}.get(mark.group(), 0)
         if depth == 0:
             return text[begin : mark.start()].strip() or None, mark.end()

@@ -35,7 +35,7 @@ from grader.tree import (
     sym,
 )
 from grader.units import HEDGES, units_agree
-from grader.values import Work, same_scalar
+from grader.values import INTEGER_NAMES, Work, same_scalar
 
 # ---------------------------------------------------------------- labels
 
@@ -202,7 +202,7 @@ def parameter_range(condition: str, value: str) -> str:
         return ""
     if match["domain"] in ("R", "Q") or words & REAL_WORDS:
         return match["domain"] or "R"
-    if re.search("[<>≤≥≠∈]", value):
+    if re.search("[<>≤≥≠∈]", value) or (match["least"] and match["name"] not in INTEGER_NAMES):
         return ""
     if match["list"]:
         return "Z" if "±" in match["list"] else "N"
@@ -228,7 +228,7 @@ class Reading(NamedTuple):
     range: str
 
 
-@lru_cache(maxsize=1024)  # a problem's gold is compared with a whole group of answers
+@lru_cache(maxsize=64)  # a problem's gold is compared with a whole group of answers
 def read(text: str) -> Reading:
     cleaned = clean(text)
     words = is_words(cleaned)
@@ -236,7 +236,7 @@ def read(text: str) -> Reading:
     return Reading(value, squeeze(value), words, range_)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=64)
 def _items(cleaned: str, merge_thousands: bool = True) -> tuple[Node, ...]:
     return tuple(parse(cleaned, merge_thousands))
 

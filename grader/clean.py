@@ -194,15 +194,16 @@ NOTATION = rules(  # whatever the text was
     ("mod", r"\(\s*(?:\\[bp]?mod|mod|\ue000\s*mod\s*\ue001)\s*([^()]*)\)", r"\\pmod{\1}"),
     ("", r"^[\s{}\ue000]*(\d+)[\s{}^\ue000\ue001]*(?:st|nd|rd|th)[\s{}.\ue001]*$", r"\1"),
     (":", r"\b([AaPp])\.?[Mm]\b\.?", lambda m: m[1].lower() + "m"),  # 5:30 p.m.
-    ("[", r"([][])([^][()]*[,;][^][()]*)([][])", _interval),
-    ("]", r"([][])([^][()]*[,;][^][()]*)([][])", _interval),
+    ("[", r"(?<![^\s∪∩∖∈=,])([][])([^][()]*[,;][^][()]*)([][])", _interval),
+    ("]", r"(?<![^\s∪∩∖∈=,])([][])([^][()]*[,;][^][()]*)([][])", _interval),
     # 1e-5; but 2e-1 within an expression is twice e, less one
     ("", r"((?:^|,)\s*[-+]?\s*\d+)[eE]([-+]\d+)(?=\s*(?:,|$|[\ue000°%]))", r"\1*10^{\2}"),
     ("√", r"√\s*(\d+(?:\.\d+)?)", r"\\sqrt{\1}"),
     ("√", "√", r"\\sqrt "),
     ("°", r"(?<!\ue000)°\s*([CFK])(?![A-Za-z])", "\ue000°\\1\ue001"),
     ("°", r"(\d+)\s*°\s*(\d+(?:\.\d+)?)\s*'(?!')(?:\s*(\d+(?:\.\d+)?)\s*'')?", _minutes),  # 41° 24' 35''
-    ("'", r"(?<=\d)\s*'+\s*$", ""),  # arc seconds alone are a unit
+    ("''", r"(?<=\d)\s*''\s*$", "\ue000arcseconds\ue001"),
+    ("'", r"(?<=\d)\s*'\s*$", "\ue000arcminutes\ue001"),
     ("frac", rf"(?<![\w.^_}}])(\d+)\s*\\frac\s*{DIGITS}\s*{DIGITS}", _mixed),  # 1\frac45
     ("{cases}", r"\ue000\s*(?:(?:if|for|when|where|is)\b[\s,]*)+", "\ue000"),
     ("\ue000\ue001", "\ue000\ue001", " "),

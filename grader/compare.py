@@ -37,12 +37,13 @@ def _resolve(node: Any, upper: bool) -> Any:
 
 
 def expand(items: Iterable[Node]) -> list[Node]:
-    """One flat list of solutions: sets are opened, ± makes two items, and members of a tuple choose independently."""
+    """The solutions that an answer lists: a set is opened, ± is two items, members of a tuple choose on their own."""
+    items = list(items)
+    if len(items) == 1 and items[0].op == "set":
+        items = list(items[0].args)
     expanded: list[Node] = []
     for item in items:
-        if item.op == "set":
-            expanded += expand(item.args)
-        elif not item.ops & PLUS_MINUS:
+        if not item.ops & PLUS_MINUS:
             expanded.append(item)
         elif item.op == "seq":
             choices = [expand([member]) for member in item.args[2]]
@@ -149,7 +150,11 @@ def same_sequence(a: Node, b: Node, work: Work) -> bool:
 
 def same_set(a: Node, b: Node, work: Work) -> bool:
     """Sets, and unions whose ends are not plain numbers: the same members in any order."""
-    return match(expand(a.args), expand(b.args), work)
+    members_a, members_b = (
+        [m for arg in node.args for m in (arg.args if node.op == "union" and arg.op == "set" else [arg])]
+        for node in (a, b)
+    )
+    return match(expand(members_a), expand(members_b), work)
 
 
 def same_matrix(a: Node, b: Node, work: Work) -> bool:

@@ -20,6 +20,7 @@ from grader.tree import (
     describe,
     is_condition,
     is_scalar,
+    joined,
     literal,
     negative,
     num,
@@ -83,10 +84,10 @@ class Parser:
                 word = self.take()
             item = self.relation()
             pair = (items.pop(), item)
-            joined = compound(*pair) if word == "and" else None  # 2 hours and 15 minutes
+            one = compound(*pair) if word == "and" else None  # 2 hours and 15 minutes
             if word and all(node.op in ("rel", "or", "and") for node in pair) and any(map(is_condition, pair)):
-                joined = Node(word, pair)
-            items += [joined] if joined else pair
+                one = joined(word, *pair)
+            items += [one] if one else pair
         if len(items) > MAX_ITEMS:
             raise self.refuse("too many items")
         return items
@@ -103,7 +104,9 @@ class Parser:
         if self.accept("\\pmod", "\\bmod", "\\mod"):
             node = Node("mod", (node, scalar(self.factor())))
         if ops and INEQUALITIES.intersection(ops) and self.accept("∪"):
+            self.enter()
             node = Node("or", (node, self.relation()))
+            self.depth -= 1
         return node
 
     def approximated(self, ops: list[str], sides: list[Node], start: int) -> Node:
@@ -119,10 +122,7 @@ class Parser:
         node = self.ratio()
         while (not is_scalar(node) or node.names) and (op := self.accept("∪", "∩", "∖")):
             right = self.ratio()
-            if op == "∪" and node.op == "union":
-                node = Node("union", (*node.args, right))
-            else:
-                node = Node({"∪": "union", "∩": "cap", "∖": "minus"}[op], (node, right))
+            node = joined({"∪": "union", "∩": "cap", "∖": "minus"}[op], node, right)
         return self.units(node) if self.kind == "text" else node
 
     def ratio(self) -> Node:
@@ -358,7 +358,7 @@ class Parser:
             while mark := self.accept("_", "^"):
                 name += mark + self.braced_text()
             body = self.term()
-            return sym(f"{name} {describe(body)}") if name.startswith("int") else product(sym(name), body)
+            return sym(f"{name} {describe(body)}") if name.startswith(("int", "lim")) else product(sym(name), body)
         if name == "{":
             return self.braces()
         self.seek(self.pos - 1)

@@ -10,12 +10,11 @@ from fractions import Fraction
 from typing import Any
 
 from grader.text import Refused
-from grader.tree import EMPTY, INEQUALITIES, INFINITY, MINUS_INFINITY, REALS, STRUCTURES, Node, children
+from grader.tree import EMPTY, INEQUALITIES, INFINITY, MINUS_INFINITY, REALS, STRUCTURES, Node, children, num, subtrees
 from grader.values import Evaluator, OutOfRange, Work, is_exact, real_value
 
 OPERATIONS = {"union", "minus", "cap", "builder", "or", "and"}
-SMOOTH = {"rel", "sym", "num", "const", "const pi", "const e", "add", "mul", "pow", "inv", "abs"}
-MAX_ENDS = 40
+MAX_ENDS, MAX_END_BITS = 40, 2000
 GRID = [Fraction(k, 2) for k in range(-21, 22)]  # where a relation is not linear, its ends may be written nowhere
 
 
@@ -29,6 +28,8 @@ def is_set(node: Node) -> bool:
 def same_real_set(a: list[Node], b: list[Node], work: Work) -> bool | None:
     """Compares two answers as sets of real numbers; None where one is not a set or has more than one variable."""
     try:
+        if (_is_finite(a) and _has_conditions(b)) or (_is_finite(b) and _has_conditions(a)):
+            raise Refused("a condition beside numbers")
         names_a, names_b = (_variables(Node("or", tuple(items))) for items in (a, b))
         points, at = _points([*a, *b], work), Evaluator({}, work, None)
         points = sorted({*points, *_crossings(a, points, at), *_crossings(b, points, at)})
@@ -37,6 +38,14 @@ def same_real_set(a: list[Node], b: list[Node], work: Work) -> bool | None:
         return None
     named_alike = not names_a or not names_b or names_a == names_b
     return work.because("sets of real numbers, by membership", named_alike and members_a == members_b)
+
+
+def _is_finite(items: list[Node]) -> bool:
+    return all(item.op not in STRUCTURES and item != REALS or item.op == "set" for item in items)
+
+
+def _has_conditions(items: list[Node]) -> bool:
+    return any("rel" in item.ops for item in items)
 
 
 def _variables(node: Node) -> set[str]:
@@ -59,19 +68,31 @@ def _numbers(node: Any) -> Iterable[Node]:
 
 
 def _is_nonlinear(node: Node) -> bool:
-    """Whether a condition is more than `x < 2`. Raises Refused where its ends could not be found."""
+    """Whether a condition is more than `x < 2`: |x - 1| < 2 or x^2 < 4. Raises Refused for others, as a model that
+    repeats the inequality of a problem has not solved it.
+    """
     if node.op != "rel":
         return any(map(_is_nonlinear, children(node.args)))
     ops, sides = node.args
-    nonlinear = any(side.names and side.op != "sym" for side in sides) and "∈" not in ops
-    if nonlinear and not (set(ops) <= set("<>≤≥") and node.ops <= SMOOTH):
-        raise Refused("a condition whose solutions are single numbers, or with steps")
-    return nonlinear
+    if "∈" in ops or not any(side.names and side.op != "sym" for side in sides):
+        return False
+    side = sides[0] if sides[0].names else sides[-1]
+    is_square = side.op == "pow" and side.args[0].op == "sym" and side.args[1] == num(2)
+    is_distance = side.op == "abs" and side.ops <= {"abs", "add", "sym", "num", "mul"}
+    if len(ops) > 1 or not set(ops) <= set("<>≤≥") or not (is_square or is_distance):
+        raise Refused("a condition that is a problem of its own")
+    return True
 
 
 def _points(items: list[Node], work: Work) -> list[Fraction]:
     """All ends, numbers between neighbours and beyond; irrational ends as close fractions (see `_sign`)."""
+    for interval in (node for item in items for node in subtrees(item) if node.op == "seq"):
+        low, *_, high = interval.args[2]
+        if MINUS_INFINITY != low and high != INFINITY and not real_value(low, work) < real_value(high, work):
+            raise Refused("a pair of numbers that is no interval")
     ends = {real_value(node, work) for node in _numbers(tuple(items))}
+    if any(max(end.numerator.bit_length(), end.denominator.bit_length()) > MAX_END_BITS for end in ends):
+        raise Refused("an end of too many digits")
     ends |= {-end for end in ends}
     if len(ends) > 2 * MAX_ENDS:
         raise Refused("too many ends")
@@ -102,6 +123,7 @@ def _members(items: list[Node], points: list[Fraction], at: Evaluator) -> list[b
     if items[0].op == "rel" and items[0].args[0] == ("≠",):  # x ≠ 5, 6
         others = [Node("rel", (("≠",), (items[0].args[1][0], item))) for item in items[1:] if item.op not in STRUCTURES]
         items = [item for item in items if item.op in STRUCTURES] + others
+    at.work.spend(10 * len(items) * len(points))
     sets = [[_contains(item, x, at) for x in points] for item in items]
     if all(item.op == "rel" for item in items):
         together = [all(row) for row in zip(*sets, strict=True)]

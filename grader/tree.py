@@ -119,6 +119,13 @@ def quotient(top: Node, bottom: Node) -> Node:
     return product(top, Node("inv", (scalar(bottom),)))
 
 
+def joined(op: str, left: Node, right: Node) -> Node:
+    """left op right, flat where left is one already: (a or b) or c has three parts."""
+    if left.op == op == "minus":
+        raise Refused("a difference of a difference of sets")
+    return Node(op, (*left.args, right) if left.op == op else (left, right))
+
+
 MINUS_ONE = num(-1)
 REALS, EMPTY, TRANSPOSED = sym("mathbb(R)"), sym("∅"), sym("T")
 INFINITY = sym("∞")

@@ -14,7 +14,7 @@ UNIT_NAMES = table(
     h h hr hour 小时  day day 天  week week  month month  yr yr year 年  g gram 克  kg kilogram 千克 公斤
     lb lb pound  oz oz ounce  ° degree deg 度  rad radian  % pct percent percentage  $ dollar 元 美元  ¢ ¢ cent
     Hz hz hertz  J joule  N newton  W watt  V volt  K kelvin  Ω ohm  am am  pm pm  L liter litre  ml ml milliliter
-    NONE unit 个 名 人 种 次 只 本 条 张 辆 件 块 岁 位 项 组 对"""
+    arcmin arcminute  arcsec arcsecond  NONE unit 个 名 人 种 次 只 本 条 张 辆 件 块 岁 位 项 组 对"""
 )
 SIZES = {  # (the unit it is measured in, how many of those)
     unit: (base, Fraction(size))

@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 from grader.text import Refused
-from grader.tree import Node, Number
+from grader.tree import Node, Number, scalar
 
 MAX_BITS = 210_000  # of an exact number; 2023^2024 has 22,000
 MAX_POINT_BITS = 5_000  # of an exact power where there are variables: x^9900 is computed with mpmath
@@ -288,7 +288,7 @@ class Evaluator:
 
 def real_value(node: Node, work: Work) -> Fraction:
     """A real number as the rational number that its binary digits stand for. Raises Refused where it is complex."""
-    value = Evaluator({}, work, None).value(node)
+    value = Evaluator({}, work, None).value(scalar(node))
     if is_exact(value):
         return Fraction(value)
     if value.imag != 0 or abs(value.man_exp[1]) > MAX_BITS:
