@@ -287,7 +287,9 @@ class Evaluator:
 
 
 def real_value(node: Node, work: Work) -> Fraction:
-    """A real number as the rational number that its binary digits stand for. Raises Refused where it is complex."""
+    """A real number as the rational number that its binary digits stand for. Raises Refused for anything else."""
+    if node.names:
+        raise Refused("no number")
     value = Evaluator({}, work, None).value(scalar(node))
     if is_exact(value):
         return Fraction(value)
