@@ -122,7 +122,7 @@ WORDS = rules(
 def _based(match: re.Match) -> str:
     """A number with its base as a command of our own."""
     written = match["base"] or match["short"] or match["named"]
-    base, digits = int(NUMBERS.get(written, written)), match["digits"]
+    base, digits = int(NUMBERS.get(written, str(written).replace(" ", ""))), match["digits"]
     valid = 2 <= abs(base) <= 36 and all(int(d, 36) < abs(base) for d in digits if d != ".")
     if not valid or not (any(d.isdigit() for d in digits) or (match["open"] and base > 10)):
         return match[0]
@@ -160,8 +160,8 @@ def _mixed(match: re.Match) -> str:
 
 
 DIGITS = r"(?:\{\s*(\d+)\s*\}|(\d))"
-REPEATING = r"(?<![\d.])(\d*)\.(\d*)(?:\\(?:overline|bar|dot)\s*(?:\{(\d+)\}|(\d))|\((\d+)\))(?!\s*\d)"
-BASE = rf"(?P<base>-?\d\d?|{'|'.join(NUMBERS)})"
+REPEATING = r"(?<![\d.])(\d*)\.(\d*)\s*(?:\\(?:overline|bar|dot)\s*(?:\{(\d+)\}|(\d))|\(\s*(\d+)\s*\))(?!\s*\d)"
+BASE = rf"(?P<base>(?:-\s*)?\d\d?|{'|'.join(NUMBERS)})"
 BASED = (  # 204_5, 204_{\text{five}}, (A5)_{11}, 204 \text{ (base 5)}
     r"(?<![\w.^\\])(?P<open>[({\ue000]?)\s*(?P<digits>[0-9A-Z]+(?:\.[0-9A-Z]+)?)\s*(?P<close>[)}\ue001]?)\s*"
     rf"(?:_\s*(?:\{{[\s\ue000(]*(?:base)?[\s\ue001]*{BASE}[\s\ue001)]*\}}|(?P<short>\d))"
@@ -197,7 +197,7 @@ NOTATION = rules(  # whatever the text was
     ("[", r"(?<![^\s∪∩∖∈=,])([][])([^][()]*[,;][^][()]*)([][])", _interval),
     ("]", r"(?<![^\s∪∩∖∈=,])([][])([^][()]*[,;][^][()]*)([][])", _interval),
     # 1e-5; but 2e-1 within an expression is twice e, less one
-    ("", r"((?:^|,)\s*[-+]?\s*\d+)[eE]([-+]\d+)(?=\s*(?:,|$|[\ue000°%]))", r"\1*10^{\2}"),
+    ("", r"((?:^|[,{])\s*[-+]?\s*\d+)[eE]\s*([-+])\s*(\d+)(?=\s*\.?\s*(?:$|[,}\ue000°%]))", r"\1*10^{\2\3}"),
     ("√", r"√\s*(\d+(?:\.\d+)?)", r"\\sqrt{\1}"),
     ("√", "√", r"\\sqrt "),
     ("°", r"(?<!\ue000)°\s*([CFK])(?![A-Za-z])", "\ue000°\\1\ue001"),
