@@ -235,7 +235,7 @@ class Evaluator:
         for n in (abs(value.numerator), value.denominator):
             if n.bit_length() > self.prec // 2:
                 return None
-            roots.append(int(self.mp.nint(self.mp.root(n, degree))))
+            roots.append(math.isqrt(n) if degree == 2 else int(self.mp.nint(self.mp.root(n, degree))))
             if roots[-1] ** degree != n:
                 return None
         return Fraction(-roots[0] if value < 0 else roots[0], roots[1])
@@ -346,7 +346,7 @@ def _row(a: Node, b: Node, point: Point, work: Work, log_base: int | None) -> Ro
     for prec in (PRECISION, HIGH_PRECISION):
         evaluator = Evaluator(point, work, log_base, prec)
         values = evaluator.value(a), evaluator.value(b)
-        if max(evaluator.lost, evaluator.spread) <= prec // 2:
+        if max(evaluator.lost, 0 if point else evaluator.spread) <= prec // 2:  # a tiny term shows at another point
             break
     return *values, max(2 * GUARD, prec - evaluator.lost)
 
