@@ -58,7 +58,7 @@ def load_rows(path: Path) -> list[dict[str, Any]]:
         rows += [{"answer": x, "gold": y, "equal": equal, "hostile": False} for x, y in ((a, b), (b, a))]
     golds = ("6", "\\frac{x+1}{2}", "(2,1)")
     hostile = [{"answer": h, "gold": g, "equal": False, "hostile": True} for h in HOSTILE for g in golds]
-    return rows + hostile if path == CASES else rows
+    return rows + hostile if path.resolve() == CASES else rows
 
 
 def worker(name: str) -> None:
