@@ -295,8 +295,10 @@ def refusal(gold: str) -> str | None:
     reading = read(gold)
     if not reading.cleaned:
         return "empty"
+    if len(re.findall(r"(?<![\\A-Za-z])[A-Za-z]{2,}", reading.cleaned)) > MAX_WORDS and "," not in reading.cleaned:
+        return "a sentence"
     if reading.words:
-        return "a sentence" if len(reading.cleaned.split()) > MAX_WORDS and "," not in reading.cleaned else None
+        return None
     try:
         items = _items(reading.cleaned.removeprefix("≈"))
         for item in items:

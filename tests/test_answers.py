@@ -140,6 +140,10 @@ def test_trees_are_as_a_reader_expects(text, tree):
         ("\\frac{1}{2}}", "cannot read on from here at '}'"),
         ("9^{9^{9^9}}", "too l"),
         ("x" * 3000, "longer than 2000"),
+        ("1+\\frac12+\\ldots+\\frac17", "an ellipsis in a formula"),
+        ("1+1=3", "its sides differ"),
+        ("\\text{Cathy can win if and only if n is even}", "a sentence"),
+        ("n \\text{ is even}", "may change the meaning"),
     ],
 )
 def test_ungradable_golds_are_named_with_the_reason(gold, reason):

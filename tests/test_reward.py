@@ -78,6 +78,31 @@ def test_any_of_several_golds_counts():
     assert reward(boxed("0.03"), ["0.01\n", "0.02\n"]) == 0.0
 
 
+@pytest.mark.parametrize(
+    "line, gold, score",
+    [
+        ("\\boxed{-2} \\quad \\text{and} \\quad \\boxed{1}.", "1, -2", 1.0),
+        ("$x = \\boxed{3}$ or $x = \\boxed{\\frac12}$.", "\\frac12, 3", 1.0),
+        ("\\(\\boxed{(1,2)}\\), \\(\\boxed{(2,1)}\\)", "(1,2), (2,1)", 1.0),
+        ("\\boxed{1}\\boxed{2}\\boxed{3}", "1,2,3", 1.0),
+        ("\\boxed{40} or \\boxed{42}", "42", 1.0),  # the last one counts
+        ("\\boxed{42} or \\boxed{40}", "42", 0.0),
+        ("\\boxed{1} and then \\boxed{2}", "1,2", 0.0),
+        ("\\boxed{1}\nFinally \\boxed{2}", "1,2", 0.0),
+        ("\\boxed{1}, \\boxed{}", "1", 0.0),
+        ("\\boxed{1}, \\boxed{2}, \\boxed{3}", "1,2", 0.0),
+    ],
+)
+def test_boxes_in_the_last_line_are_a_list_where_the_gold_is_one(line, gold, score):
+    assert reward(f"<think>\\boxed{{9}}</think>\n{line}", gold) == score
+
+
+def test_a_gold_in_a_sentence_is_its_box_or_its_last_formula():
+    assert reward(boxed("6"), "The number of colorings of \\( P \\) is \\(\\boxed{6}\\).") == 1.0
+    assert reward(boxed("248"), "The smallest possible value of \\(a_{10}\\) is \\(248\\).") == 1.0
+    assert reward(boxed("10"), "The smallest possible value of \\(a_{10}\\) is \\(248\\).") == 0.0
+
+
 # ---------------------------------------------------------------- the pool
 
 
