@@ -87,35 +87,26 @@ MAX_DEPTH = 25  # of groups around an answer
 CHANGES = (
     r"(?i:\b(?:not|cannot|never|than|false|wrong|more|less|least|most|half|twice|double|triple|opposite|square)\b|n't)"
 )
-BARE_WORD = r"\ue000[^\ue001]*\ue001"
+LEAD = rf"^\ue000\s*(?:(?!{CHANGES})[^\ue001])*(?:\bis|\bare|:)\s*\ue001\s*(?=\S)"
+REASON = r"\ue000[\s,]*\(?\s*(?:since|because|attained|achieved|reached)\b[^\ue001]*\ue001(?!\s*[-+*/^]).*$"
+WORD = r"\ue000([^\ue001]*)\ue001"
+REALS = r"^\ue000?\s*(?:all |any |every )?reals?(?: numbers?)?(?: x)?\s*"
 WORDS = rules(
-    (
-        "\ue000",
-        rf"^\ue000\s*(?:(?!{CHANGES})[^\ue001])*(?:\bis|\bare|:)\s*\ue001\s*(?=\S)",
-        "",
-    ),  # \text{Area: } 9
+    ("\ue000", LEAD, ""),  # \text{Area: } 9
     ("nswer", r"\ue000\s*[Aa]nswer\s*\ue001\s*:", ""),
     ("answer", r"\ue000\s*is (?:the|our|my) (?:final |correct |required )?answer\W*\ue001$", ""),
-    ("\ue000", r"\ue000[\s,]*\(?\s*(?:since|because|attained|achieved|reached)\b[^\ue001]*\ue001(?!\s*[-+*/^]).*$", ""),
+    ("\ue000", REASON, ""),  # x = 5 \text{ (since } x > 0)
     ("\ue000", r"\ue000[ ,]*\((?:double|triple|repeated|simple) (?:root|zero|solution)s?\) *\ue001", ""),
     ("multipl", r"\ue000[ ,]*\((?:with )?multiplicity \d+\) *\ue001", ""),
     ("\ue000", r"\ue000[ ,]*(?:or )?(\(?) *(?:approximately|approx|about|roughly)\.? *\ue001", r"\1≈"),
     ("\ue000", r"\ue000\s*\(\s*(?:or|equivalently|i\.e\.|that is),?\s*\ue001([^()]*)\)", r" or \1"),
     ("\ue000", r"^\ue000\s*(?:negative|minus)\s*\ue001\s*(?=[\d\\.])", "-"),
-    (
-        "frac",
-        r"\\frac\s*\{\s*\ue000([^\ue001]*)\ue001\s*\}\s*\{\s*\ue000([^\ue001]*)\ue001\s*\}",
-        "\ue000\\1/\\2\ue001",
-    ),
-    ("(\ue000", rf"(?<=[^\s(A-Za-z])\s*\(({BARE_WORD}(?:\s*\^\s*\{{?\d\}}?)?)\s*\)", r"\1"),  # 12 (\text{cm})
-    ("\ue000o", r"\^\s*\{?\s*\ue000o\ue001\s*\}?", "°"),
+    ("frac", rf"\\frac\s*\{{\s*{WORD}\s*\}}\s*\{{\s*{WORD}\s*\}}", "\ue000\\1/\\2\ue001"),  # \frac{\text{m}}{\text{s}}
+    ("(\ue000", rf"(?<=[^\s(A-Za-z])\s*\(({WORD}(?:\s*\^\s*\{{?\d\}}?)?)\s*\)", r"\1"),  # 12 (\text{cm}^2)
+    ("\ue000o", r"\^\s*\{?\s*\ue000o\ue001\s*\}?", "°"),  # 10^{\text{o}}
     ("\ue000", r"\ue000([0-9A-Z]+)\ue001(?=[0-9A-Z]+[)}]?_)", r"\1"),  # (\text{B}4)_{12}
-    ("real", r"^\ue000?\s*(?:all |any |every )?reals?(?: numbers?)?(?: x)?\s*\ue001?$", r"\\mathbb{R}"),
-    (
-        "real",
-        r"^\ue000?\s*(?:all |any |every )?reals?(?: numbers?)?(?: x)?\s*(?:except|other than|but)\s*\ue001?(.+)$",
-        r"\\mathbb{R}∖\\{\1\\}",
-    ),
+    ("real", rf"{REALS}\ue001?$", r"\\mathbb{R}"),
+    ("real", rf"{REALS}(?:except|other than|but)\s*\ue001?(.+)$", r"\\mathbb{R}∖\\{\1\\}"),
 )
 
 
