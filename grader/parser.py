@@ -243,8 +243,8 @@ class Parser:
             return self.bracket()
         if len(inside) == 1:
             named = inside[0][0] in ("num", "text") or letters <= ARGUMENT_NAMES or letters <= set("XYAB")
-        elif name[0] in FUNCTION_NAMES and letters <= ARGUMENT_NAMES and (letters or inside[0][1] == "-"):
-            named = True
+        elif name[0] in FUNCTION_NAMES and letters <= ARGUMENT_NAMES:
+            named = bool(letters) or [kind for kind, _, _ in inside] == ["op", "num"]  # f(-1), but G(3+\pi) a product
         else:
             named = not marks.isdisjoint(RELATIONS.union(",|∩∪"))
         if not named:

@@ -176,6 +176,8 @@ class Evaluator:
         total = self.tidy(self.mp.fsum(rest))
         lost = max(sizes) - self.mp.mag(total) if total else self.prec
         if lost > self.prec - NOISE:
+            if self.point and self.prec == HIGH_PRECISION and max(sizes) > self.prec // 2:
+                raise OutOfRange("huge numbers that cancel")
             total, lost = 0, self.prec
         self.lost = max(self.lost, lost)
         return total

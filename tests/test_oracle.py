@@ -106,7 +106,6 @@ PRINTABLE += (type(sympy.I), TrigonometricFunction, InverseTrigonometricFunction
 
 
 KNOWN = {  # why the grader gives up on equal pairs that no problem has for an answer, and what such pairs hold
-    "cosh x - sinh x for e^{-x} loses more bits than it computes": re.compile(r"sinh.*cosh"),
     "(-2)^k is taken at whole k, where its powers soon grow too large": re.compile(r"\(- ?[\\\d].*\)\^\{.*[a-z]"),
     "factorials are taken at whole numbers, beside them powers soon grow too large": re.compile(r"\^\{.*(!|binom)"),
 }
@@ -260,7 +259,7 @@ def rewrite(expr: Expr, steps: list[str]) -> Expr | None:
     for step in steps:
         try:
             expr = REWRITINGS[step](expr)
-        except (NotImplementedError, ValueError, TypeError, AttributeError, sympy.PolynomialError):
+        except (NotImplementedError, ValueError, TypeError, AttributeError, RecursionError, sympy.PolynomialError):
             return None
         if not is_small(expr):
             return None
