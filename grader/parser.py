@@ -36,7 +36,7 @@ MAX_MARKS = 4  # ! ° % ^ after one operand
 MAX_ITEMS = 100
 ATOM_COMMANDS = {"frac", "binom", "sqrt", "pi", "lfloor", "lceil", "sum", "prod", "int", "lim", "based"}
 ATOM_COMMANDS |= FUNCTIONS | GREEK | ACCENTS | OPERATORS
-FUNCTION_NAMES, ARGUMENT_NAMES = set("fghFGHPQTE"), set("xyzntk")
+FUNCTION_NAMES, ARGUMENT_NAMES = set("fghFGPQ"), set("xyzntk")
 
 
 class Parser:

@@ -86,7 +86,7 @@ class Evaluator:
 
     def __init__(self, point: dict[str, Any], work: Work, log_base: int | None, prec: int = PRECISION) -> None:
         self.point, self.work, self.log_base, self.prec = point, work, log_base, prec
-        self.mp, self.cost = mpmath_at(prec), 1 if prec == PRECISION else 30
+        self.mp, self.cost = mpmath_at(prec), 1 if prec == PRECISION else 12
         self.lost = self.spread = 0
         self.noise = self.mp.mpf(2) ** (NOISE - prec)  # relative
 
