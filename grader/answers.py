@@ -87,7 +87,7 @@ def _unlabel(node: Node, in_gold: bool) -> tuple[Node, Node] | None:
             return first, inner[1] if inner else rest
         if ops in (("=",), ("≡",)) and rest.op == "sym" and not rest.names <= first.names:
             return rest, first
-        return (first, rest) if ops != ("∈",) and not names and _is_quantity(first, in_gold) else None
+        return (first, rest) if ops != ("∈",) and not names & first.names and _is_quantity(first, in_gold) else None
     ops, sides = ascending(ops, sides)
     if set(ops) <= set("<≤"):
         if len(ops) == 1:
@@ -101,7 +101,7 @@ def _unlabel(node: Node, in_gold: bool) -> tuple[Node, Node] | None:
 def solutions(items: list[Node], in_gold: bool) -> tuple[set[Node], list[list[Node]]]:
     """(labels, readings): the items without their labels, read in each way that they can be meant.
 
-    x = 1, 2 has one label and two values; x = 1, y = 2 is the pair (1, 2), and x_1 = 1, x_2 = 2 is that or a list.
+    x = 1, 2 has one label and two values; x = 1, y = 2 is the pair (1, 2) or a list.
     """
     pairs = [_unlabel(item, in_gold) for item in items]
     labels = {pair[0] for pair in pairs if pair}
@@ -111,10 +111,7 @@ def solutions(items: list[Node], in_gold: bool) -> tuple[set[Node], list[list[No
     if not all(pairs) or len(labels) < len(items) or not all(label.op == "sym" for label in labels):
         return labels, []
     ordered = [value for _, value in sorted(pairs, key=lambda pair: pair[0].args[0])]
-    readings = [[Node("seq", ("(", ")", tuple(ordered)))]]
-    if len({label.args[0].partition("_")[0] for label in labels}) == 1:
-        readings.append(expand(values))
-    return labels, readings
+    return labels, [[Node("seq", ("(", ")", tuple(ordered)))], expand(values)]
 
 
 def same_items(a: Sequence[Node], b: Sequence[Node], work: Work) -> bool:
@@ -187,7 +184,8 @@ def split_condition(cleaned: str) -> tuple[str, str]:
 
 
 def _letters(text: str) -> set[str]:
-    return set(re.findall(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])", text))
+    """The variables of a text, from which commands and words are taken."""
+    return set(filter(str.isalpha, re.sub(r"\\[A-Za-z]+|\ue000[^\ue001]*\ue001", "", text)))
 
 
 def parameter_range(condition: str, value: str) -> str:

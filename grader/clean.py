@@ -63,6 +63,11 @@ LATEX = rules(  # before commands become symbols
     ("\\", r"^.*\\(?:implies|Rightarrow|Longrightarrow|therefore)(?![A-Za-z])(?=.*\d)", ""),  # the conclusion
     ("\\", r"\\(?:left|right)\s*\.|\\#", ""),
     ("\\", r"\\(?:hspace|vspace|tag|label|color|textcolor)\*?\s*\{[^{}]*\}", " "),
+    (
+        "",
+        r"\\(?:mathbf|vec|hat|boldsymbol|bm)\s*\{(?:\\(?:hat|vec)\s*\{)?\s*\\?([ijk])(?:math)?\s*\}+",
+        r" e_{\1} ",
+    ),  # unit vectors
     ("phantom", r"\\phantom\s*(?:\{[^{}]*\}|[^\\{])", " "),
     ("\\", r"(?<!\\)\\([()\[\]])", " "),  # \( \) and \[ \]
     ("\\$", r"^\\\$([\d.,\\!{}\s]+)$", r"\1\\text{dollars}"),  # within more text a dollar sign says nothing
@@ -87,9 +92,17 @@ MAX_DEPTH = 25  # of groups around an answer
 CHANGES = (
     r"(?i:\b(?:not|cannot|never|than|false|wrong|more|less|least|most|half|twice|double|triple|opposite|square)\b|n't)"
 )
+
+
+def _per(match: re.Match) -> str:
+    below = re.sub("[\ue000\ue001{}\\s]", "", match[2]).replace("*", "/")
+    return f"\ue000{match[1]}/{below}\ue001"
+
+
 LEAD = rf"^\ue000\s*(?:(?!{CHANGES})[^\ue001])*(?:\bis|\bare|:)\s*\ue001\s*(?=\S)"
 REASON = r"\ue000[\s,]*\(?\s*(?:since|because|attained|achieved|reached)\b[^\ue001]*\ue001(?!\s*[-+*/^]).*$"
 WORD = r"\ue000([^\ue001]*)\ue001"
+UNIT_FRACTION = rf"\\frac\s*\{{\s*{WORD}\s*\}}\s*\{{((?:{WORD}|[\s*^\d-]|\{{-?\d\}})*)\}}"
 REALS = r"^\ue000?\s*(?:all |any |every )?reals?(?: numbers?)?(?: x)?\s*"
 WORDS = rules(
     ("\ue000", LEAD, ""),  # \text{Area: } 9
@@ -101,7 +114,11 @@ WORDS = rules(
     ("\ue000", r"\ue000[ ,]*(?:or )?(\(?) *(?:approximately|approx|about|roughly)\.? *\ue001", r"\1≈"),
     ("\ue000", r"\ue000\s*\(\s*(?:or|equivalently|i\.e\.|that is),?\s*\ue001([^()]*)\)", r" or \1"),
     ("\ue000", r"^\ue000\s*(?:negative|minus)\s*\ue001\s*(?=[\d\\.])", "-"),
-    ("frac", rf"\\frac\s*\{{\s*{WORD}\s*\}}\s*\{{\s*{WORD}\s*\}}", "\ue000\\1/\\2\ue001"),  # \frac{\text{m}}{\text{s}}
+    (
+        "frac",
+        rf"\\frac\s*\{{\s*{WORD}\s*\}}\s*\{{(({WORD}|[\s*^\d-]|\{{-?\d\}})*)\}}",
+        _per,
+    ),  # \frac{\text{m}}{\text{s}^2}
     ("(\ue000", rf"(?<=[^\s(A-Za-z])\s*\(({WORD}(?:\s*\^\s*\{{?\d\}}?)?)\s*\)", r"\1"),  # 12 (\text{cm}^2)
     ("\ue000o", r"\^\s*\{?\s*\ue000o\ue001\s*\}?", "°"),  # 10^{\text{o}}
     ("\ue000", r"\ue000([0-9A-Z]+)\ue001(?=[0-9A-Z]+[)}]?_)", r"\1"),  # (\text{B}4)_{12}
@@ -115,7 +132,8 @@ def _based(match: re.Match) -> str:
     written = match["base"] or match["short"] or match["named"]
     base, digits = int(NUMBERS.get(written, str(written).replace(" ", ""))), match["digits"]
     valid = 2 <= abs(base) <= 36 and all(int(d, 36) < abs(base) for d in digits if d != ".")
-    if not valid or not (any(d.isdigit() for d in digits) or (match["open"] and base > 10)):
+    letters_only = not any(d.isdigit() for d in digits)
+    if not valid or (letters_only and (base <= 10 or len(digits) == 1 and not match["open"])):
         return match[0]
     outside = "" if match["close"] else match["open"]  # {111_8}
     return f"{outside}\\based{{{digits}}}{{{base}}}"
@@ -184,6 +202,7 @@ NOTATION = rules(  # whatever the text was
     (".", REPEATING, _repeating),
     ("mod", r"\(\s*(?:\\[bp]?mod|mod|\ue000\s*mod\s*\ue001)\s*([^()]*)\)", r"\\pmod{\1}"),
     ("", r"^[\s{}\ue000]*(\d+)[\s{}^\ue000\ue001]*(?:st|nd|rd|th)[\s{}.\ue001]*$", r"\1"),
+    ("", r"\b([A-Za-z]{3,} \d{1,2})(?:st|nd|rd|th)\b", r"\1"),  # March 5th
     (":", r"\b([AaPp])\.?[Mm]\b\.?", lambda m: m[1].lower() + "m"),  # 5:30 p.m.
     ("[", r"(?<![^\s∪∩∖∈=,])([][])([^][()]*[,;][^][()]*)([][])", _interval),
     ("]", r"(?<![^\s∪∩∖∈=,])([][])([^][()]*[,;][^][()]*)([][])", _interval),
@@ -218,7 +237,8 @@ def _text_token(match: re.Match) -> str:
     command, content = match.groups()
     if content is None:  # \mathbf{\frac{14}{3}}: drop the font, keep the group
         return " "
-    words, following = PREFIX.sub("", content.strip()), match.string[match.end() : match.end() + 1]
+    words = PREFIX.sub("", content.strip()).replace("\\cdot", "·")
+    following = match.string[match.end() : match.end() + 1]
     if words in FUNCTIONS and not (words == "sec" and following in ("", " ", "}", "$")):
         return f"\\{words} "
     if words in ("gcd", "lcm") or words in OPERATORS and command.startswith("operatorname"):

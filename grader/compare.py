@@ -7,14 +7,14 @@ matters for the few things that an answer may leave out, and for golds that are 
 import itertools
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from typing import Any
 
 from grader.parser import MAX_ITEMS
 from grader.sets import is_set, same_real_set
 from grader.text import Refused
-from grader.tree import Node, is_scalar, literal, negative, num, product, quotient
+from grader.tree import Node, is_scalar, literal, negative, num, product, quotient, subtrees
 from grader.units import Units, measured, units_agree
 from grader.values import Evaluator, Work, is_exact, proportional, real_value, same_scalar
 
@@ -24,16 +24,24 @@ PLUS_MINUS = {"pm", "mp"}
 # ---------------------------------------------------------------- lists
 
 
-def _resolve(node: Any, upper: bool) -> Any:
-    """The tree with its signs chosen: + for ± and - for ∓ where `upper`, else the reverse."""
+def _resolve(node: Any, signs: Iterator[bool]) -> Any:
+    """The tree with its signs chosen: + for ± and - for ∓ where the next of `signs` is true, else the reverse."""
     if type(node) is tuple:
-        return tuple(_resolve(child, upper) for child in node)
-    if type(node) is not Node:
+        return tuple(_resolve(child, signs) for child in node)
+    if type(node) is not Node or not node.ops & PLUS_MINUS:
         return node
-    args = _resolve(node.args, upper)
+    args = _resolve(node.args, signs)
     if node.op in ("pm", "mp"):
-        return args[0] if upper == (node.op == "pm") else negative(args[0])
+        return args[0] if next(signs) == (node.op == "pm") else negative(args[0])
     return Node(node.op, args)
+
+
+def _chosen(item: Node) -> list[Node]:
+    """The values of an item with ±: two where it has ∓ too, else each ± chooses by itself."""
+    count = sum(node.op == "pm" for node in subtrees(item))
+    if "mp" in item.ops or count > 6:
+        return [_resolve(item, itertools.repeat(upper)) for upper in (True, False)]
+    return [_resolve(item, iter(signs)) for signs in itertools.product((True, False), repeat=count)]
 
 
 def expand(items: Iterable[Node]) -> list[Node]:
@@ -51,7 +59,7 @@ def expand(items: Iterable[Node]) -> list[Node]:
                 raise Refused("too many items")
             expanded += [Node("seq", (*item.args[:2], chosen)) for chosen in itertools.product(*choices)]
         else:
-            expanded += [_resolve(item, True), _resolve(item, False)]
+            expanded += _chosen(item)
         if len(expanded) > MAX_ITEMS:
             raise Refused("too many items")
     return expanded
@@ -120,15 +128,36 @@ def _kind(node: Node) -> str:
     return {"seq": "tuple or interval", "rel": "relation"}.get(node.op, node.op)
 
 
+AXES = ("e_i", "e_j", "e_k")  # 2i - 5j as a vector
+
+
+def _entries(node: Node) -> tuple[Node, ...] | None:
+    """The entries of a tuple, of a row or column, or of a sum of unit vectors; None for anything else."""
+    if node.op == "seq" and node.args[:2] == ("(", ")"):
+        return node.args[2]
+    if node.op == "matrix" and 1 in (len(node.args), len(node.args[0])):
+        return tuple(itertools.chain(*node.args))
+    if is_scalar(node) and node.names.intersection(AXES):
+        origin, *ends = (_substitute(node, {axis: num(int(axis == one)) for axis in AXES}) for one in ("", *AXES))
+        entries = tuple(Node("add", (end, negative(origin))) for end in ends)
+        return entries if "e_k" in node.names else entries[:2]
+    return None
+
+
+def _substitute(node: Any, values: dict[str, Node]) -> Any:
+    if type(node) is tuple:
+        return tuple(_substitute(child, values) for child in node)
+    if type(node) is not Node:
+        return node
+    return values.get(node.args[0], node) if node.op == "sym" else Node(node.op, _substitute(node.args, values))
+
+
 def same_across_kinds(a: Node, b: Node, work: Work) -> bool:
     """The few kinds that say the same: a column and a tuple, 3 : 5 and 3/5, 3 (mod 7) and 3; 52 for a gold 52_8."""
-    kinds = {a.op, b.op}
-    if kinds == {"seq", "matrix"}:
-        tuple_, matrix = (a, b) if a.op == "seq" else (b, a)
-        entries = tuple(itertools.chain(*matrix.args))
-        is_vector = len(matrix.args) in (1, len(entries)) and tuple_.args[:2] == ("(", ")")
-        members = zip(tuple_.args[2], entries, strict=False)
-        same_entries = is_vector and len(tuple_.args[2]) == len(entries) and all(same(x, y, work) for x, y in members)
+    entries_a, entries_b = _entries(a), _entries(b)
+    if entries_a and entries_b:
+        pairs = zip(entries_a, entries_b, strict=False)
+        same_entries = len(entries_a) == len(entries_b) and all(same(x, y, work) for x, y in pairs)
         return work.because("a vector, entry by entry", same_entries)
     if b.op == "based" and a.op == "num" and re.fullmatch(r"-?\d*\.?\d*", b.args[0]):
         return work.because("the gold's digits without its base", a.args[0] == literal(b.args[0]))
@@ -262,9 +291,9 @@ def is_rounding(exact: Node, rounded: Node, mantissa: int, work: Work, max_error
     if exact.op == "rel":
         exact = exact.args[1][-1]
     (exact, _), (rounded, units) = quantity(exact), quantity(rounded)
-    if not (is_scalar(exact) and is_scalar(rounded)) or exact.names or rounded.names:
+    if not (is_scalar(exact) and is_scalar(rounded)) or exact.names != rounded.names:
         return work.because("no number beside ≈", False)
-    value, shown = real_value(exact, work), real_value(rounded, work)
+    value, shown = (real_value(node, work, dict.fromkeys(node.names, 1)) for node in (exact, rounded))  # 0.707c
     if ("%", 1) in units and abs(value - shown) * 10 > abs(shown):
         value *= 100
     excess, half = abs(value) - abs(shown), abs(shown) / (2 * mantissa)

@@ -242,7 +242,7 @@ class Parser:
         if name.isupper() and "," in marks and not letters and self.tokens[end][1] not in RELATIONS:
             return self.bracket()
         if len(inside) == 1:
-            named = inside[0][0] in ("num", "text") or letters <= ARGUMENT_NAMES or letters <= set("XYAB")
+            named = inside[0][0] in ("num", "text") or letters <= ARGUMENT_NAMES.union("rsuvXYAB")
         elif name[0] in FUNCTION_NAMES and letters <= ARGUMENT_NAMES:
             named = bool(letters) or [kind for kind, _, _ in inside] == ["op", "num"]  # f(-1), but G(3+\pi) a product
         else:
@@ -492,4 +492,6 @@ def parse(cleaned: str, merge_thousands: bool = True) -> list[Node]:
     items = parser.items()
     if parser.kind != "end":
         raise parser.refuse("cannot read on from here")
+    if len(items) == 1 and items[0].op == "cases" and all(len(row) == 1 for row in items[0].args):
+        return [row[0] for row in items[0].args]  # x = 4, y = -1
     return items

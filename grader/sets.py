@@ -78,7 +78,7 @@ def _is_nonlinear(node: Node) -> bool:
         return False
     side = sides[0] if sides[0].names else sides[-1]
     is_square = side.op == "pow" and side.args[0].op == "sym" and side.args[1] == num(2)
-    is_distance = side.op == "abs" and side.ops <= {"abs", "add", "sym", "num", "mul"}
+    is_distance = side.op == "abs" and side.ops <= {"abs", "add", "sym", "num", "mul", "inv"}
     if len(ops) > 1 or not set(ops) <= set("<>≤≥") or not (is_square or is_distance):
         raise Refused("a condition that is a problem of its own")
     return True

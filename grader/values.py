@@ -288,11 +288,11 @@ class Evaluator:
         return nearest if abs(value - nearest) < self.noise * 2**64 else int(self.mp.floor(value))
 
 
-def real_value(node: Node, work: Work) -> Fraction:
+def real_value(node: Node, work: Work, point: dict[str, Number] | None = None) -> Fraction:
     """A real number as the rational number that its binary digits stand for. Raises Refused for anything else."""
-    if node.names:
+    if node.names and not point:
         raise Refused("no number")
-    value = Evaluator({}, work, None).value(scalar(node))
+    value = Evaluator(point or {}, work, None).value(scalar(node))
     if is_exact(value):
         return Fraction(value)
     if value.imag != 0 or abs(value.man_exp[1]) > MAX_BITS:
