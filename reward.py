@@ -34,7 +34,7 @@ class Problem:
     id: str
     problem: str  # the question
     answer: str | list[str]  # the gold answer; any entry of a list is accepted
-    rule: str = "exact"  # the setting `reward`: when an answer equals the gold, one of RULES
+    rule: str = "exact"  # when an answer equals the gold, one of RULES; a worker sets that of its pool
 
 
 def reward_fn(problem: Problem, response_text: str) -> float:
@@ -179,7 +179,7 @@ def main(argv: list[str]) -> None:
     if len(argv) == 5 and argv[0] == "--worker":
         work_by(argv[4], parent=int(argv[1]), memory_mb=int(argv[2]), cpu_seconds=float(argv[3]))
     elif len(argv) == 3 and argv[0] == "--explain":
-        print(answers.explain(argv[1], argv[2]))
+        print(answers.explain(argv[1], gold_answer(argv[2])))
     else:
         print('usage: python reward.py --explain "<answer>" "<gold>"', file=sys.stderr)
         sys.exit(2)

@@ -47,7 +47,7 @@ def _is_label(node: Node) -> bool:
         return node.args[:2] == ("(", ")") and len(names) == len(node.args[2]) and names == sorted(names)
     if node.op == "ratio":
         return all(is_scalar(part) and part.names for part in node.args)
-    if node.op == "mul":  # the product ABC in \\angle ABC = 30
+    if node.op == "mul":  # the product ABC in \angle ABC = 30
         return all(factor.op == "sym" and factor.args[0].isupper() for factor in node.args)
     if node.op == "text":
         return len(words := node.args[0].split()) <= 8 and HEDGES.isdisjoint(words)
@@ -94,7 +94,8 @@ def _unlabel(node: Node, in_gold: bool) -> tuple[Node, Node] | None:
             low = sides[1].op == "sym"
             ops, sides = (ops + ("<",), sides + (INFINITY,)) if low else (("<", *ops), (MINUS_INFINITY, *sides))
         if len(ops) == 2 and sides[1].op == "sym":
-            return sides[1], Node("seq", ("[("[ops[0] == "<"], "])"[ops[1] == "<"], (sides[0], sides[2])))
+            opened, closed = "(" if ops[0] == "<" else "[", ")" if ops[1] == "<" else "]"
+            return sides[1], Node("seq", (opened, closed, (sides[0], sides[2])))
     return None
 
 
@@ -270,11 +271,8 @@ def equal(answer: str, gold: str, work: Work | None = None) -> bool:
         return False
     if GLUED_ZERO.search(a.cleaned) or GLUED_ZERO.search(gold_text):  # 1,000 is not 1, 0
         return False
-    if len(items_a) == 1:  # the other side is a list: then 119,121 is two numbers here, and no thousands
-        items_a = _items(a.cleaned, False)
-    else:
-        items_b = _items(gold_text, False)
-    return same_items(items_a, items_b, work)
+    # One side is a list: then 119,121 is two numbers, and no thousands.
+    return same_items(_items(a.cleaned, False), _items(gold_text, False), work)
 
 
 def _numbers(node: Node) -> list[Node]:

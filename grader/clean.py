@@ -62,6 +62,7 @@ def apply(rows: list[Rule], text: str) -> str:
 LATEX = rules(  # before commands become symbols
     ("\\", r"^.*\\(?:implies|Rightarrow|Longrightarrow|therefore)(?![A-Za-z])(?=.*\d)", ""),  # the conclusion
     ("\\", r"\\(?:left|right)\s*\.|\\#", ""),
+    ("\\", r"\\(?:based|operator)(?![A-Za-z])", r"\\unknown"),  # commands of our own, see _based
     ("\\", r"\\(?:hspace|vspace|tag|label|color|textcolor)\*?\s*\{[^{}]*\}", " "),
     (
         "",

@@ -156,9 +156,7 @@ def same_across_kinds(a: Node, b: Node, work: Work) -> bool:
     """The few kinds that say the same: a column and a tuple, 3 : 5 and 3/5, 3 (mod 7) and 3; 52 for a gold 52_8."""
     entries_a, entries_b = _entries(a), _entries(b)
     if entries_a and entries_b:
-        pairs = zip(entries_a, entries_b, strict=False)
-        same_entries = len(entries_a) == len(entries_b) and all(same(x, y, work) for x, y in pairs)
-        return work.because("a vector, entry by entry", same_entries)
+        return work.because("a vector, entry by entry", same_parts(entries_a, entries_b, work))
     if b.op == "based" and a.op == "num" and re.fullmatch(r"-?\d*\.?\d*", b.args[0]):
         return work.because("the gold's digits without its base", a.args[0] == literal(b.args[0]))
     for special, other in ((a, b), (b, a)):
@@ -170,27 +168,27 @@ def same_across_kinds(a: Node, b: Node, work: Work) -> bool:
     return work.because(f"a {_kind(a)} is not a {_kind(b)}", False)
 
 
+def same_parts(a: Iterable[Node], b: Iterable[Node], work: Work) -> bool:
+    """As many parts, the same ones in the same order."""
+    a, b = list(a), list(b)
+    return len(a) == len(b) and all(same(x, y, work) for x, y in zip(a, b, strict=True))
+
+
 def same_sequence(a: Node, b: Node, work: Work) -> bool:
     """Tuples, vectors and intervals: the same brackets, the same members in the same order."""
-    ordered = len(a.args[2]) == len(b.args[2]) and a.args[:2] == b.args[:2]
-    same_members = ordered and all(same(x, y, work) for x, y in zip(a.args[2], b.args[2], strict=True))
+    same_members = a.args[:2] == b.args[:2] and same_parts(a.args[2], b.args[2], work)
     return work.because("a tuple or interval, member by member", same_members)
 
 
 def same_set(a: Node, b: Node, work: Work) -> bool:
     """Sets, and unions whose ends are not plain numbers: the same members in any order."""
-    members_a, members_b = (
-        [m for arg in node.args for m in (arg.args if node.op == "union" and arg.op == "set" else [arg])]
-        for node in (a, b)
-    )
-    return match(expand(members_a), expand(members_b), work)
+    return match(expand(a.args), expand(b.args), work)
 
 
 def same_matrix(a: Node, b: Node, work: Work) -> bool:
     """Matrices of equal shape, entry by entry; the kind of brackets does not matter."""
-    shapes = [[len(row) for row in m.args] for m in (a, b)]
-    pairs = zip(itertools.chain(*a.args), itertools.chain(*b.args), strict=False)
-    same_entries = shapes[0] == shapes[1] and all(same_scalar(x, y, work) for x, y in pairs)
+    same_shape = [len(row) for row in a.args] == [len(row) for row in b.args]
+    same_entries = same_shape and same_parts(itertools.chain(*a.args), itertools.chain(*b.args), work)
     return work.because("a matrix, entry by entry", same_entries)
 
 
@@ -213,8 +211,7 @@ def same_residue(a: Node, b: Node, work: Work) -> bool:
 
 def same_ratio(a: Node, b: Node, work: Work) -> bool:
     """Ratios such as 3 : 4 and times of day, part by part."""
-    same_parts = len(a.args) == len(b.args) and all(same(x, y, work) for x, y in zip(a.args, b.args, strict=True))
-    return work.because("a ratio or time, part by part", same_parts)
+    return work.because("a ratio or time, part by part", same_parts(a.args, b.args, work))
 
 
 def quantity(node: Node) -> tuple[Node, Units]:
@@ -270,9 +267,9 @@ def same_relation(a: Node, b: Node, work: Work) -> bool:
     (ops_a, sides_a), (ops_b, sides_b) = ascending(*a.args), ascending(*b.args)
     if ops_a != ops_b:
         return work.because("the relations differ", False)
-    if all(same(x, y, work) for x, y in zip(sides_a, sides_b, strict=True)):
+    if same_parts(sides_a, sides_b, work):
         return work.because("a relation, side by side", True)
-    if set(ops_a) <= set("=≠") and all(same(x, y, work) for x, y in zip(sides_a, sides_b[::-1], strict=True)):
+    if set(ops_a) <= set("=≠") and same_parts(sides_a, sides_b[::-1], work):
         return work.because("a relation, its sides exchanged", True)
     sides = [quantity(side)[0] for side in sides_a + sides_b]
     if len(ops_a) > 1 or ops_a[0] not in "=≠<≤" or not all(map(is_scalar, sides)) or sides != [*sides_a, *sides_b]:

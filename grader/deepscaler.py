@@ -25,7 +25,7 @@ from typing import Any
 
 from grader.clean import clean
 from grader.parser import parse
-from grader.text import MAX_CHARS, Refused
+from grader.text import Refused
 from grader.tree import Node, describe
 
 MAX_LENGTH = 400  # of two texts that sympy compares
@@ -35,23 +35,16 @@ MAX_DEGREE = 40  # of a power of something with variables, times the largest exp
 
 
 def strict(answer: str, gold: str) -> bool:
-    """Whether the two are one string under the normalisation of Hendrycks et al. Any text may be given."""
-    return max(len(answer), len(gold)) <= MAX_CHARS and hendrycks(answer) == hendrycks(gold)
+    """Whether the two are one string under the normalisation of Hendrycks et al."""
+    return hendrycks(answer) == hendrycks(gold)
 
 
 def deepscaler(answer: str, gold: str) -> bool:
-    """Whether DeepScaleR's rule accepts the answer. Any text may be given; raises nothing but MemoryError."""
-    if max(len(answer), len(gold)) > MAX_CHARS:
-        return False
+    """Whether DeepScaleR's rule accepts the answer. Raises on text that cannot be read, as `answers.equal` does."""
     normal_answer, normal_gold = prm800k(answer), prm800k(gold)
     if hendrycks(answer) == hendrycks(gold) or normal_answer == normal_gold:
         return True
-    try:
-        return same_latex(normal_answer, normal_gold) or same_elements(normal_answer, normal_gold)
-    except MemoryError:  # says something about this process, not about the answer
-        raise
-    except Exception:  # untrusted text: outside the grammar, over a bound, or beyond sympy
-        return False
+    return same_latex(normal_answer, normal_gold) or same_elements(normal_answer, normal_gold)
 
 
 def hendrycks(text: str) -> str:

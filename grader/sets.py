@@ -105,7 +105,7 @@ def _points(items: list[Node], work: Work) -> list[Fraction]:
 
 
 def _crossings(items: list[Node], points: list[Fraction], at: Evaluator) -> Iterator[Fraction]:
-    """Both sides of each end that is written nowhere, as 1 + sqrt 5 in x^2 - 2x < 4: by bisection between points."""
+    """Both sides of each end that is written nowhere, as 14.9 in |x - 20| < 5.1: by bisection between points."""
     if not any(_is_nonlinear(item) for item in items):
         return
     members = _members(items, points, at)

@@ -260,7 +260,10 @@ class Evaluator:
             raise OutOfRange("argument too large")
         if name == "cis":
             return self.tidy(self.mp.expj(value))
-        result = self.tidy(getattr(self.mp, "a" + name[3:] if name.startswith("arc") else name)(value))
+        try:
+            result = self.tidy(getattr(self.mp, "a" + name[3:] if name.startswith("arc") else name)(value))
+        except ZeroDivisionError:
+            raise OutOfRange("a pole") from None
         if name in ("sin", "cos", "tan", "cot") and abs(result) < self.noise < abs(value) / 2**200:
             return 0  # sin(pi) is rounding noise, sin(10^-200) is not
         if name in ("tan", "cot", "sec", "csc") and abs(result) * self.noise > 1:

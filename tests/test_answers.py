@@ -1,4 +1,4 @@
-"""grader/: equality by kind of answer, reading, proofs, properties, hostile text, and the commands that show them."""
+"""grader/: equality by kind of answer, reading, properties, hostile text, and the commands that show them."""
 
 import json
 import random
@@ -19,7 +19,7 @@ from grader import answers
 from grader.clean import clean
 from grader.parser import parse
 from grader.text import Refused
-from grader.tree import Node, describe, negative, num
+from grader.tree import Node, describe
 from grader.values import PRECISION, Evaluator, OutOfRange, Work, mpmath_at, same_scalar
 from reward import grade, reward
 
@@ -499,9 +499,17 @@ def test_explain_points_at_what_it_cannot_read():
     assert lines[-1] == "verdict not equal"
 
 
-@pytest.mark.parametrize("text", ["", "\x00", "9" * 5000, "\\", "1/0", "{" * 100, "😀"])
+HARD_TO_EXPLAIN = ["", "\x00", "9" * 5000, "\\", "1/0", "{" * 100, "😀", "\\based{8}{x}", "\\based{AB}{10}", "\\cot 0"]
+
+
+@pytest.mark.parametrize("text", HARD_TO_EXPLAIN)
 def test_explain_survives_what_grade_survives(text):
     assert "verdict" in answers.explain(text, "7") and "verdict" in answers.explain("7", text)
+
+
+def test_explain_reads_a_gold_that_is_a_sentence_as_grading_does():
+    done = run("reward.py", "--explain", "5", "The answer is $5$.")
+    assert done.stdout.endswith("verdict equal\n") and grade("5", "The answer is $5$.")
 
 
 def test_explain_without_two_answers_is_refused():
@@ -542,7 +550,3 @@ def test_budget_is_spent_not_waited_for():
     work.left = 1000
     with pytest.raises(Refused, match="work budget spent"):
         answers.equal("\\sqrt{2}^{\\sqrt{3}}+\\sin(\\sqrt 5)", "\\sqrt{2}^{\\sqrt{3}}+\\cos(\\sqrt 5)", work)
-
-
-def test_negative_undoes_itself():
-    assert negative(negative(num(3))) == num(3)
