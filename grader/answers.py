@@ -19,7 +19,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from grader.clean import clean
-from grader.compare import PLUS_MINUS, ascending, expand, is_rounding, match, quantity, same
+from grader.compare import PLUS_MINUS, ascending, expand, is_rounding, quantity, same, same_members
 from grader.parser import parse
 from grader.sets import is_set, same_real_set
 from grader.text import MAX_CHARS, Refused, is_words, plain_number, squeeze, word_list
@@ -118,7 +118,7 @@ def solutions(items: list[Node], in_gold: bool) -> tuple[set[Node], list[list[No
 def same_items(a: Sequence[Node], b: Sequence[Node], work: Work) -> bool:
     """Compares two whole answers, the second the gold: as they are, then without labels, which may not differ."""
     a, b = expand(a), expand(b)
-    if match(a, b, work):
+    if same_members(a, b, work):
         return True
     if any(is_set(item) for item in a + b) and (verdict := same_real_set(a, b, work)) is not None:
         return verdict
@@ -126,7 +126,7 @@ def same_items(a: Sequence[Node], b: Sequence[Node], work: Work) -> bool:
     if labels_a and labels_b and (labels_a != labels_b or len(labels_a) > 1):
         return work.because("the labels differ", False)
     for values_a, values_b in itertools.product(readings_a, readings_b):
-        if (values_a != a or values_b != b) and match(values_a, values_b, work):
+        if (values_a != a or values_b != b) and same_members(values_a, values_b, work):
             return work.because("without the label", True)
     return False
 
@@ -151,8 +151,9 @@ def agrees_with_rounded(answer: Sequence[Node], gold: Sequence[Node], gold_text:
     if not match or not (match[1] or (match[3] and "." in match[2])) or len(answer) != 1 or len(gold) != 1:
         return False
     mantissa = int(re.sub("[.,]", "", match[2]))
-    units_agree_ = units_agree(quantity(answer[0])[1], quantity(gold[0])[1])
-    return mantissa > 0 and units_agree_ and is_rounding(answer[0], gold[0], mantissa, work, Fraction(1, 100))
+    if not mantissa or not units_agree(quantity(answer[0])[1], quantity(gold[0])[1]):
+        return False
+    return is_rounding(answer[0], gold[0], mantissa, work, Fraction(1, 100))
 
 
 # ---------------------------------------------------------------- conditions

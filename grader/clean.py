@@ -171,11 +171,11 @@ def _mixed(match: re.Match) -> str:
 
 DIGITS = r"(?:\{\s*(\d+)\s*\}|(\d))"
 REPEATING = r"(?<![\d.])(\d*)\.(\d*)\s*(?:\\(?:overline|bar|dot)\s*(?:\{(\d+)\}|(\d))|\(\s*(\d+)\s*\))(?!\s*\d)"
-BASE = rf"(?P<base>(?:-\s*)?\d\d?|{'|'.join(NUMBERS)})"
+BASE = rf"(?:-\s*)?\d\d?|{'|'.join(NUMBERS)}"
 BASED = (  # 204_5, 204_{\text{five}}, (A5)_{11}, 204 \text{ (base 5)}
     r"(?<![\w.^\\])(?P<open>[({\ue000]?)\s*(?P<digits>[0-9A-Z]+(?:\.[0-9A-Z]+)?)\s*(?P<close>[)}\ue001]?)\s*"
-    rf"(?:_\s*(?:\{{[\s\ue000(]*(?:base)?[\s\ue001]*{BASE}[\s\ue001)]*\}}|(?P<short>\d))"
-    rf"|[\s\ue000(]*(?:in )?base[\s\ue001-]*{BASE.replace('base', 'named')}[\s\ue001)]*$)"
+    rf"(?:_\s*(?:\{{[\s\ue000(]*(?:base)?[\s\ue001]*(?P<base>{BASE})[\s\ue001)]*\}}|(?P<short>\d))"
+    rf"|[\s\ue000(]*(?:in )?base[\s\ue001-]*(?P<named>{BASE})[\s\ue001)]*$)"
 )
 NOTATION = rules(  # whatever the text was
     ("≈", r"\(\s*(≈[^()]*)\)", r" \1"),
@@ -205,8 +205,7 @@ NOTATION = rules(  # whatever the text was
     ("", r"^[\s{}\ue000]*(\d+)[\s{}^\ue000\ue001]*(?:st|nd|rd|th)[\s{}.\ue001]*$", r"\1"),
     ("", r"\b([A-Za-z]{3,} \d{1,2})(?:st|nd|rd|th)\b", r"\1"),  # March 5th
     (":", r"\b([AaPp])\.?[Mm]\b\.?", lambda m: m[1].lower() + "m"),  # 5:30 p.m.
-    ("[", r"(?<![^\s∪∩∖∈=,])([][])([^][()]*[,;][^][()]*)([][])", _interval),
-    ("]", r"(?<![^\s∪∩∖∈=,])([][])([^][()]*[,;][^][()]*)([][])", _interval),
+    ("", r"(?<![^\s∪∩∖∈=,])([][])([^][()]*[,;][^][()]*)([][])", _interval),
     # 1e-5; but 2e-1 within an expression is twice e, less one
     ("", r"((?:^[\s{]*|,)\s*[-+]?\s*\d+)[eE]\s*([-+])\s*(\d+)(?=[\s.}]*$|\s*[,\ue000°%])", r"\1*10^{\2\3}"),
     ("√", r"√\s*(\d+(?:\.\d+)?)", r"\\sqrt{\1}"),

@@ -65,7 +65,7 @@ def expand(items: Iterable[Node]) -> list[Node]:
     return expanded
 
 
-def match(a: list[Node], b: list[Node], work: Work) -> bool:
+def same_members(a: list[Node], b: list[Node], work: Work) -> bool:
     """Whether each member of `a` is the same as some member of `b` and the reverse: in any order, repeated or not."""
     if len(a) == len(b) == 1:
         return same(a[0], b[0], work)
@@ -176,13 +176,13 @@ def same_parts(a: Iterable[Node], b: Iterable[Node], work: Work) -> bool:
 
 def same_sequence(a: Node, b: Node, work: Work) -> bool:
     """Tuples, vectors and intervals: the same brackets, the same members in the same order."""
-    same_members = a.args[:2] == b.args[:2] and same_parts(a.args[2], b.args[2], work)
-    return work.because("a tuple or interval, member by member", same_members)
+    ordered = a.args[:2] == b.args[:2] and same_parts(a.args[2], b.args[2], work)
+    return work.because("a tuple or interval, member by member", ordered)
 
 
 def same_set(a: Node, b: Node, work: Work) -> bool:
     """Sets, and unions whose ends are not plain numbers: the same members in any order."""
-    return match(expand(a.args), expand(b.args), work)
+    return same_members(expand(a.args), expand(b.args), work)
 
 
 def same_matrix(a: Node, b: Node, work: Work) -> bool:
@@ -195,7 +195,7 @@ def same_matrix(a: Node, b: Node, work: Work) -> bool:
 def same_cases(a: Node, b: Node, work: Work) -> bool:
     """A function by cases: the same rows of value and condition, in any order."""
     rows = [[Node("seq", ("(", ")", row)) for row in node.args] for node in (a, b)]
-    return match(rows[0], rows[1], work)
+    return same_members(rows[0], rows[1], work)
 
 
 def same_residue(a: Node, b: Node, work: Work) -> bool:

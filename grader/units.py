@@ -61,6 +61,12 @@ def unit_name(word: str) -> str:
     return UNIT_NAMES.get(lowered, UNIT_NAMES.get(lowered.rstrip("s"), "?"))
 
 
+def _can_be_counted(word: str) -> bool:
+    """Whether a word is a noun in the plural, or an abbreviation such as USD or MB."""
+    plural = len(word) > 2 and word.lower().endswith("s") and not word.lower().endswith(("ss", "us", "is"))
+    return plural or word.lower() in IRREGULAR or (word.isupper() and 2 <= len(word) <= 4)
+
+
 def read_words(text: str) -> tuple[int, Units]:
     """(a factor such as that of `million`, the units) of the words after a number.
 
@@ -101,8 +107,7 @@ def read_words(text: str) -> tuple[int, Units]:
             powers[name] = powers.get(name, 0) + sign * size
             sign, size = 1, 1
         else:
-            plural = len(word) > 2 and lowered.endswith("s") and not lowered.endswith(("ss", "us", "is"))
-            counted = counted or plural or lowered in IRREGULAR or (word.isupper() and 2 <= len(word) <= 4)  # USD, MB
+            counted = counted or _can_be_counted(word)
             in_clause = in_clause or counted and lowered in PREPOSITIONS
             if len(word) == 1 and lowered not in PREPOSITIONS:
                 raise Refused(f"{word} is no unit")
