@@ -150,8 +150,9 @@ def _contains(node: Node, x: Fraction, at: Evaluator) -> bool:
         low, high = args[2]
         if (low == MINUS_INFINITY and args[0] == "[") or (high == INFINITY and args[1] == "]"):
             raise Refused("a closed interval without an end")
-        above = low == MINUS_INFINITY or _sign(x, _value(low, x, at), at) >= (args[0] == "(")
-        return above and (high == INFINITY or _sign(_value(high, x, at), x, at) >= (args[1] == ")"))
+        least_low, least_high = int(args[0] == "("), int(args[1] == ")")  # 1: x must be beyond an open end
+        above = low == MINUS_INFINITY or _sign(x, _value(low, x, at), at) >= least_low
+        return above and (high == INFINITY or _sign(_value(high, x, at), x, at) >= least_high)
     if op in ("set", "union", "or"):
         return any(_contains(member, x, at) for member in args)
     if op in ("cap", "and"):

@@ -158,6 +158,7 @@ class Evaluator:
         return self.add(terms) if name == "sum" else self.multiply(terms)
 
     def add(self, values: list) -> Any:
+        """The sum; 0 where all but rounding noise cancels. Notes in `lost` and `spread` what digits it cost."""
         exact: Number = 0
         rest = []
         for value in values:
@@ -194,6 +195,7 @@ class Evaluator:
         return total if is_exact(total) else self.tidy(total)
 
     def power(self, base: Any, exponent: Any) -> Any:
+        """The principal power, but the real one of an odd root: the cube root of -8 is -2, as in school."""
         if is_exact(base) and is_exact(exponent):
             exact = self.exact_power(base, exponent)
             if exact is not None:
@@ -209,7 +211,7 @@ class Evaluator:
         if is_exact(exponent) and exponent.denominator == 2:
             return self.tidy(self.mp.sqrt(mp_base) ** exponent.numerator)
         if is_exact(exponent) and exponent.denominator % 2 and not isinstance(mp_base, self.mp.mpc) and mp_base < 0:
-            sign = (-1) ** (exponent.numerator % 2)  # school convention: cbrt(-8) = -2
+            sign = (-1) ** (exponent.numerator % 2)
             return self.tidy(sign * (-mp_base) ** self.number(exponent))
         return self.tidy(mp_base ** self.number(exponent))
 
@@ -324,18 +326,18 @@ def _whole(name: str, k: int, j: int) -> int:
     return 2 * random.Random(f"{name}:{k}").randint(least + 1, least + 20) - (k >> j & 1)
 
 
+def _signed(name: str, k: int, j: int) -> Fraction:
+    """The j-th variable's value at point k: all are positive in points 0 to 3, negative in 4 to 7. In 8 to 11 their
+    signs spell j + 1 in binary, so that any two differ somewhere, and their sizes are mixed.
+    """
+    if k < 8:
+        return _real(name, k, SIZES[k % 4]) * (1 if k < 4 else -1)
+    return _real(name, k, SIZES[(k + j) % 4]) * (-1 if (j + 1) >> (k - 8) & 1 else 1)
+
+
 def real_points(names: list[str], whole_names: set[str]) -> Iterator[Point]:
-    """Points where all variables are positive, where all are negative, and where any two have opposite signs."""
     for k in range(8 if len(names) == 1 else 12):
-        point: Point = {}
-        for j, name in enumerate(names):
-            if name in whole_names:
-                point[name] = _whole(name, k, j)
-            else:
-                below_zero = 4 <= k < 8 or k >= 8 and (j + 1) >> (k - 8) & 1
-                size = _real(name, k, SIZES[(k + j * (k >= 8)) % 4])
-                point[name] = -size if below_zero else size
-        yield point
+        yield {n: _whole(n, k, j) if n in whole_names else _signed(n, k, j) for j, n in enumerate(names)}
 
 
 def whole_points(names: list[str]) -> Iterator[Point]:
@@ -367,12 +369,13 @@ def rows(a: Node, b: Node, work: Work, log_base: int | None) -> Iterator[Row]:
         return
     steps = not ops.isdisjoint(("floor", "ceil", "series", "alternating"))
     only_real = ops.isdisjoint(("const i", "fn cis"))
+    passes = [(whole_points(names), only_real), (real_points(names, set()), False)]
+    if "counting" not in ops:  # n! and (-1)^n are defined at integers only
+        passes.insert(0, (real_points(names, INTEGER_NAMES if steps else set()), only_real))
     done: list[Point] = []
-    for points, only_real_points in (
-        (real_points(names, INTEGER_NAMES if steps else set()) if "counting" not in ops else (), only_real),
-        (whole_points(names), only_real),  # n! and (-1)^n are defined at integers only
-        (real_points(names, set()), False),
-    ):
+    for i, (points, only_real_points) in enumerate(passes):
+        if len(done) >= 2 and not (i == 1 and steps):
+            return
         for point in points:
             if point in done:
                 continue
@@ -383,9 +386,6 @@ def rows(a: Node, b: Node, work: Work, log_base: int | None) -> Iterator[Row]:
             if not only_real_points or all(is_exact(v) or v.imag == 0 for v in (x, y)):
                 done.append(point)
                 yield x, y, prec
-        if len(done) >= 2 and not steps:
-            return
-        steps = False
     if len(done) < 2:
         raise Refused("no points where both are defined")
 
