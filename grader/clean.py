@@ -89,7 +89,6 @@ SYMBOLIC = rules(  # right after
     ("R", r"\\mathbb\s*\{?\s*R\s*\}?\s*_\s*\{\s*≥\s*0\s*\}", "[0,∞)"),
     ("R", r"(\\mathbb\s*\{?\s*R\s*\}?)\s*-\s*(?=\\\{)", r"\1∖"),
 )
-MAX_DEPTH = 25  # of groups around an answer
 CHANGES = (
     r"(?i:\b(?:not|cannot|never|than|false|wrong|more|less|least|most|half|twice|double|triple|opposite|square)\b|n't)"
 )
@@ -287,16 +286,6 @@ def _clean_latex(text: str) -> str:
     return apply(SYMBOLIC, text)
 
 
-def _group_end(text: str) -> int:
-    """The index of the } that closes the group that opens at the start, or -1."""
-    depth = 0
-    for mark in re.finditer(r"\\.|[{}]", text):
-        depth += {"{": 1, "}": -1}.get(mark[0], 0)
-        if depth == 0:
-            return mark.start()
-    return -1
-
-
 def clean(text: str) -> str:
     """Rewrites notation that carries no meaning, so that parsing sees one spelling and equal strings are equal."""
     text = " ".join(text.split())  # from here on, no pattern meets a run of spaces
@@ -311,8 +300,4 @@ def clean(text: str) -> str:
         text = re.sub("\ue000[^\ue001]*\ue001|[^\ue000]+", _letters, text)
     text = apply(NOTATION, apply(WORDS, text))
     text += "}" * (text.count("{") - text.count("\\{") - text.count("}") + text.count("\\}"))  # as published golds lack
-    for _ in range(MAX_DEPTH):
-        if text[:1] != "{" or re.search(r"\\(?:over|choose)|,", text) or _group_end(text) != len(text) - 1:
-            break
-        text = text[1:-1].strip()
-    return str(NUMBERS.get(text.strip("\ue000\ue001 ").lower(), text))
+    return str(NUMBERS.get(text.strip("\ue000\ue001{} ").lower(), text))

@@ -16,7 +16,7 @@ from grader.sets import is_set, same_real_set
 from grader.text import Refused
 from grader.tree import Node, is_scalar, literal, negative, num, product, quotient, subtrees
 from grader.units import Units, measured, units_agree
-from grader.values import Evaluator, Work, is_exact, proportional, real_value, same_scalar
+from grader.values import Work, proportional, real_value, same_scalar
 
 UNIT_LETTERS = set("msghLJNW")
 PLUS_MINUS = {"pm", "mp"}
@@ -203,9 +203,8 @@ def same_residue(a: Node, b: Node, work: Work) -> bool:
     if not same(a.args[1], b.args[1], work):
         return work.because("the moduli differ", False)
     if all(is_scalar(x) and not x.names for x in (a.args[0], b.args[0], a.args[1])):
-        x, y, modulus = (Evaluator({}, work, None).value(node) for node in (a.args[0], b.args[0], a.args[1]))
-        if is_exact(x) and is_exact(y) and is_exact(modulus) and modulus:
-            return work.because("residues", (x - y) % modulus == 0)
+        x, y, modulus = (real_value(node, work) for node in (a.args[0], b.args[0], a.args[1]))
+        return work.because("residues", modulus != 0 and (x - y) % modulus == 0)
     return same(a.args[0], b.args[0], work)
 
 
