@@ -226,14 +226,14 @@ def quantity(node: Node) -> tuple[Node, Units]:
 def _symbol_unit(node: Node, units: Units) -> tuple[Node, Units]:
     """Splits 5m^2 into 5 and a unit of which nothing is known, where the gold is a plain number."""
     factors = node.args if node.op == "mul" else ()
-    numbers = [f for f in factors if not (_base(f).op == "sym" and _base(f).args[0] in UNIT_LETTERS)]
+    numbers = [f for f in factors if not (_power_base(f).op == "sym" and _power_base(f).args[0] in UNIT_LETTERS)]
     if numbers and len(numbers) < len(factors) and not any(n.names for n in numbers):
         return product(*numbers), units | {("?", 1)}
     return node, units
 
 
-def _base(node: Node) -> Node:
-    return _base(node.args[0]) if node.op in ("pow", "inv") else node
+def _power_base(node: Node) -> Node:
+    return _power_base(node.args[0]) if node.op in ("pow", "inv") else node
 
 
 def same_quantity(a: Node, units_a: Units, b: Node, units_b: Units, work: Work) -> bool:
@@ -270,10 +270,9 @@ def same_relation(a: Node, b: Node, work: Work) -> bool:
         return work.because("a relation, side by side", True)
     if set(ops_a) <= set("=≠") and same_parts(sides_a, sides_b[::-1], work):
         return work.because("a relation, its sides exchanged", True)
-    sides = [quantity(side)[0] for side in sides_a + sides_b]
-    if len(ops_a) > 1 or ops_a[0] not in "=≠<≤" or not all(map(is_scalar, sides)) or sides != [*sides_a, *sides_b]:
-        return False
-    if not any(side.names for side in sides):
+    sides = [*sides_a, *sides_b]
+    without_units = all(is_scalar(side) and not quantity(side)[1] for side in sides)
+    if len(ops_a) > 1 or ops_a[0] not in "=≠<≤" or not without_units or not any(side.names for side in sides):
         return False
     left, right = (Node("add", (sides[i], negative(sides[i + 1]))) for i in (0, 2))
     return work.because("an equation or inequality up to a factor", proportional(left, right, ops_a[0] in "<≤", work))
