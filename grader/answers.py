@@ -4,7 +4,7 @@
   1. `text`: plain numbers, then strings that are equal once `clean` has replaced synonyms by one spelling.
   2. `parser`: a recursive-descent parser turns tokens into a `tree`. Notation that it does not know is refused.
   3. this file: what is said beside the answer is taken off: labels (`x =`), the range of a parameter, a base.
-  4. `compare`: trees are compared by type; in the end `values` compares numbers and functions, `sets` sets of reals.
+  4. `compare`: trees are compared by type; in the end `scalars` compares numbers and functions, `sets` sets of reals.
 Sizes are bounded before anything is computed. A work budget, counted in operations and never in seconds, decides when
 to give up, so that a pair gets the same verdict on every machine. Giving up means: not equal.
 Conventions: MATH's for units, percent signs and money (they may be absent); an unreduced value is judged by its exact
@@ -21,6 +21,7 @@ from typing import NamedTuple
 from grader.clean import clean
 from grader.compare import PLUS_MINUS, ascending, expand, is_rounding, quantity, same, same_members
 from grader.parser import parse
+from grader.scalars import INTEGER_NAMES, same_scalar
 from grader.sets import is_set, same_real_set
 from grader.text import MAX_CHARS, Refused, is_words, plain_number, squeeze, word_list
 from grader.tree import (
@@ -35,7 +36,7 @@ from grader.tree import (
     sym,
 )
 from grader.units import HEDGES, units_agree
-from grader.values import INTEGER_NAMES, Work, same_scalar
+from grader.values import Work
 
 # ---------------------------------------------------------------- labels
 

@@ -1,7 +1,7 @@
 """Decides whether two parts of answers are the same mathematical object: one function for each kind of answer.
 
-Numbers and functions are left to `values`, sets of reals to `sets`. Everywhere the second argument is the gold's, which
-matters for the few things that an answer may leave out, and for golds that are rounded.
+Numbers and functions are left to `scalars`, sets of reals to `sets`. Everywhere the second argument is the gold's,
+which matters for the few things that an answer may leave out, and for golds that are rounded.
 """
 
 import itertools
@@ -12,11 +12,12 @@ from fractions import Fraction
 from typing import Any
 
 from grader.parser import MAX_ITEMS
+from grader.scalars import proportional, same_scalar
 from grader.sets import is_set, same_real_set
 from grader.text import Refused
 from grader.tree import Node, is_scalar, literal, negative, num, product, quotient, subtrees
 from grader.units import Units, measured, units_agree
-from grader.values import Work, proportional, real_value, same_scalar
+from grader.values import Work, real_value
 
 UNIT_LETTERS = set("msghLJNW")
 PLUS_MINUS = {"pm", "mp"}

@@ -18,9 +18,10 @@ from conformance import BLIND_CASES, HOSTILE, REPORTS, load_cases, load_golds, l
 from grader import answers
 from grader.clean import clean
 from grader.parser import parse
+from grader.scalars import same_scalar
 from grader.text import Refused
 from grader.tree import Node, describe
-from grader.values import PRECISION, Evaluator, OutOfRange, Work, mpmath_at, same_scalar
+from grader.values import PRECISION, Evaluator, OutOfRange, Work, mpmath_at
 from reward import grade, reward
 
 ROOT_FOLDER = Path(__file__).parents[1]
