@@ -259,6 +259,7 @@ def rewrite(expr: Expr, steps: list[str]) -> Expr | None:
     for step in steps:
         try:
             expr = REWRITINGS[step](expr)
+        # What sympy raises where a rewriting does not apply, such as partial fractions in two variables.
         except (NotImplementedError, ValueError, TypeError, AttributeError, RecursionError, sympy.PolynomialError):
             return None
         if not is_small(expr):
