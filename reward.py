@@ -43,10 +43,10 @@ def reward_fn(problem: Problem, response_text: str) -> float:
     Training and validation call it alike. Metrics and evaluation call a response right if its reward is at least 1.0,
     and show what `extract_answer` finds.
 
-    `response_text` begins with what the chat template opened (`<think>\\n`) and is hostile: nothing in it may be run
-    outside a sandbox. The same arguments must give the same number on every machine, or runs cannot be repeated. Where
-    this takes longer than `reward_timeout` seconds, runs out of memory or raises, its worker is replaced, and the
-    response gets 0 and is counted.
+    `response_text` is a response as `graded_text` gives it: by default from what the chat template opened
+    (`<think>\\n`) on. It is hostile: nothing in it may be run outside a sandbox. The same arguments must give the same
+    number on every machine, or runs cannot be repeated. Where this takes longer than `reward_timeout` seconds, runs out
+    of memory or raises, its worker is replaced, and the response gets 0 and is counted.
     """
     return reward(response_text, problem.answer, problem.rule)
 
@@ -61,6 +61,21 @@ def reward(response: str, gold: str | list[str], rule: str = "exact") -> float:
         return 1.0
     together = boxes_of_last_line(response) if rule == "exact" else []  # a list that is spread over several boxes
     return float(len(together) > 1 and any(grade(", ".join(together), g) for g in golds))
+
+
+def graded_text(opened: str, response: str, finish_reason: str, think: str) -> str:
+    """The text that `reward_fn` and `extract_answer` read, of what the chat template opened and what the model wrote.
+
+    `think` is the setting. "required": both together, unchanged. "optional": what stands behind `</think>` counts;
+    where there is none, all that the model wrote, if it ended by itself, and nothing if it was cut off. The text then
+    gets the tags that say so. (One that only mentions both tags counts from the mention on; its box stands at the end.)
+    """
+    text = opened + response
+    if think == "required" or after_thinking(text):
+        return text
+    if "</think>" in text:  # opened out of sight, or not at all
+        return "<think>" + text
+    return text if finish_reason == "length" else "<think></think>" + response
 
 
 def extract_answer(response: str) -> str | None:

@@ -52,6 +52,7 @@ class Rollout:
     finish_reason: str  # "stop" | "length"
     reward: float = 0.0
     advantage: float = 0.0
+    thought: bool = False  # are both <think> and </think> there, with what the chat template opened?
     answer: str | None = None  # in the response, right or wrong; None where it has none that could be graded
 
 
@@ -61,7 +62,8 @@ def sample_seed(*parts: int | str) -> int:
 
 
 def response_text(prompt: Prompt, rollout: Rollout, tokenizer: ChatTokenizer) -> str:
-    """What the grader reads: what the chat template opened (`<think>`), and the response."""
+    """What the chat template opened (`<think>`), and the response. (`reward.graded_text`: what the grader reads of
+    it.)"""
     return prompt.opened + tokenizer.decode(rollout.response_ids)
 
 
@@ -139,12 +141,17 @@ class TorchSampler:
     """
 
     def __init__(
-        self, path: str | Path, dtype: torch.dtype, device: torch.device | str = "cpu", max_num_seqs: int = 256
+        self,
+        path: str | Path,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        max_num_seqs: int = 256,
+        stop_tokens: tuple[str, ...] = (),
     ) -> None:
         self.config, self.dtype, self.max_num_seqs = ModelConfig.from_folder(path), dtype, max_num_seqs
         self.device = torch.device(device)
         self.backend = attention_backend(self.device)
-        tokenizer = ChatTokenizer(path)
+        tokenizer = ChatTokenizer(path, stop_tokens)
         self.eos_ids = torch.tensor(tokenizer.eos_ids, device=self.device)
         self.vocab_size = min(tokenizer.size, self.config.vocab_size)
         self.name = f"torch, attention {self.backend}"
@@ -364,13 +371,14 @@ class VLLMSampler:
         max_model_len: int,
         gpu_memory_utilization: float = 0.6,
         sleep_level: int = 1,
+        stop_tokens: tuple[str, ...] = (),
     ) -> None:
         """Raises UserError where vLLM is not installed or cannot run this model."""
         if importlib.util.find_spec("vllm") is None:
             raise UserError("sampler: vllm is not installed: pip install -r requirements-gpu.txt, or --sampler=torch")
         self.cuda = torch.device(device).type == "cuda"
         self.sleep_level, self.max_model_len = sleep_level, max_model_len
-        config, tokenizer = ModelConfig.from_folder(path), ChatTokenizer(path)
+        config, tokenizer = ModelConfig.from_folder(path), ChatTokenizer(path, stop_tokens)
         with torch.device("meta"):
             self.shapes = {name: tuple(p.shape) for name, p in Qwen2(config).named_parameters()}
         self.tied, self.eos_ids = config.tie_word_embeddings, tokenizer.eos_ids
@@ -543,8 +551,8 @@ def make_sampler(cfg: Config, path: Path, device: torch.device, longest: int, dt
     """The engine of `cfg.sampler`, asleep. `longest`: tokens of a prompt and its response. dtype: else the config's."""
     compute_dtype = DTYPES[dtype or cfg.dtype]
     if cfg.sampler == "torch":
-        return TorchSampler(path, compute_dtype, device, cfg.max_num_seqs)
-    memory = cfg.vllm_gpu_memory_utilization
-    engine = VLLMSampler(path, compute_dtype, device, cfg.max_num_seqs, longest, memory, cfg.vllm_sleep_level)
+        return TorchSampler(path, compute_dtype, device, cfg.max_num_seqs, cfg.stop_tokens)
+    options = cfg.vllm_gpu_memory_utilization, cfg.vllm_sleep_level, cfg.stop_tokens
+    engine = VLLMSampler(path, compute_dtype, device, cfg.max_num_seqs, longest, *options)
     engine.sleep()
     return engine

@@ -38,8 +38,8 @@ from losses import (
 )
 from model import DTYPES, Qwen2, resolve_model
 from problems.prompts import ChatTokenizer, Prompt, load_benchmarks, load_prompts, unmatched_golds
-from reward import extract_answer
-from rollout import Rollout, Sampler, make_sampler, response_text, sample_seed
+from reward import after_thinking, extract_answer, graded_text
+from rollout import Rollout, Sampler, make_sampler, sample_seed
 from training import checkpoint, metrics, packing, run_folder, smoke, stages, watch
 from training.checkpoint import RunState, step_name
 from training.groups import draw_prompts, groups_to_train_on, refill_prompts
@@ -92,11 +92,16 @@ def sample(run: Run, state: RunState, prompt_indices: list[int], attempt: int, t
 def grade(run: Run, rollouts: list[Rollout], timer: Timer) -> list[Rollout]:
     """This rank's rollouts in, those of all ranks out, with answers and rewards, ordered by prompt and sample."""
     with timer("reward"):
-        texts = [response_text(run.prompts[rollout.prompt_id], rollout, run.tokenizer) for rollout in rollouts]
-        rewards = run.pool.rewards([run.prompts[rollout.prompt_id].problem for rollout in rollouts], texts)
+        problems, texts, thought = [], [], []
+        for rollout in rollouts:
+            prompt, response = run.prompts[rollout.prompt_id], run.tokenizer.decode(rollout.response_ids)
+            problems.append(prompt.problem)
+            texts.append(graded_text(prompt.opened, response, rollout.finish_reason, run.cfg.think))
+            thought.append(bool(after_thinking(prompt.opened + response)))
         graded = []
-        for rollout, text, reward in zip(rollouts, texts, rewards, strict=True):
-            graded.append(replace(rollout, reward=reward, answer=extract_answer(text)))
+        for values in zip(rollouts, texts, thought, run.pool.rewards(problems, texts), strict=True):
+            rollout, text, has_tags, reward = values
+            graded.append(replace(rollout, reward=reward, thought=has_tags, answer=extract_answer(text)))
         return packing.gather_rollouts(graded)
 
 
@@ -234,7 +239,8 @@ def set_up(cfg: Config, hook: Any, preemption: Preemption, started: float) -> tu
     """Data, process group, sampler and models; on a resume, the newest whole checkpoint. Raises UserError for bad
     input, before a model loads unless a checkpoint does not fit it."""
     path = resolve_model(cfg.model)
-    tokenizer = ChatTokenizer(path)
+    tokenizer = ChatTokenizer(path, cfg.stop_tokens)
+    stop_warning = tokenizer.stop_warning()
     prompts, too_long = load_prompts(cfg, tokenizer)
     benchmarks = load_benchmarks(cfg, tokenizer)
     longest = longest_sequence(cfg, path, benchmarks)
@@ -281,6 +287,8 @@ def set_up(cfg: Config, hook: Any, preemption: Preemption, started: float) -> tu
     from_rank0(run_folder.begin, cfg, files, run_id, state)
     limit = f"max_prompt_len={cfg.max_prompt_len}"
     print0(f"{len(prompts)} prompts from {cfg.train_data}, {too_long} longer than {limit} left out")
+    if stop_warning:
+        print0(stop_warning)
     print0(from_rank0(unmatched_golds, {"train_data": prompts, **benchmarks}))
     if not stages.is_over(state, cfg):
         from_rank0(run_folder.check_disk, cfg, sum(p.numel() for p in model.parameters()))
@@ -393,7 +401,7 @@ def report(run: Run, state: RunState, evaluated: dict[int, dict]) -> RunState:
         row |= {f"eval_{name}": results[name]["accuracy"] for name in run.benchmarks}
         row |= {"time_eval": timer.seconds["eval"], "time_step": row["time_step"] + timer.seconds["eval"]}
     run.ledger.charge(timer)
-    metrics.warn_if_nothing_can_be_earned(row, run.tokenizer)
+    metrics.warn_if_nothing_can_be_earned(row, run.tokenizer, cfg.think)
     run.log.write(row | run.ledger.columns(cfg), stages.last_step(state, cfg))
     return replace(state, unreported=None)
 

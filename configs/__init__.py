@@ -70,6 +70,8 @@ class Config:
     model: str = "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"  # folder or hub id
     train_data: str = "data/train.jsonl"  # rows {problem, answer, ...}
     eval_data: tuple[str, ...] = ("data/aime24.jsonl",)  # each is reported as eval_<file stem>
+    # texts or ids of tokens that end a response, beside those of the model folder: the chat template's own, say
+    stop_tokens: tuple[str, ...] = ()
     prompt_suffix: str = " Let's think step by step and output the final answer within \\boxed{}."
     # rollouts
     sampler: Literal["torch", "vllm"] = "torch"
@@ -132,6 +134,9 @@ class Config:
     shard_size: int = 0  # ranks that share one copy of the weights (HSDP: the GPUs of a node); 0 = all of them (FSDP)
     gpu_dollars_per_hour: float = 0.0  # for the ledger; 0 = no dollars
     reward: Literal["exact", "strict", "deepscaler"] = "exact"  # when an answer counts as right, see reward.RULES
+    # Where the answer stands. required: behind <think> and </think>, DeepScaleR's rule; optional: behind </think>, or
+    # anywhere in a response without it that ended by itself, see reward.graded_text
+    think: Literal["required", "optional"] = "required"
     reward_workers: int = 8  # grading processes on a rank
     reward_timeout: float = 2.0  # seconds of CPU time an answer may take; ten times as many on the clock
     process_group_timeout: int = 7200  # seconds a rank may wait for the others

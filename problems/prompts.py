@@ -51,7 +51,8 @@ class ChatTokenizer:
     """The tokenizer, the chat template and the stop tokens of a Hugging Face folder. `templates` runs what can be a
     program of a stranger."""
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, stop_tokens: tuple[str, ...] = ()) -> None:
+        """stop_tokens: texts or ids of further ones, as the setting has them. Raises UserError."""
         self.path = path = Path(path)
         try:
             self.tokenizer = Tokenizer.from_file(str(check_regular(path / "tokenizer.json")))
@@ -67,7 +68,7 @@ class ChatTokenizer:
         vocab = self.tokenizer.get_vocab(with_added_tokens=True)
         self.size = max(vocab.values(), default=-1) + 1
         self._check_decoder(max(map(len, vocab), default=0))
-        self.eos_ids = self._eos_ids()
+        self.eos_ids = list(dict.fromkeys([*self._eos_ids(), *map(self._stop_id, stop_tokens)]))
 
     def _check_decoder(self, longest: int) -> None:
         """Raises UserError where a few tokens would decode to gigabytes: `longest` characters a token are too many, or
@@ -136,6 +137,18 @@ class ChatTokenizer:
                 raise UserError(f"{file}: eos_token_id {eos_id!r:.60} is no id of a token in tokenizer.json")
         return eos_ids
 
+    def _stop_id(self, token: str) -> int:
+        """The id of a stop token of the settings: digits are an id, all else is a text."""
+        if token.isascii() and token.isdigit():
+            stop_id = int(token) if len(token) < 19 else self.size
+            is_id = stop_id < self.size and self.tokenizer.id_to_token(stop_id) is not None
+        else:
+            stop_id = self.tokenizer.token_to_id(token)
+            is_id = stop_id is not None
+        if not is_id:
+            raise UserError(f"stop_tokens: {token!r:.60} is no token of {self.path}/tokenizer.json, nor the id of one")
+        return stop_id
+
     def _check_rows(self, rows: Any) -> None:
         """Raises UserError where a token has no row in the embeddings."""
         if type(rows) is int and rows < self.size:
@@ -169,6 +182,38 @@ class ChatTokenizer:
             return ids, opened
 
         return encode
+
+    def end_of_turn(self) -> str | None:
+        """The first token of its own (special or added) that the template prints behind an assistant's text; None where
+        there is none, or the template renders no assistant's turn."""
+        try:
+            return map_in_child(self._turn_ender, ["The answer is 7316."])[0]
+        except UserError:  # many templates are never asked for this
+            return None
+
+    def _turn_ender(self) -> Callable[[str], str | None]:
+        template = compile_template(self.template)
+        variables = {**self.special, "tools": None, "documents": None, "add_generation_prompt": False}
+        own = set(self.tokenizer.get_added_tokens_decoder()) | set(self.eos_ids)
+
+        def end(text: str) -> str | None:
+            messages = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": text}]
+            _, shown, behind = template.render(messages=messages, **variables).rpartition(text)
+            if not shown or len(behind) > MAX_RENDERED:
+                return None
+            ids = self.tokenizer.encode(behind, add_special_tokens=False).ids
+            return next((self.tokenizer.id_to_token(i) for i in ids if i in own), None)
+
+        return end
+
+    def stop_warning(self) -> str:
+        """A line where responses would go on behind what the template ends an assistant's turn with; else ""."""
+        end = self.end_of_turn()
+        if end is None or self.tokenizer.token_to_id(end) in self.eos_ids:
+            return ""
+        stops = ", ".join(repr(self.tokenizer.id_to_token(eos_id)) for eos_id in self.eos_ids)
+        reason = f"the chat template ends a turn with {end!r}, which is not among the stop tokens ({stops})"
+        return f"{reason}: if the model does so too, give --stop_tokens='{end}'"
 
     def decode(self, ids: list[int]) -> str:
         """Text of a response, without its stop token; other special tokens stay visible (`</think>` may be one)."""

@@ -129,6 +129,7 @@ def rollout_metrics(groups: list[list[Rollout]]) -> dict[str, float | None]:
         "response_len_correct": mean([len(r.response_ids) for r in samples if r.reward >= 1]),
         "response_len_incorrect": mean([len(r.response_ids) for r in samples if r.reward < 1]),
         "answered_ratio": mean([r.answer is not None for r in samples]),
+        "thinking_ratio": mean([r.thought for r in samples]),
         "response_clip_ratio": mean([r.finish_reason == "length" for r in samples]),
         "solve_none": mean([all(r.reward < 1 for r in g) for g in groups]),
         "solve_all": mean([all(r.reward >= 1 for r in g) for g in groups]),
@@ -141,8 +142,9 @@ def is_hopeless(row: dict[str, Any]) -> bool:
     return row["reward_mean"] <= 0 and row["answered_ratio"] == 0
 
 
-def warn_if_nothing_can_be_earned(row: dict[str, Any], tokenizer: ChatTokenizer) -> None:
-    """Say what to look at after a step in which all responses were cut off, or none had an answer."""
+def warn_if_nothing_can_be_earned(row: dict[str, Any], tokenizer: ChatTokenizer, think: str = "required") -> None:
+    """Say what to look at after a step in which all responses were cut off, or none had an answer. think: the
+    setting."""
     step, clipped = row["step"], row["response_clip_ratio"] == 1
     if clipped:
         stops = ", ".join(repr(tokenizer.tokenizer.id_to_token(eos_id)) for eos_id in tokenizer.eos_ids)
@@ -150,9 +152,14 @@ def warn_if_nothing_can_be_earned(row: dict[str, Any], tokenizer: ChatTokenizer)
         print0(
             f"step {step}: all responses were cut off: is {limit} too short, or {stops} not what the model ends with?"
         )
-    if is_hopeless(row) and not clipped:
-        needed = "the answer in \\boxed{} after <think> and </think>"
-        print0(f"step {step}: no response has {needed}: look at prompt_suffix, the chat template, lr, and rollouts/")
+    if not is_hopeless(row) or clipped:
+        return
+    if think == "required" and row.get("thinking_ratio") == 0:  # a row of an earlier version may lack it
+        remedy = "--think=optional grades models that answer without"
+        print0(f"step {step}: not one response has both <think> and </think>, which think=required asks for: {remedy}")
+        return
+    needed = "the answer in \\boxed{}" + (" after <think> and </think>" if think == "required" else "")
+    print0(f"step {step}: no response has {needed}: look at prompt_suffix, the chat template, lr, and rollouts/")
 
 
 def dump_rollouts(
