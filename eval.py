@@ -1,13 +1,15 @@
 """Accuracy of a checkpoint on benchmarks, with error bars, from the samplers and the reward that training uses.
 
     python eval.py configs/8k.py --model=out/8k/hf/step_001040 [--benchmarks=aime24,math500] [--k=16] ...
-    python eval.py --completions=FILE.jsonl --out_dir=DIR [--reward=strict]     # grade what any other engine wrote
+    python eval.py --completions=FILE --out_dir=DIR [--benchmarks=...] [--reward=strict] [--think=required]
     python eval.py --compare DIR_A DIR_B                       # the paired difference of two evaluations
 
-Benchmarks are names (`data/<name>.jsonl`; `all`: the paper's five) or .jsonl files of your own. torchrun runs it
-data-parallel. `--dtype=float32,bfloat16,float16` evaluates in each format on the same seeds, and compares. Reads a
-model folder; writes to --out_dir `completions.jsonl` as they come, then `graded.jsonl`, `results.json`, `results.md`
-and `accuracy.png`. Started again it goes on; with a larger k it adds samples. Other flags are the config's settings.
+The second form grades what any engine wrote (evaluation/README.md has the formats); benchmarks give it the right
+answers that the file lacks. Benchmarks are names (`data/<name>.jsonl`; `all`: the paper's five) or .jsonl files of your
+own. torchrun runs it data-parallel. `--dtype=float32,bfloat16,float16` evaluates in each format on the same seeds, and
+compares. Reads a model folder; writes to --out_dir `completions.jsonl` as they come, then `graded.jsonl`,
+`results.json`, `results.md` and `accuracy.png`. Started again it goes on; with a larger k it adds samples. Other flags
+are the config's settings.
 """
 
 import hashlib
@@ -16,6 +18,7 @@ import math
 import os
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,7 @@ from tqdm import tqdm
 from configs import Config, UserError, load_config, parse_flags, run, write_whole
 from evaluation import report as eval_report
 from evaluation.completions import RESERVED, append_rows, completion_rows, read_responses
+from evaluation.engines import read_engine
 from evaluation.grade import Graded, Key, Response, grade, summarize, vote
 from grader.pool import RewardPool
 from model import DTYPES, ModelConfig, resolve_model
@@ -51,7 +55,7 @@ class Options:
     max_tokens: int = 32768  # of a response; less where the model has fewer positions
     dtype: tuple[str, ...] = ()  # compute types, compared where there are several; the config's
     out_dir: str = ""  # out/eval/<the model folder's path>
-    completions: str = ""  # a file to grade; no model is loaded
+    completions: str = ""  # a file or folder to grade; no model is loaded
     workers: int = 2  # grading processes
 
     def __post_init__(self) -> None:
@@ -106,7 +110,7 @@ def sample(
         key, problem, responses = (request.benchmark, str(request.place)), request.prompt.problem, []
         for number, rollout in zip(request.samples, group, strict=True):
             text, length = response_text(request.prompt, rollout, tokenizer), len(rollout.response_ids)
-            responses.append(Response(key, problem, number, text, length, rollout.finish_reason))
+            responses.append(Response(key, problem, number, text, length, rollout.finish_reason, request.prompt.opened))
         groups.append(responses)
     return groups
 
@@ -130,7 +134,7 @@ def evaluate(
     requests = requests_for(benchmarks, cfg.eval_k)
     groups = preemption.interruptible(sample, sampler, tokenizer, requests[rank::world], cfg, max_tokens)
     preemption.check()
-    rank_rows, _ = grade((response for group in groups for response in group), pool)
+    rank_rows, _ = grade((response for group in groups for response in group), pool, cfg.think)
     rows_of_ranks: list[list[Graded]] = [[]] * world
     dist.all_gather_object(rows_of_ranks, rank_rows)
     rows = [rows_of_ranks[i % world][i // world] for i in range(len(requests))]
@@ -187,8 +191,11 @@ def load_benchmarks(names: tuple[str, ...]) -> dict[str, list[Problem]]:
 def prepare(cfg: Config, options: Options) -> Evaluation:
     """Reads benchmarks and tokenizer, and finds how long responses may be. Raises UserError."""
     model = resolve_model(cfg.model)
-    tokenizer = ChatTokenizer(model)
+    tokenizer = ChatTokenizer(model, cfg.stop_tokens)
     check_model_folder(model)
+    stop_warning = tokenizer.stop_warning()
+    if stop_warning and os.environ.get("RANK", "0") == "0":
+        print(stop_warning, flush=True)
     problems = load_benchmarks(options.benchmarks or cfg.eval_data)
     if not problems:
         raise UserError("--benchmarks: none named, and the config has no eval_data")
@@ -217,8 +224,9 @@ def describe(out: Path, evaluation: Evaluation, dtype: str) -> dict[str, Any]:
     about = {"model": str(evaluation.model), "weights": weights, "sampler": cfg.sampler, "seed": cfg.seed}
     about |= {"temperature": cfg.eval_temperature, "top_p": cfg.eval_top_p, "max_tokens": evaluation.max_tokens}
     about |= {"prompt_suffix": cfg.prompt_suffix, "dtype": dtype}
+    about |= {"stop_tokens": list(cfg.stop_tokens)} if cfg.stop_tokens else {}
     known = eval_report.read_object(path) or about
-    for key, value in about.items():
+    for key, value in {"stop_tokens": None, **about}.items():
         if known.get(key) != value:
             other = f"this folder's completions have {key}={known.get(key)!r}, not {value!r}"
             raise UserError(f"{path}: {other}: choose another --out_dir")
@@ -245,8 +253,9 @@ def missing_samples(evaluation: Evaluation, file: Path) -> list[Request]:
 
 def completions_row(responses: list[Response]) -> dict[str, Any]:
     """One problem's responses as a row of `completions.jsonl`."""
-    benchmark, problem, kept = responses[0].key[0], responses[0].problem, ("sample", "text", "tokens", "finish_reason")
-    head = {"benchmark": benchmark, "id": problem.id, "answer": problem.answer, "problem": digest(problem)}
+    problem, kept = responses[0].problem, ("sample", "text", "tokens", "finish_reason")
+    head = {"benchmark": responses[0].key[0], "id": problem.id, "answer": problem.answer, "problem": digest(problem)}
+    head["opened"] = responses[0].opened
     return head | {"completions": [{name: getattr(r, name) for name in kept} for r in responses]}
 
 
@@ -266,7 +275,7 @@ def generate(evaluation: Evaluation, device: torch.device, dtype: str, file: Pat
     sampler = make_sampler(cfg, evaluation.model, device, evaluation.longest, dtype)
     sampler.wake()
     print0(f"{world} x {device.type}, {dtype}, sampler: {sampler.name}")
-    tokenizer = ChatTokenizer(evaluation.model)
+    tokenizer = ChatTokenizer(evaluation.model, cfg.stop_tokens)
     batch_size = max(1, 4 * cfg.max_num_seqs // cfg.eval_k)  # problems
     bar = tqdm(total=sum(len(r.samples) for r in rank_requests), desc="sampling", unit=" samples", disable=rank > 0)
     for start in range(0, len(rank_requests), batch_size):
@@ -277,23 +286,33 @@ def generate(evaluation: Evaluation, device: torch.device, dtype: str, file: Pat
     return sampler
 
 
+@dataclass(frozen=True)
+class Rule:
+    """How responses are graded: the settings of these names."""
+
+    reward: str
+    think: str
+
+
 def report(
-    file: Path, asked: dict[Key, Problem], options: Options, rule: str, out: Path, about: dict[str, Any]
+    responses: Iterator[Response], asked: dict[Key, Problem], workers: int, rule: Rule, out: Path, about: dict[str, Any]
 ) -> None:
-    """Scores a file of completions, writes and prints what came out. What the folder has of other benchmarks stays, if
-    it was graded by this rule too."""
-    results, graded = eval_report.read_others(out, {name for name, _ in asked}, rule) if asked else ({}, [])
-    with RewardPool(options.workers, rule=rule) as pool:
-        rows, timeouts = grade(tqdm(read_responses(file, asked, options.k), "grading", unit=" responses"), pool)
+    """Scores responses, writes and prints what came out. asked: the problems of a model run, in their order; what the
+    folder has of other benchmarks then stays, if it was graded by this rule too."""
+    results, graded = {}, []
+    if asked:
+        results, graded = eval_report.read_others(out, {name for name, _ in asked}, rule.reward, rule.think)
+    with RewardPool(workers, rule=rule.reward) as pool:
+        rows, timeouts = grade(tqdm(responses, "grading", unit=" responses"), pool, rule.think)
         rows_by_key = {(row.benchmark, row.id): row for row in rows}
         rows = [rows_by_key[key] for key in asked or rows_by_key]  # ranks may have written in any order
         for name in dict.fromkeys(row.benchmark for row in rows):
             timeouts_before = pool.timeouts
             voted = vote([row for row in rows if row.benchmark == name], pool)
             lost = timeouts[name] + pool.timeouts - timeouts_before
-            results[name] = summarize(voted) | {"grader_timeouts": lost, "reward": rule}
+            results[name] = summarize(voted) | {"grader_timeouts": lost, **vars(rule)}
             graded += voted
-    eval_report.write(out, graded, results, about | {"reward": rule})
+    eval_report.write(out, graded, results, about | vars(rule))
 
 
 def run_model(cfg: Config, options: Options) -> None:
@@ -319,7 +338,9 @@ def run_model(cfg: Config, options: Options) -> None:
             engines.append(sampler)
         dist.barrier()
         if dist.get_rank() == 0:
-            report(out / "completions.jsonl", evaluation.problems(), options, cfg.reward, out, about[dtype])
+            asked, rule = evaluation.problems(), Rule(cfg.reward, cfg.think)
+            responses = read_responses(out / "completions.jsonl", asked, options.k)
+            report(responses, asked, options.workers, rule, out, about[dtype])
     if dist.get_rank() == 0:
         for dtype in dtypes[1:]:
             eval_report.compare(folders[dtypes[0]], folders[dtype])
@@ -338,6 +359,22 @@ def leave(engines: list[VLLMSampler]) -> None:
         dist.destroy_process_group()
 
 
+def grade_completions(options: Options, given: set[str], others: list[str]) -> None:
+    """Scores what any engine wrote. given: the names of the options that were; others: the flags that are settings."""
+    unused = [flag for flag in others if not flag.startswith(("--reward=", "--think="))]
+    if unused or not options.out_dir or given - {"completions", "out_dir", "workers", "benchmarks"}:
+        flags = "--out_dir=DIR, --benchmarks=FILE, --workers=N, --reward=RULE and --think=RULE"
+        raise UserError(f"--completions takes {flags}, nothing else: all of it is graded")
+    cfg = load_config(others)
+    # Others' prompts, which may open <think>, are not in their files: lenient, unless it is asked for.
+    rule = Rule(cfg.reward, cfg.think if any(flag.startswith("--think=") for flag in others) else "optional")
+    problems = {}
+    for name, rows in load_benchmarks(options.benchmarks).items():
+        problems |= {(name, problem.id): problem for problem in rows}
+    responses = read_engine(Path(options.completions), problems)
+    report(responses, {}, options.workers, rule, Path(options.out_dir), {"completions": options.completions})
+
+
 def main(argv: list[str]) -> None:
     if argv[:1] == ["--compare"]:
         if len(argv) != 3 or argv[1].startswith("-") or argv[2].startswith("-"):
@@ -353,12 +390,7 @@ def main(argv: list[str]) -> None:
         if not options.completions:
             run_model(load_config(others), options)
             return
-        unused = [flag for flag in others if not flag.startswith("--reward=")]
-        if unused or not options.out_dir or set(values) - {"completions", "out_dir", "workers"}:
-            flags = "--out_dir=DIR, --workers=N and --reward=RULE"
-            raise UserError(f"--completions takes {flags}, nothing else: all of it is graded")
-        rule, about = load_config(others).reward, {"completions": options.completions}
-        report(Path(options.completions), {}, options, rule, Path(options.out_dir), about)
+        grade_completions(options, set(values), others)
     except OSError as e:  # reading has its own messages
         raise UserError(f"--out_dir: cannot write {e.filename or options.out_dir}: {e.strerror}") from None
 

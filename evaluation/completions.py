@@ -1,7 +1,8 @@
-"""Files of completions: checked when they are read, a row at a time, and appended to by several ranks.
+"""Our files of completions: checked when they are read, a row at a time, and appended to by several ranks.
 
-A row is {"benchmark", "id", "answer", "completions": [{"text", "tokens"?, "finish_reason"?, "sample"?}]}. A file may
-hold a gigabyte of texts.
+A row is {"benchmark", "id", "answer", "opened"?, "completions": [{"text", "tokens"?, "finish_reason"?, "sample"?}]},
+where a text begins with what the chat template `opened`. A file may hold a gigabyte of texts. (`formats` reads other
+engines' files.)
 """
 
 import fcntl
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from configs import UserError, check_regular
-from evaluation.grade import Key, Response, as_response
+from evaluation.grade import Key, Response
 from reward import Problem
 
 RESERVED = ("all", "average")  # what no benchmark may be called: both stand beside benchmarks in results
@@ -25,16 +26,18 @@ def is_completion(completion: Any) -> bool:
     return all(n is None or (type(n) is int and 0 <= n < 2**53) for n in numbers)
 
 
-def checked_row(row: Any) -> dict[str, Any]:
-    """The row with benchmark, id and answers as texts. Raises ValueError."""
+def checked_row(row: Any, has_answer: bool = True) -> dict[str, Any]:
+    """The row with benchmark, id and answers as texts. has_answer: else it needs none. Raises ValueError."""
     if not isinstance(row, dict) or not isinstance(row.get("completions"), list):
         raise ValueError("needs benchmark, id, answer and a list of completions")
-    answer, names = row.get("answer"), [row.get("benchmark"), row.get("id")]
+    answer, names = row.get("answer") if has_answer else "-", [row.get("benchmark"), row.get("id")]
     golds = answer if isinstance(answer, list) else [answer]
     if not golds or not all(type(gold) in (str, int, float) and str(gold).strip() for gold in golds):
         raise ValueError("needs an 'answer': a text, a number, or a list of them")
     if not all(isinstance(name, (str, int)) and str(name).isprintable() for name in names) or names[0] in RESERVED:
         raise ValueError(f"needs 'benchmark' and 'id'; a benchmark cannot be called {', '.join(RESERVED)}")
+    if not isinstance(row.get("opened", ""), str):
+        raise ValueError("'opened' is no text")
     if not all(is_completion(completion) for completion in row["completions"]):
         raise ValueError("a completion needs a text 'text', and integers for 'tokens' and 'sample' if it has them")
     gold = [str(gold) for gold in golds] if isinstance(answer, list) else str(answer)
@@ -56,33 +59,32 @@ def completion_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_responses(path: Path, asked: dict[Key, Problem], k: int) -> Iterator[Response]:
-    """Of our own file the first `k` samples of the problems `asked` for; of another engine's (`asked` is empty) all.
-
-    Another engine's rows hold no question, so its problems have an empty one. Raises UserError, for a problem without
-    completions only at the end.
-    """
-    problems = dict(asked)
+    """The first `k` samples of the problems `asked` for, of our own file. Raises UserError, for a problem without
+    completions only at the end."""
     samples_read: dict[Key, set[int]] = {key: set() for key in asked}
     for row in completion_rows(path):
-        key = row["benchmark"], row["id"]
-        if asked and key not in asked:
+        key, opened = (row["benchmark"], row["id"]), row.get("opened", "")
+        if key not in asked:
             continue
-        problem = problems.setdefault(key, Problem(row["id"], "", row["answer"]))
-        if problem.answer != row["answer"]:
+        if asked[key].answer != row["answer"]:
             raise UserError(f"{path}: {' '.join(key)} stands there with two answers")
-        numbers = samples_read.setdefault(key, set())
         for completion in row["completions"]:
-            number = len(numbers) if completion.get("sample") is None else completion["sample"]
-            if number in numbers or (asked and number >= k):
+            number = len(samples_read[key]) if completion.get("sample") is None else completion["sample"]
+            if number in samples_read[key] or number >= k:
                 continue
-            numbers.add(number)
+            samples_read[key].add(number)
             text, reason = completion["text"], completion.get("finish_reason") or "stop"
-            text = text if asked else as_response(text, reason)
-            yield Response(key, problem, number, text, completion.get("tokens"), reason)
+            opened = opened if text.startswith(opened) else ""
+            yield Response(key, asked[key], number, text, completion.get("tokens"), reason, opened)
+    check_all_read(path, samples_read)
+
+
+def check_all_read(path: Path, samples_read: dict[Key, set[int]]) -> None:
+    """Raises UserError where a problem has no samples, or there is no problem."""
     for key, numbers in samples_read.items():
         if not numbers:
             raise UserError(f"{path}: {' '.join(key)} has no completions")
-    if not problems:
+    if not samples_read:
         raise UserError(f"{path}: no rows")
 
 

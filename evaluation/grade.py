@@ -10,7 +10,7 @@ from typing import Any
 from evaluation.stats import majority, pass_at, population_interval, sampling_interval
 from grader.pool import RewardPool
 from grader.text import MAX_CHARS, answer_key
-from reward import Problem, extract_answer
+from reward import Problem, extract_answer, graded_text
 
 BATCH, BATCH_CHARS = 512, 16 << 20  # responses scored at a time, and about how many characters they may have together
 MOST_COMPARED = 64  # wrong answers to one problem that are compared with one another: 2,016 comparisons
@@ -24,9 +24,10 @@ class Response:
     key: Key
     problem: Problem
     sample: int  # its number among the problem's samples
-    text: str  # as `reward_fn` reads it
+    text: str  # what the chat template opened, and what the model wrote
     tokens: int | None
     finish_reason: str  # "length": ended by the token limit
+    opened: str = ""  # of the text, what the chat template opened
 
 
 @dataclass(frozen=True)
@@ -41,24 +42,12 @@ class Graded:
     answers: list[str | None]  # the content of the last box, None without one
     gold: str | list[str] = ""  # the right answer; of a list any one is right
     rule: str = "exact"  # of `reward.RULES`, that the scores are by
+    think: str = "required"  # the setting, that the answers were looked for by
     majority: float | None = None  # chance that the most frequent answer is right; None: no vote was held
 
     @property
     def accuracy(self) -> float:
         return sum(self.scores) / len(self.scores)
-
-
-def as_response(text: str, finish_reason: str) -> str:
-    """Another engine's text in the form that `reward_fn` reads: from the opening `<think>` on.
-
-    A text with `</think>` alone had its `<think>` in the prompt. One with neither that ended by itself is not a
-    reasoning model's, so all of it counts as the answer; cut off, it has no answer yet.
-    """
-    if "<think>" in text:
-        return text
-    if "</think>" in text:
-        return "<think>" + text
-    return text if finish_reason == "length" else "<think></think>" + text
 
 
 def batches(responses: Iterable[Response]) -> Iterator[list[Response]]:
@@ -75,8 +64,11 @@ def batches(responses: Iterable[Response]) -> Iterator[list[Response]]:
         yield batch
 
 
-def grade(responses: Iterable[Response], pool: RewardPool) -> tuple[list[Graded], Counter[str]]:
+def grade(
+    responses: Iterable[Response], pool: RewardPool, think: str = "required"
+) -> tuple[list[Graded], Counter[str]]:
     """Each problem's samples with their scores, and how many responses of each benchmark ran into the grader's limits.
+    think: the setting.
 
     A response is right where its reward is at least 1.0: intervals, pass@k and votes are for yes/no outcomes, so a
     `reward_fn` with partial credit is reduced to whether it gave full credit. One batch of texts is in memory at a
@@ -86,14 +78,15 @@ def grade(responses: Iterable[Response], pool: RewardPool) -> tuple[list[Graded]
     timeouts: Counter[str] = Counter()
     for batch in batches(responses):
         timeouts_before = pool.timeouts
-        rewards = pool.rewards([r.problem for r in batch], [r.text for r in batch])
+        texts = [graded_text(r.opened, r.text[len(r.opened) :], r.finish_reason, think) for r in batch]
+        rewards = pool.rewards([r.problem for r in batch], texts)
         timeouts[batch[0].key[0]] += pool.timeouts - timeouts_before
-        for r, reward in zip(batch, rewards, strict=True):
-            row = rows.setdefault(r.key, Graded(*r.key, [], [], [], [], r.problem.answer, pool.rule))
+        for r, text, reward in zip(batch, texts, rewards, strict=True):
+            row = rows.setdefault(r.key, Graded(*r.key, [], [], [], [], r.problem.answer, pool.rule, think))
             row.scores.append(float(reward >= 1.0))
             row.tokens.append(r.tokens)
             row.cut.append(r.finish_reason == "length")
-            row.answers.append(extract_answer(r.text))
+            row.answers.append(extract_answer(text))
     return list(rows.values()), timeouts
 
 

@@ -136,6 +136,8 @@ def read_graded(folder: Path) -> dict[Key, Graded]:
                 raise ValueError("'tokens' are no integers")
             if row.rule not in tuple(RULES):
                 raise ValueError(f"{row.rule!r} is no rule of reward.py")
+            if row.think not in ("required", "optional"):
+                raise ValueError(f"think is {row.think!r}")
         return {(row.benchmark, row.id): row for row in rows}
     except OSError as e:
         raise UserError(f"{path}: cannot be read: {e.strerror}; is {folder} a finished evaluation?") from None
@@ -143,18 +145,26 @@ def read_graded(folder: Path) -> dict[Key, Graded]:
         raise UserError(f"{path}: not an evaluation's: {type(e).__name__} {e}") from None
 
 
-def read_others(out: Path, names: Collection[str], rule: str) -> tuple[dict[str, Any], list[Graded]]:
-    """What a folder has of other benchmarks than these, graded by this rule: results and rows. Says what it has by
-    another. Raises UserError."""
+def read_others(out: Path, names: Collection[str], rule: str, think: str) -> tuple[dict[str, Any], list[Graded]]:
+    """What a folder has of other benchmarks than these, graded by this rule and with this `think`: results and rows.
+    Says what it has by another. Raises UserError."""
     if not (out / "graded.jsonl").is_file() or not (out / "results.json").is_file():
         return {}, []
     results = read_object(out / "results.json")
     others = [row for row in read_graded(out).values() if row.benchmark not in names]
-    rows = [row for row in others if row.rule == rule]
-    for name, other_rule in dict.fromkeys((row.benchmark, row.rule) for row in others if row.rule != rule):
-        print(f"{out}: {name} was graded by {other_rule} and is left out: name it too, to grade it by {rule}")
+    rows = [row for row in others if (row.rule, row.think) == (rule, think)]
+    for name, was, now in dict.fromkeys((row.benchmark, *differences(row, rule, think)) for row in others):
+        if was:
+            print(f"{out}: {name} was graded by {was} and is left out: name it too, to grade it by {now}")
     kept = {row.benchmark: results[row.benchmark] for row in rows if row.benchmark in results}
-    return {name: {**figures, "reward": rule} for name, figures in kept.items()}, rows
+    return {name: {**figures, "reward": rule, "think": think} for name, figures in kept.items()}, rows
+
+
+def differences(row: Graded, rule: str, think: str) -> tuple[str, str]:
+    """What a row was graded by, and what it was not: "" and "" where it was graded by this rule and `think`."""
+    pairs = [(row.rule, rule)] if row.rule != rule else []
+    pairs += [(f"think={row.think}", f"think={think}")] if row.think != think else []
+    return ", ".join(was for was, _ in pairs), ", ".join(now for _, now in pairs)
 
 
 def with_average(results: dict[str, dict[str, Any]], rows: list[Graded]) -> dict[str, dict[str, Any]]:
@@ -167,7 +177,7 @@ def with_average(results: dict[str, dict[str, Any]], rows: list[Graded]) -> dict
         average[key] = sum(values) / len(values) if all(isinstance(v, (int, float)) for v in values) else None
     average |= {"pass_at_1": accuracy, "ci_low": low, "ci_high": high}
     average |= dict.fromkeys(("sampling_low", "sampling_high", "stderr"))
-    average["reward"] = benchmarks[0]["reward"]  # that of all
+    average |= {name: benchmarks[0][name] for name in ("reward", "think")}  # those of all
     average["k"] = min(figures["k"] for figures in benchmarks)
     for key in ("num_problems", "grader_timeouts"):
         average[key] = sum(figures[key] for figures in benchmarks)
@@ -257,6 +267,9 @@ def compare(a: Path, b: Path) -> None:
     rules = [", ".join(sorted({rows[key].rule for key in keys})) for rows in (rows_a, rows_b)]
     if rules[0] != rules[1]:
         notes.append(f"Graded by different rules: a by {rules[0]}, b by {rules[1]}.")
+    thinks = [", ".join(sorted({rows[key].think for key in keys})) for rows in (rows_a, rows_b)]
+    if thinks[0] != thinks[1]:
+        notes.append(f"Answers were looked for differently: a with think={thinks[0]}, b with think={thinks[1]}.")
     head = f"a = {a}, b = {b}: pass@1 in percent, b minus a on the same problems"
     sections = [head, comparison_table(results), "\n".join(notes)]
     changes = {key: rows_b[key].accuracy - rows_a[key].accuracy for key in keys}

@@ -21,14 +21,15 @@ import eval as evaluation
 from configs import UserError, load_config
 from conftest import SHARED
 from evaluation import stats as eval_stats
-from evaluation.grade import Graded, as_response, summarize, vote
+from evaluation.engines import opening
+from evaluation.grade import Graded, summarize, vote
 from evaluation.report import read_object, validation_lines
 from evaluation.stats import macro, majority, paired, pass_at, population_interval, sampling_interval, t_quantile
 from grader import pool as grader_pool
 from grader.pool import RewardPool
 from problems.prompts import ChatTokenizer, encode_problems, load_problems
 from problems.sources import benchmark_problem
-from reward import extract_answer
+from reward import extract_answer, graded_text
 from rollout import TorchSampler
 from runs import ROOT, run_here, run_ranks, start_ranks
 from training.preemption import Preemption
@@ -148,11 +149,11 @@ def test_the_average_of_benchmarks_weighs_them_equally():
 
 @pytest.mark.parametrize("text, finish_reason, answer", [
     ("<think>\n1</think>so \\boxed{2}", "stop", "2"), ("hm \\boxed{1} </think> \\boxed{2}", "stop", "2"),
-    ("<think>\\boxed{1}", "length", None), ("<think>\\boxed{1}", "stop", None), ("It is \\boxed{3}.", "stop", "3"),
+    ("<think>\\boxed{1}", "length", None), ("<think>\\boxed{1}", "stop", "1"), ("It is \\boxed{3}.", "stop", "3"),
     ("thinking, \\boxed{1}, and", "length", None), ("</think>nothing", "stop", None),
 ])  # fmt: skip
 def test_the_answer_stands_behind_the_thinking(text, finish_reason, answer):
-    assert extract_answer(as_response(text, finish_reason)) == answer
+    assert extract_answer(graded_text(opening(text, None), text, finish_reason, "optional")) == answer
 
 
 def graded(scores, answers):
@@ -239,7 +240,7 @@ CHANGES = [
     (lambda g: f"<think>\n</think>\\boxed{{{g}}}", 1.0),
     (lambda g: f"It is \\boxed{{{g}}}", 1.0),
     (lambda g: "<think></think>\\boxed{\\text{wrong}}", 0.0),
-    (lambda g: f"<think>\\boxed{{{g}}}", 0.0),
+    (lambda g: f"<think>\\boxed{{{g}}}</think>", 0.0),
 ]
 
 
@@ -489,7 +490,8 @@ def test_a_larger_k_adds_samples_and_another_seed_is_refused(world, sums, whole,
 
 
 def test_our_own_completions_can_be_graded_again(whole, tmp_path):
-    evaluation.main([f"--completions={whole}/completions.jsonl", f"--out_dir={tmp_path}"])
+    """With what their prompts opened, and so with the same figures."""
+    evaluation.main([f"--completions={whole}/completions.jsonl", f"--out_dir={tmp_path}", "--think=required"])
     assert (tmp_path / "results.json").read_bytes() == (whole / "results.json").read_bytes()
 
 
