@@ -39,9 +39,10 @@ def flags(world, folder, **changes):
     return ["configs/tiny.py", *(f"--{k}={v}" for k, v in (values | changes).items())]
 
 
-def make_world(path):
+def make_world(path, tags=True):
     """In a folder: base/ answers sums of two digits in the right form and rarely with the right digit; train.jsonl and
-    test.jsonl have such sums."""
+    test.jsonl have such sums. tags: the template opens <think> and the model closes it; else neither writes them."""
+    think, end = ("<think>\n", "</think>") if tags else ("", "")
     tokenizer, rng = tiny.make_tokenizer(path / "base"), random.Random(0)
     model = tiny.new_model(tokenizer, seed=0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -49,8 +50,8 @@ def make_world(path):
         ids, lengths, targets = [], [], []
         for _ in range(16):
             a, b = rng.randint(1, 4), rng.randint(1, 4)
-            text = f"<|bos|><|user|>{a}+{b}=?<|assistant|><think>\n" + "wait " * rng.randint(0, 2)
-            row = tokenizer.encode(text + f"</think>\\boxed{{{max(1, a + b + rng.randint(-1, 1))}}}<|eos|>").ids
+            text = f"<|bos|><|user|>{a}+{b}=?<|assistant|>{think}" + "wait " * rng.randint(0, 2)
+            row = tokenizer.encode(text + f"{end}\\boxed{{{max(1, a + b + rng.randint(-1, 1))}}}<|eos|>").ids
             ids, targets, lengths = ids + row[:-1], targets + row[1:], [*lengths, len(row) - 1]
         positions = torch.cat([torch.arange(n) for n in lengths])
         cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).int()
@@ -59,11 +60,22 @@ def make_world(path):
         optimizer.step()
         optimizer.zero_grad()
     model.save_pretrained(path / "base")
+    if not tags:
+        change_template(path / "base", "<think>\n", "")
     for name, size in (("train", 64), ("test", 6)):
         pairs = [(rng.randint(1, 4), rng.randint(1, 4)) for _ in range(size)]
         rows = [{"problem": f"{a}+{b}=?", "answer": str(a + b)} for a, b in pairs]
         (path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
     return path
+
+
+def change_template(folder, old, new):
+    """Replace a part of a model folder's chat template."""
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    assert old in config["chat_template"]
+    config["chat_template"] = config["chat_template"].replace(old, new)
+    path.write_text(json.dumps(config))
 
 
 # ---------------------------------------------------------------------------------------------- in the tests' process

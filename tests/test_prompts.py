@@ -311,6 +311,49 @@ def test_stop_tokens_of_all_files_are_united(tiny_model_dir, tmp_path):
     assert ChatTokenizer(tmp_path).eos_ids == [5, 3, 4, 1]
 
 
+def test_stop_tokens_of_the_settings_are_texts_or_ids(tiny_model_dir):
+    tokenizer = ChatTokenizer(tiny_model_dir, ("<|user|>", "7", "\\", "1", "<|eos|>"))
+    assert tokenizer.eos_ids == [1, 2, 7, tokenizer.tokenizer.token_to_id("\\")]  # digits are an id, never a text
+    assert tokenizer.decode([8, 9, 7]) == tokenizer.decode([8, 9]) != ChatTokenizer(tiny_model_dir).decode([8, 9, 7])
+
+
+@pytest.mark.parametrize("token", ["<|im_end|>", "51", "9" * 30, "ab", "²", "-1", " "])
+def test_a_stop_token_of_the_settings_that_is_none_is_refused(tiny_model_dir, token):
+    with pytest.raises(UserError, match=r"stop_tokens: .* is no token of .*tokenizer\.json, nor the id of one") as e:
+        ChatTokenizer(tiny_model_dir, ("<|user|>", token))
+    assert "\n" not in str(e.value)
+
+
+ENDS = dict(zip(NAMES, ["<｜end▁of▁sentence｜>"] * 2 + ["<|im_end|>"] * 2 + ["<|eot_id|>", "</s>"], strict=True))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_published_templates_end_a_turn_with_is_known(tmp_path, name):
+    special, template, _ = chat_template(name)
+    bos, eos = special[:2]
+    byte_tokenizer(tmp_path, ["<other>", *(token for token in special if token)], bos, eos, template)
+    tokenizer = ChatTokenizer(tmp_path)
+    assert tokenizer.end_of_turn() == ENDS[name] == eos and tokenizer.stop_warning() == ""
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    if template.count("eos_token") == 0:  # as a base model's folder has it, which ends a text with another token
+        write(tmp_path / "tokenizer_config.json", json.dumps(config | {"eos_token": "<other>"}))
+        warning = ChatTokenizer(tmp_path).stop_warning()
+        assert f"ends a turn with '{eos}', which is not among the stop tokens ('<other>')" in warning
+        assert f"--stop_tokens='{eos}'" in warning and "\n" not in warning
+        assert ChatTokenizer(tmp_path, (eos,)).stop_warning() == ""
+
+
+@pytest.mark.parametrize("turn", [
+    "{{ raise_exception('no assistant here') }}", "", "{{ m['content'] }}", "{{ m['content'] }}\n\nUser: ",
+    "{{ m['content'][:3] }}<|user|>", "{{ m['reasoning'].strip('x') }}", "{% for a in range(10**9) %}{% endfor %}",
+])  # fmt: skip
+def test_a_template_without_an_assistants_turn_gives_no_warning(tiny_model_dir, tmp_path, monkeypatch, turn):
+    monkeypatch.setattr(templates, "SECONDS", 1)
+    template = "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}{% else %}" + turn
+    tokenizer = with_template(tiny_model_dir, tmp_path, template + "{% endif %}{% endfor %}")
+    assert tokenizer.end_of_turn() is None and tokenizer.stop_warning() == "" and tokenizer.prompts(["3+8=?"])
+
+
 @pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
 @pytest.mark.parametrize("eos", [[], 999, -1, "<|eos|>", True, [1, None], 1.0, {}, 10**30], ids=str)
 def test_a_stop_token_that_is_none_is_refused(tiny_model_dir, tmp_path, file, eos):

@@ -153,20 +153,28 @@ def test_a_smoke_run_fails_where_the_grader_reads_no_gold(world, tmp_path):
 
 
 def test_a_step_without_an_answer_says_what_to_look_at(world, capsys, group_of_one):
-    def rollouts(answer, reason, reward=0.0):
-        return [[Rollout(0, 0, [1], [1], [0.0], reason, reward, answer=answer)]]
+    def rollouts(answer, reason, reward=0.0, thought=True):
+        return [[Rollout(0, 0, [1], [1], [0.0], reason, reward, thought=thought, answer=answer)]]
 
     tokenizer = ChatTokenizer(world / "base")
 
-    def said(groups):
-        row = {"step": 3, "max_response_len": 24} | metrics.rollout_metrics(groups)
-        metrics.warn_if_nothing_can_be_earned(row, tokenizer)
+    def said(groups, think="required", step=3):
+        row = {"step": step, "max_response_len": 24} | metrics.rollout_metrics(groups)
+        metrics.warn_if_nothing_can_be_earned(row, tokenizer, think)
         return capsys.readouterr().out
 
     assert said(rollouts("7", "stop")) == "" and said(rollouts(None, "stop", 0.5)) == ""
     cut_off = "step 3: all responses were cut off: is max_response_len=24 too short, or '<|eos|>' not what"
     assert cut_off in said(rollouts("7", "length"))
-    assert "step 3: no response has the answer in \\boxed{} after <think> and </think>" in said(rollouts(None, "stop"))
+    no_box = "no response has the answer in \\boxed{} after <think> and </think>: "
+    assert f"step 3: {no_box}" in said(rollouts(None, "stop"))
+    # tags without a box, neither, and where none are needed: three lines
+    assert f"step 1: {no_box}" in said(rollouts(None, "stop"), step=1)
+    no_tags = said(rollouts(None, "stop", thought=False), step=1)
+    assert "step 1: not one response has both <think> and </think>" in no_tags and "--think=optional" in no_tags
+    assert no_tags.count("\n") == 1 and no_box not in no_tags
+    optional = said(rollouts(None, "stop", thought=False), "optional", 1)
+    assert "step 1: no response has the answer in \\boxed{}: look" in optional
 
 
 def test_a_smoke_run_refuses_what_the_real_run_would(world, tmp_path):

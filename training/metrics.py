@@ -154,7 +154,7 @@ def warn_if_nothing_can_be_earned(row: dict[str, Any], tokenizer: ChatTokenizer,
         )
     if not is_hopeless(row) or clipped:
         return
-    if think == "required" and row.get("thinking_ratio") == 0:  # a row of an earlier version may lack it
+    if think == "required" and step == 1 and row["thinking_ratio"] == 0:
         remedy = "--think=optional grades models that answer without"
         print0(f"step {step}: not one response has both <think> and </think>, which think=required asks for: {remedy}")
         return
