@@ -95,7 +95,7 @@ class Reading:
 
     def say(self, path: Path, asked: dict[Key, Problem], found: Survey) -> None:
         if not found.says_how_it_ended and not found.closes:
-            reason = "each counts as a whole, even if it was cut off"
+            reason = "those without tags count as a whole, even if they were cut off"
             print(f"{path}: no text closes </think> or says why it ended (finish_reason): {reason}")
         if self.cut_off:
             reason = "none says why it ended, and a model that thinks has not begun its answer there"

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import json
 import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,7 +58,7 @@ THINKING = "reasoning_content reasoning message.reasoning_content message.reason
 FINISH = "finish_reason.type finish_reason meta_info.finish_reason.type"
 # beside the texts, one for each of them
 THINKING_BESIDE = "reasoning_content reasonings reasoning model_response.reasonings"
-FINISH_BESIDE = "finish_reasons finish_reason.type finish_reason"
+FINISH_BESIDE = "finish_reasons finish_reason.type finish_reason meta_info.finish_reason.type"
 TOKENS_BESIDE = "model_response.output_tokens num_tokens completion_tokens tokens"
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")  # of the files that count in a folder; .json where it has none of them
 
@@ -145,6 +146,7 @@ def first(row: Any, paths: str) -> Any:
 def only(row: Any, paths: str, role: str) -> Any:
     """As `first`. Raises ValueError where a row has several of them, and they differ."""
     values = {path: value for path in paths.split() if (value := at(row, path)) is not None}
+    values = {path: value for path, value in values.items() if not any(p.startswith(f"{path}.") for p in values)}
     if len(values) > 1:
         values.pop("text", None)  # often prompt and response together
     if len({str(value) for value in values.values()}) > 1:
@@ -175,14 +177,6 @@ def flat(value: Any, is_python: bool) -> list[Any]:
     return flattened
 
 
-def spread(value: Any, count: int, role: str) -> list[Any]:
-    """What stands beside `count` texts, for each of them."""
-    values = value if isinstance(value, list) else [value] * count
-    if values and len(values) != count:
-        raise ValueError(f"{len(values)} {role} for {count} texts")
-    return values or [None] * count
-
-
 def as_completion(item: Any, thinking: Any, finish: Any, tokens: Any) -> dict[str, Any]:
     """A text with what is known of it, as our rows have it; the others are what stands beside it."""
     if not isinstance(item, dict):
@@ -205,11 +199,14 @@ def completions_of(row: dict[str, Any], where: Format) -> list[dict[str, Any]]:
         needs = "needs a list of completions, or a format of evaluation/README.md"
         raise ValueError(f"no texts in the columns {columns_of(row)}: {needs}")
     texts = flat(given, where is FORMATS["lighteval, older"])
-    thinking = spread(first(row, THINKING_BESIDE), len(texts), "texts of thinking")
-    finish = spread(first(row, FINISH_BESIDE), len(texts), "finish reasons")
-    tokens = first(row, TOKENS_BESIDE)
-    if not isinstance(tokens, list) or len(tokens) != len(texts):
-        tokens = [tokens if type(tokens) is int and len(texts) == 1 else None] * len(texts)
+    count = len(texts)
+    thinking, tokens, finish = (first(row, paths) for paths in (THINKING_BESIDE, TOKENS_BESIDE, FINISH_BESIDE))
+    thinking = thinking if isinstance(thinking, list) and len(thinking) == count else [thinking] * count
+    if not isinstance(tokens, list) or len(tokens) != count:
+        tokens = [tokens if type(tokens) is int and count == 1 else None] * count
+    finish = finish if isinstance(finish, list) and finish else [finish or None] * count
+    if len(finish) != count:
+        raise ValueError(f"{len(finish)} finish reasons for {count} texts")
     return [as_completion(*values) for values in zip(texts, thinking, finish, tokens, strict=True)]
 
 
@@ -297,6 +294,6 @@ def engine_rows(path: Path, joins: bool) -> Iterator[dict[str, Any]]:
                     raise UserError(f"{place}: not a row of completions: {e}") from None
                 if ours is not None:
                     yield ours
-        except (OSError, EOFError, ValueError) as e:
+        except (OSError, EOFError, ValueError, zlib.error) as e:
             reason = getattr(e, "strerror", None) or " ".join(str(e).split())
             raise UserError(f"{file}: cannot be read: {reason}") from None

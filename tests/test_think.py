@@ -142,7 +142,7 @@ def test_stop_tokens_end_responses_in_training_and_evaluation(plain, tmp_path):
     assert status == 2 and "stop_tokens=['{'], not None: choose another --out_dir" in output
     unknown = "--stop_tokens=<|im_end|>"
     for output in (
-        train([*plain_flags(plain, tmp_path), unknown], status=2),
+        train([*plain_flags(plain, tmp_path, stage_steps=1, run_name="other"), unknown], status=2),
         run_here(evaluation.main, [*argv, unknown])[1],
     ):
         assert "error: stop_tokens: '<|im_end|>' is no token of" in output
