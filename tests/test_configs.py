@@ -212,8 +212,9 @@ def test_every_choice_of_an_algorithm_is_some_config_s():
     for field in dataclasses.fields(Config):
         if get_origin(field.type) is Literal and field.name not in ("kl_estimator", "export_dtype", "stage_reference"):
             used = {getattr(c, field.name) for c in configs}
-            for_comparison = {"sequence_mask", "strict"}  # TRL's correction; the reward that DeepScaleR's begins with
-            assert used == set(get_args(field.type)) - for_comparison, field.name
+            # TRL's correction; the reward that DeepScaleR's begins with; models that write no <think>
+            without_config = {"sequence_mask", "strict", "optional"}
+            assert used == set(get_args(field.type)) - without_config, field.name
     for name in ("dual_clip", "overlong_buffer", "refill_attempts", "stage_gpus", "eval_max_len"):
         assert any(getattr(c, name) for c in configs), name
 
