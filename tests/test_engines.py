@@ -167,6 +167,19 @@ def test_each_format_is_read_from_every_kind_of_file(pool, tmp_path, name):
         assert scores(pool, file) == {"own": expected}, file
 
 
+@pytest.mark.parametrize("name, tokens", [("lighteval", [2, 1]), ("vLLM", [2, 2]), ("verl", [None])])
+def test_tokens_are_counted_where_they_are_known(tmp_path, name, tokens):
+    responses = list(read_engine(write(tmp_path / "own.jsonl", FORMATS[name][0]), {}))
+    assert [response.tokens for response in responses[: len(tokens)]] == tokens
+
+
+def test_a_folder_of_an_evaluation_is_its_completions(pool, tmp_path):
+    rows = [{"benchmark": "b", "id": "0", "answer": "5", "completions": TWO}]
+    write(tmp_path / "completions.jsonl", rows)
+    write(tmp_path / "graded.jsonl", [{"benchmark": "b", "scores": [1.0]}])
+    assert scores(pool, tmp_path) == {"b": {"0": [1, 0]}}
+
+
 def test_benchmarks_are_called_by_row_task_or_file(pool, tmp_path):
     harness_file = write(tmp_path / "samples_aime24_2025-05-01T00-00-00.123.jsonl", [harness(0, "5", TWO)])
     assert list(scores(pool, harness_file)) == ["aime24"]

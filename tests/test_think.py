@@ -113,12 +113,13 @@ def test_an_evaluation_looks_for_answers_as_it_is_told(plain, tmp_path):
 
 def test_what_the_template_opened_is_kept_with_our_own_completions(tmp_path):
     """A model that ended by itself within the opened <think> has answered, in training and from the file alike."""
-    texts = [f"{OPENED}\\boxed{{5}}", f"{OPENED}\\boxed{{5}}", f"{OPENED}x</think>\\boxed{{5}}"]
-    reasons = ["stop", "length", "stop"]
+    opened = f"Answer as in \\boxed{{5}}.{OPENED}"  # which is not the model's answer
+    texts = [f"{opened}{response}" for response in ("\\boxed{5}", "\\boxed{5}", "x</think>\\boxed{5}", "none")]
+    reasons = ["stop", "length", "stop", "stop"]
     completions = [{"text": t, "finish_reason": r, "tokens": 3} for t, r in zip(texts, reasons, strict=True)]
-    row = {"benchmark": "b", "id": "1", "answer": "5", "opened": OPENED, "completions": completions}
+    row = {"benchmark": "b", "id": "1", "answer": "5", "opened": opened, "completions": completions}
     (tmp_path / "c.jsonl").write_text(json.dumps(row) + "\n")
-    for think, scores in (("optional", [1, 0, 1]), ("required", [0, 0, 1])):
+    for think, scores in (("optional", [1, 0, 1, 0]), ("required", [0, 0, 1, 0])):
         out = tmp_path / think
         evaluation.main([f"--completions={tmp_path}/c.jsonl", f"--out_dir={out}", f"--think={think}"])
         assert json.loads((out / "graded.jsonl").read_text())["scores"] == scores
