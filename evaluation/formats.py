@@ -143,9 +143,18 @@ def first(row: Any, paths: str) -> Any:
     return next((value for path in paths.split() if (value := at(row, path)) is not None), None)
 
 
+def could_be_texts(path: str, value: Any) -> bool:
+    """Not a count of samples, nor the choices that a question offers."""
+    if path == "choices":
+        return isinstance(value, list) and all(isinstance(choice, dict) for choice in value)
+    return isinstance(value, (str, list, dict))
+
+
 def only(row: Any, paths: str, role: str) -> Any:
     """As `first`. Raises ValueError where a row has several of them, and they differ."""
     values = {path: value for path in paths.split() if (value := at(row, path)) is not None}
+    if role == "the texts":
+        values = {path: value for path, value in values.items() if could_be_texts(path, value)}
     values = {path: value for path, value in values.items() if not any(p.startswith(f"{path}.") for p in values)}
     if len(values) > 1:
         values.pop("text", None)  # often prompt and response together

@@ -194,7 +194,8 @@ class ChatTokenizer:
     def _turn_ender(self) -> Callable[[str], str | None]:
         template = compile_template(self.template)
         variables = {**self.special, "tools": None, "documents": None, "add_generation_prompt": False}
-        own = set(self.tokenizer.get_added_tokens_decoder()) | set(self.eos_ids)
+        own = {i for i, token in self.tokenizer.get_added_tokens_decoder().items() if token.content.strip()}
+        own |= set(self.eos_ids)
 
         def end(text: str) -> str | None:
             messages = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": text}]
@@ -213,7 +214,7 @@ class ChatTokenizer:
             return ""
         stops = ", ".join(repr(self.tokenizer.id_to_token(eos_id)) for eos_id in self.eos_ids)
         reason = f"the chat template ends a turn with {end!r}, which is not among the stop tokens ({stops})"
-        return f"{reason}: if the model does so too, give --stop_tokens='{end}'"
+        return f"{reason}: if the model does so too, give --stop_tokens={end!r}"
 
     def decode(self, ids: list[int]) -> str:
         """Text of a response, without its stop token; other special tokens stay visible (`</think>` may be one)."""

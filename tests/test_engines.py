@@ -130,6 +130,10 @@ FORMATS = {
         {"0": [1, 0]},
     ),
     "chat responses": ([{"id": 0, "answer": "5", "response": {"choices": [chat(5), chat(9)]}}], {"0": [1, 0]}),
+    "own, with counts and choices": (
+        [{"question": "q", "choices": ["4", "5"], "samples": 2, "answer": "5", "response": TWO}],
+        {"0": [1, 0]},
+    ),
     "own, two names for one answer": (
         [{"id": 0, "answer": 5, "gold": "5", "response": TWO, "text": "all of it"}],
         {"0": [1, 0]},
@@ -302,6 +306,7 @@ def test_a_batch_is_graded_on_the_command_line(tmp_path):
     ({"id": 0, "answer": "5", "response": "x", "output": "y"}, "'response' and 'output' may both be the texts"),
     ({"id": 0, "answer": "5", "ground_truth": "6", "output": "y"}, "'answer' and 'ground_truth' may both be the right"),
     ({"id": 0, "answer": "5", "responses": ["x", 7]}, "needs a text"),
+    ({"id": 0, "answer": "5", "choices": ["4", "5"], "prediction": "5"}, "no texts in the columns"),
     ({"id": 0, "answer": "5", "responses": []}, "own 0 has no completions"),
     ({"id": 0, "answer": "5", "responses": ["x"], "finish_reasons": ["stop"] * 2}, "2 finish reasons for 1 texts"),
     ({"id": 0, "answer": {"a": 1}, "response": "x"}, "needs an 'answer'"),

@@ -343,6 +343,17 @@ def test_what_published_templates_end_a_turn_with_is_known(tmp_path, name):
         assert ChatTokenizer(tmp_path, (eos,)).stop_warning() == ""
 
 
+def test_an_added_token_of_line_ends_ends_no_turn(tiny_model_dir, tmp_path):
+    template = "{% for m in messages %}{{ m['content'] + '\n\n' }}<|user|>{% endfor %}"
+    tokenizer = with_template(tiny_model_dir, tmp_path, template).tokenizer
+    tokenizer.add_tokens([AddedToken("\n\n", normalized=False)])
+    changed_folder(tiny_model_dir, tmp_path, "config.json", vocab_size=tokenizer.get_vocab_size())
+    with_config = json.loads((tiny_model_dir / "tokenizer_config.json").read_text()) | {"chat_template": template}
+    write(tmp_path / "tokenizer_config.json", json.dumps(with_config))
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    assert ChatTokenizer(tmp_path).end_of_turn() == "<|user|>"
+
+
 @pytest.mark.parametrize("turn", [
     "{{ raise_exception('no assistant here') }}", "", "{{ m['content'] }}", "{{ m['content'] }}\n\nUser: ",
     "{{ m['content'][:3] }}<|user|>", "{{ m['reasoning'].strip('x') }}", "{% for a in range(10**9) %}{% endfor %}",
