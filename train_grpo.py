@@ -235,8 +235,8 @@ def set_up(cfg: Config, hook: Any, preemption: Preemption, started: float) -> tu
     input, before a model loads unless a checkpoint does not fit it."""
     path = resolve_model(cfg.model)
     tokenizer = ChatTokenizer(path)
-    prompts, too_long = load_prompts(cfg, tokenizer)
-    benchmarks = load_benchmarks(cfg, tokenizer)
+    prompts, notes = load_prompts(cfg, tokenizer)
+    benchmarks, eval_notes = load_benchmarks(cfg, tokenizer)
     longest = longest_sequence(cfg, path, benchmarks)
     device = packing.init_distributed(cfg)
     hook.before_loading(cfg)
@@ -279,8 +279,7 @@ def set_up(cfg: Config, hook: Any, preemption: Preemption, started: float) -> tu
         print0(f"resuming after step {state.step} from {newest}")
     stages.warn_if_too_short(cfg)
     from_rank0(run_folder.begin, cfg, files, run_id, state)
-    limit = f"max_prompt_len={cfg.max_prompt_len}"
-    print0(f"{len(prompts)} prompts from {cfg.train_data}, {too_long} longer than {limit} left out")
+    print0(*notes, *eval_notes, sep="\n")
     print0(from_rank0(unmatched_golds, {"train_data": prompts, **benchmarks}))
     if not stages.is_over(state, cfg):
         from_rank0(run_folder.check_disk, cfg, sum(p.numel() for p in model.parameters()))
