@@ -204,14 +204,27 @@ def test_seeds_fit_63_bits_and_differ():
 def test_load_weights_changes_the_samples_and_refuses_another_shape(folder, model):
     sampler = TorchSampler(folder, torch.float32)
     before = sampler.generate(PROMPTS[:1], [[1]], 8, 0.0, 1.0)[0][0]
-    for kind in ("k_norm", "norm") if model.config.qk_norm else ("norm",):
-        changed = {n: p.detach() * (-1 if kind in n else 1) for n, p in model.named_parameters()}
-        sampler.load_weights(changed.items())
-        assert sampler.generate(PROMPTS[:1], [[1]], 8, 0.0, 1.0)[0][0].logprobs != before.logprobs
+    changed = {n: p.detach() * (-1 if "norm" in n else 1) for n, p in model.named_parameters()}
+    sampler.load_weights(changed.items())
+    assert sampler.generate(PROMPTS[:1], [[1]], 8, 0.0, 1.0)[0][0].logprobs != before.logprobs
     sampler.load_weights((n, p.detach()) for n, p in model.named_parameters())
     assert sampler.generate(PROMPTS[:1], [[1]], 8, 0.0, 1.0)[0][0] == before
     with pytest.raises(ValueError, match="shapes"):
         sampler.load_weights({**changed, "model.norm.weight": torch.ones(3)}.items())
+
+
+def test_load_weights_brings_what_only_one_architecture_has(folder):
+    """Qwen2's biases, which are 0 in a new model, and Qwen3's norms of q and k."""
+    sampler, model = TorchSampler(folder, torch.float32), Qwen2.from_pretrained(folder)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name.endswith(("proj.bias", "q_norm.weight", "k_norm.weight")):
+                p.copy_(1 + torch.randn(p.shape, generator=generator))
+    sampler.load_weights((n, p.detach()) for n, p in model.named_parameters())
+    for prompt, (r,) in zip(PROMPTS, sampler.generate(PROMPTS, [[1]] * 5, 12, 1.0, 1.0), strict=True):
+        ids, logprobs = naive(model, [1], prompt, 1, 12, 1.0, 1.0, sampler.vocab_size)
+        assert r.response_ids == ids and r.logprobs == pytest.approx(logprobs, abs=2e-5)
 
 
 def test_gathered_rollouts_equal_the_originals(monkeypatch, stop_often):
