@@ -244,7 +244,7 @@ def rotary_angles(position_ids: Tensor, head_dim: int, theta: float) -> tuple[Te
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the halves of each head (GPT-NeoX layout, as Qwen2). x (T, H, E); computed in float32."""
+    """Rotate the halves of each head (GPT-NeoX layout, as Qwen2 and Qwen3). x (T, H, E); computed in float32."""
     a, b = x.float().chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
 
