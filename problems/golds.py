@@ -116,8 +116,10 @@ def boxed(text: str) -> str | None:
 def solution_answer(solution: str) -> str:
     """The answer that a solution ends with: its last box, what stands behind ####, or `The answer is: ...`; or all of
     it where it is nothing but an answer. "" where there is none."""
-    end = HASHES.search(solution) or ANSWER_IS.fullmatch(re.split(r"[\n.]\s+", solution.strip())[-1])
-    answer = boxed(solution) or (next(filter(None, end.groups()), "") if end else "")
-    if not answer and re.fullmatch(r"[^\n]{0,100}[\d\\][^\n]{0,100}", solution) and refusal(solution) is None:
+    sentence = ANSWER_IS.fullmatch(re.split(r"[\n.]\s+", solution.strip())[-1])
+    answer = boxed(solution)
+    if answer is None and (HASHES.search(solution) or sentence):
+        answer = sentence[0] if sentence else solution
+    elif answer is None and re.fullmatch(r"[^\n]{0,100}[\d\\][^\n]{0,100}", solution) and refusal(solution) is None:
         answer = solution
     return next(iter(golds(answer)), "")

@@ -27,7 +27,7 @@ INSTRUCTIONS = (
     r"think\s+step\s+by\s+step\s+before\s+answering\.",  # lighteval
 )
 # Longer ones first, so that none takes the beginning of another.
-AT_START = [re.compile(rf"(?:{text})(?=\s)", re.IGNORECASE) for text in reversed(INSTRUCTIONS)]
+AT_START = [re.compile(rf"(?:{text})(?:(?<=[.!:])(?=\s)|(?=\s*\n))", re.IGNORECASE) for text in reversed(INSTRUCTIONS)]
 AT_END = [re.compile(rf"(?:{text})\s*\Z", re.IGNORECASE) for text in INSTRUCTIONS]
 SENTENCE_END = re.compile(r"(?:[.?!:)$\]}]\s*|\n\s*)\Z")
 RENDERED = [  # the user's turns in a prompt that was rendered for one model
@@ -79,8 +79,10 @@ def bare_problem(prompt: str) -> tuple[str, list[str]]:
         if shown:
             text = shown[-1].strip()
             taken.append("a chat template")
+    labelled = bool(LABEL.match(text))
     while True:
-        text, examples = without_labels(text)
+        text, examples = behind_label(text)
+        text = REPLY_LABEL.sub("", text).strip() if labelled else text
         taken += ["worked examples"] if examples else []
         instruction = find_instruction(text)
         if instruction is None:
@@ -90,14 +92,13 @@ def bare_problem(prompt: str) -> tuple[str, list[str]]:
         text = (text[: instruction.start()] + text[instruction.end() :]).strip()
 
 
-def without_labels(text: str) -> tuple[str, bool]:
+def behind_label(text: str) -> tuple[str, bool]:
     """(what stands behind `Question:`, whether solved examples stood before it)."""
     if not LABEL.match(text):
         return text, False
     *earlier, last = LABEL.split(text)[1:]
     examples = bool(earlier) and all(re.search("answer|solution|boxed", part, re.IGNORECASE) for part in earlier)
-    text = last if examples else text[LABEL.match(text).end() :]
-    return REPLY_LABEL.sub("", text).strip(), examples
+    return (last if examples else text[LABEL.match(text).end() :]).strip(), examples
 
 
 def find_instruction(text: str) -> re.Match | None:
