@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,12 @@ def normal_name(name: Any) -> str:
     return re.sub(r"[\s-]+", "_", str(name).strip().lower())
 
 
+@lru_cache(maxsize=1024)
+def own_names(names: tuple[str, ...]) -> dict[str, str]:
+    """An object's names by their normal form; of several the first."""
+    return {normal_name(name): name for name in reversed(names)}
+
+
 def top_name(path: str) -> str:
     return normal_name(path.partition(".")[0])
 
@@ -92,9 +99,7 @@ def find(raw: Raw, path: str) -> Any:
         value = parsed(value) if isinstance(value, str) else value
         if not isinstance(value, dict):
             return None
-        if name not in value:
-            name = next((own for own in value if normal_name(own) == normal_name(name)), name)
-        value = value.get(name)
+        value = value.get(name if name in value else own_names(tuple(value)).get(name.lower()))
     return value
 
 
@@ -137,7 +142,7 @@ def problem_of(raw: Raw, path: str) -> tuple[str, str, list[str]]:
         if not isinstance(text, str):
             raise ValueError(f"{name!r} is not text")
         return text, reply, left_out
-    if not path and {*FIELDS["problem"]} & {*map(normal_name, raw)}:
+    if not path and {*FIELDS["problem"]} & {*own_names(tuple(raw))}:
         return "", "", []  # null
     raise ValueError(f"no {path or 'problem'!r} among the columns {column_names(raw)}")
 
@@ -156,7 +161,7 @@ def answers_of(raw: Raw, path: str) -> tuple[list[str] | None, Any]:
         if isinstance(value, dict) and not path:
             wrong = wrong or name  # unless another path leads into it
             continue
-        present |= value is not None or name in map(normal_name, raw)
+        present |= value is not None or name in own_names(tuple(raw))
         try:
             found = golds(value)
         except ValueError as e:
