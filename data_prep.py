@@ -11,7 +11,8 @@ Sources come from the hub, or with `--raw_dir` from files at hand. A training se
 without copies, and without the tests: `train.jsonl` (id, source, problem, answer), `dropped.jsonl` (id, reason,
 detail), `report.json` and `report.md`. The same input gives the same bytes; interrupted, it goes on where it was, since
 downloads, embeddings and a model's answers are kept (`raw/`, `cache/`). A benchmark is `<name>.jsonl` (id, source,
-problem, answer, where a list holds alternatives). problems/README.md explains the rules.
+problem, answer, where a list holds alternatives). problems/README.md explains the rules; `python data_prep.py curate
+--help` lists the flags of `curate` alone.
 """
 
 import importlib.util
@@ -22,7 +23,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from configs import UserError, parse_flags, run, write_whole
+from configs import HELP, UserError, parse_flags, run, show_help, write_whole
 from grader.answers import refusal
 from grader.pool import RewardPool
 from problems.choices import opened
@@ -52,7 +53,7 @@ PROOF = re.compile(
 class Settings:
     """What the commands may be told, as --name=value; FLAGS says which command takes which."""
 
-    out_dir: str = "data"
+    out_dir: str = "data"  # where files go; tiny: data/tiny; curate must be told
     source: str = ""  # train: one of TRAINING's names; all four, or with raw_dir all that are there
     raw_dir: str = ""  # train, bench: a folder of downloaded files; the hub
     input: str = ""  # curate: rows of any published schema; a file, a folder, or several with commas
@@ -385,6 +386,8 @@ def settings(command: str, argv: list[str]) -> Settings:
 
 
 def main(argv: list[str]) -> None:
+    if HELP & set(argv):  # of the command before it, or of all
+        return show_help(__doc__, Settings(out_dir=OUT_DIR.get(argv[0], "data")), FLAGS.get(argv[0]))
     if not argv or argv[0] not in COMMANDS:
         raise UserError(f"usage: python data_prep.py {' | '.join(COMMANDS)} ..., see the top of data_prep.py")
     command = argv[0]

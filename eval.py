@@ -7,7 +7,8 @@
 Benchmarks are names (`data/<name>.jsonl`; `all`: the paper's five) or files of your own. torchrun runs it
 data-parallel. `--dtype=float32,bfloat16,float16` evaluates in each format on the same seeds, and compares. Reads a
 model folder; writes to --out_dir `completions.jsonl` as they come, then `graded.jsonl`, `results.json`, `results.md`
-and `accuracy.png`. Started again it goes on; with a larger k it adds samples. Other flags are the config's settings.
+and `accuracy.png`. Started again it goes on; with a larger k it adds samples. All settings of the config are flags too:
+`python train_grpo.py --help` lists them.
 """
 
 import hashlib
@@ -24,7 +25,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from configs import Config, UserError, dataset_name, load_config, parse_flags, run, write_whole
+from configs import HELP, Config, UserError, dataset_name, load_config, parse_flags, run, show_help, write_whole
 from evaluation import report as eval_report
 from evaluation.completions import RESERVED, append_rows, completion_rows, read_responses
 from evaluation.grade import Graded, Key, Response, grade, summarize, vote
@@ -347,6 +348,8 @@ def leave(engines: list[VLLMSampler]) -> None:
 
 
 def main(argv: list[str]) -> None:
+    if HELP & set(argv):
+        return show_help(__doc__, Options())
     if argv[:1] == ["--compare"]:
         if len(argv) != 3 or argv[1].startswith("-") or argv[2].startswith("-"):
             raise UserError("--compare takes two results folders: python eval.py --compare DIR_A DIR_B")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from configs._shared import (
+    HELP,
     PREEMPTED_STATUS,
     Preempted,
     UserError,
@@ -26,10 +27,12 @@ from configs._shared import (
     parse_flags,
     read_json,
     run,
+    show_help,
     write_whole,
 )
 
 __all__ = [
+    "HELP",
     "PREEMPTED_STATUS",
     "Config",
     "Preempted",
@@ -45,6 +48,7 @@ __all__ = [
     "parse_flags",
     "read_json",
     "run",
+    "show_help",
     "write_whole",
 ]
 # settings that have the names of vLLM now

@@ -191,7 +191,8 @@ def print_stage(job: Job, price: float) -> dict[str, float]:
 class Flags:
     """The plan's own flags, beside the config's settings."""
 
-    gpu: str = "a100-80"
+    # of the plan
+    gpu: str = "a100-80"  # one of GPUS in training/memory.py
     gpus: int = 8  # on every stage; if not given, stage_gpus comes first
     mean_len: tuple[int, ...] = ()  # expected tokens of a response, one entry a stage; if not given, see MEANS
 
