@@ -9,7 +9,6 @@ config's settings.
 """
 
 import os
-import resource
 import shutil
 import sys
 import tempfile
@@ -48,6 +47,8 @@ def peak_memory(device: torch.device) -> str:
     """The most this process ever held, in GiB: on its GPU, or resident on the CPU."""
     if device.type == "cuda":
         return f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB on the GPU"
+    import resource  # Unix has it: on Windows, `configs` is to say so
+
     unit = 1 if sys.platform == "darwin" else 1024
     return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.2f} GiB resident"
 

@@ -20,6 +20,10 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+if sys.platform == "win32":  # at import, and every script imports this first: `fcntl` and `resource` are not there
+    print("Windows: run this in WSL (`wsl --install`, then the same commands in its Linux)", file=sys.stderr)
+    sys.exit(2)
+
 
 class UserError(Exception):
     """Bad input (config, file, checkpoint, data, model folder): one line for the user, exit status 2."""

@@ -1,7 +1,8 @@
-"""--help of every script lists every setting as the source has it, and runs nothing."""
+"""--help of every script lists every setting as the source has it, and runs nothing; Windows gets one line."""
 
 import dataclasses
 import re
+import runpy
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -167,3 +168,20 @@ def test_comments_go_to_their_fields_and_sections_to_headings(capsys, monkeypatc
         "the end of it",
         f"{'  --pair=a,b':<34}(str,...) one two",
     ]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_windows_is_told_to_use_wsl(name, capsys, monkeypatch):
+    """In one line, before an import of what only Unix has."""
+    ours = ["configs", "losses", "model", "rollout", *SCRIPTS, "grader", "problems", "training", "evaluation"]
+    for module in list(sys.modules):
+        if module.split(".")[0] in ours:
+            monkeypatch.delitem(sys.modules, module)  # and comes back at the end
+    monkeypatch.setattr(sys, "platform", "win32")
+    for module in ("fcntl", "resource"):
+        monkeypatch.setitem(sys.modules, module, None)  # an import raises
+    with pytest.raises(SystemExit) as e:
+        runpy.run_path(str(ROOT / f"{name}.py"), run_name="__main__")
+    output = capsys.readouterr()
+    assert e.value.code == 2 and output.out == ""
+    assert output.err.startswith("Windows: run this in WSL (") and output.err.count("\n") == 1
