@@ -1,4 +1,5 @@
-"""--help of every script lists every setting as the source has it, and runs nothing; Windows gets one line."""
+"""--help of every script lists every setting as the source has it, and runs nothing; Windows and another Python get one
+line."""
 
 import dataclasses
 import re
@@ -185,3 +186,16 @@ def test_windows_is_told_to_use_wsl(name, capsys, monkeypatch):
     output = capsys.readouterr()
     assert e.value.code == 2 and output.out == ""
     assert output.err.startswith("Windows: run this in WSL (") and output.err.count("\n") == 1
+
+
+def test_make_refuses_a_python_that_the_pins_have_no_wheels_for(monkeypatch):
+    """Before it makes anything; and the README names the same ones."""
+    (code,) = re.findall(r"\$\(PYTHON\) -c '(import sys.*)'\n", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    for minor in range(9, 17):
+        monkeypatch.setattr(sys, "version_info", (3, minor, 1, "final", 0))
+        if 11 <= minor <= 14:
+            exec(code)
+        else:
+            with pytest.raises(SystemExit, match=r"3.11 to 3.14 is needed: make tiny PYTHON=python3\.1[1-4]"):
+                exec(code)
+    assert "Both need Python 3.11 to 3.14 on Linux or macOS" in (ROOT / "README.md").read_text(encoding="utf-8")
