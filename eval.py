@@ -5,11 +5,11 @@
     python eval.py --compare DIR_A DIR_B                       # the paired difference of two evaluations
 
 The second form grades what any engine wrote (evaluation/README.md has the formats); benchmarks give it the right
-answers that the file lacks. Benchmarks are names (`data/<name>.jsonl`; `all`: the paper's five) or .jsonl files of your
-own. torchrun runs it data-parallel. `--dtype=float32,bfloat16,float16` evaluates in each format on the same seeds, and
+answers that the file lacks. Benchmarks are names (`data/<name>.jsonl`; `all`: the paper's five) or files of your own.
+torchrun runs it data-parallel. `--dtype=float32,bfloat16,float16` evaluates in each format on the same seeds, and
 compares. Reads a model folder; writes to --out_dir `completions.jsonl` as they come, then `graded.jsonl`,
-`results.json`, `results.md` and `accuracy.png`. Started again it goes on; with a larger k it adds samples. Other flags
-are the config's settings.
+`results.json`, `results.md` and `accuracy.png`. Started again it goes on; with a larger k it adds samples. All settings
+of the config are flags too: `python train_grpo.py --help` lists them.
 """
 
 import hashlib
@@ -27,14 +27,16 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from configs import Config, UserError, load_config, parse_flags, run, write_whole
+from configs import HELP, Config, UserError, dataset_name, load_config, parse_flags, run, show_help, write_whole
 from evaluation import report as eval_report
 from evaluation.completions import RESERVED, append_rows, completion_rows, read_responses
 from evaluation.engines import read_engine
 from evaluation.grade import Graded, Key, Response, grade, summarize, vote
 from grader.pool import RewardPool
 from model import DTYPES, ModelConfig, resolve_model
-from problems.prompts import ChatTokenizer, Prompt, encode_problems, load_problems
+from problems.files import suffix_of
+from problems.prompts import ChatTokenizer, Prompt, encode_problems, load_problems, unmatched_golds
+from problems.rows import Fields
 from reward import Problem
 from rollout import Sampler, VLLMSampler, make_sampler, response_text, sample_seed
 from training.checkpoint import check_model_folder
@@ -48,7 +50,9 @@ Benchmarks = dict[str, list[Prompt]]  # prompts by the benchmark's name
 class Options:
     """What eval.py may be told beside the config's settings, as --name=value."""
 
-    benchmarks: tuple[str, ...] = ()  # names, files, "all"; the config's eval_data
+    benchmarks: tuple[str, ...] = ()  # names, files, folders, "all"; the config's eval_data
+    problem_field: str = ""  # where a row of the benchmarks has its problem, as a.b; "" = where problems/rows.py looks
+    answer_field: str = ""  # where it has its answer
     k: int = 16  # samples a problem
     temperature: float = 0.6  # as the paper reported
     top_p: float = 0.95
@@ -156,6 +160,7 @@ class Evaluation:
     cfg: Config  # eval_k, eval_temperature and eval_top_p are those of the command line
     model: Path
     benchmarks: Benchmarks
+    notes: list[str]  # on the benchmarks' files, for the user
     max_tokens: int  # of a response
     longest: int  # tokens of a prompt and its response
 
@@ -163,29 +168,30 @@ class Evaluation:
         return {(name, p.problem.id): p.problem for name, prompts in self.benchmarks.items() for p in prompts}
 
 
-def load_benchmarks(names: tuple[str, ...]) -> dict[str, list[Problem]]:
-    """{name: problems} of names, files and "all". Raises UserError."""
+def load_benchmarks(names: tuple[str, ...], fields: Fields) -> tuple[dict[str, list[Problem]], list[str]]:
+    """{name: problems} of names, files, folders and "all", and a line on each thing that was done to the rows. Raises
+    UserError."""
     expanded: list[str] = []
     for name in names:
         expanded += eval_report.TITLES if name == "all" else [name]
     benchmarks: dict[str, list[Problem]] = {}
+    notes = []
     for given in expanded:
-        is_file = given.endswith((".jsonl", ".json"))
+        is_file = bool(suffix_of(Path(given))) or Path(given).is_dir()
         path = Path(given if is_file else f"data/{given}.jsonl")
         if not is_file and not path.is_file():
-            remedy = "`python data_prep.py bench` makes the paper's five; one of your own is named by its .jsonl file"
+            remedy = "`python data_prep.py bench` makes the paper's five; one of your own is named by its file"
             if given == "parametric":
                 remedy = "`python data_prep.py parametric` makes it"
             raise UserError(f"--benchmarks: no {path}: {remedy}")
-        problems, name = load_problems(path), path.stem
+        name = dataset_name(str(path))
         if name in benchmarks:
             raise UserError(f"--benchmarks: {name}: named twice")
-        if len({problem.id for problem in problems}) < len(problems):
-            raise UserError(f"--benchmarks: {name}: two problems share an id")
         if name in RESERVED:
             raise UserError(f"--benchmarks: none can be called {name!r}")
-        benchmarks[name] = problems
-    return benchmarks
+        benchmarks[name], file_notes = load_problems(path, fields)
+        notes += file_notes
+    return benchmarks, notes
 
 
 def prepare(cfg: Config, options: Options) -> Evaluation:
@@ -196,7 +202,8 @@ def prepare(cfg: Config, options: Options) -> Evaluation:
     stop_warning = tokenizer.stop_warning()
     if stop_warning and os.environ.get("RANK", "0") == "0":
         print(stop_warning, flush=True)
-    problems = load_benchmarks(options.benchmarks or cfg.eval_data)
+    fields = Fields(options.problem_field, options.answer_field)
+    problems, notes = load_benchmarks(options.benchmarks or cfg.eval_data, fields)
     if not problems:
         raise UserError("--benchmarks: none named, and the config has no eval_data")
     benchmarks = {name: encode_problems(rows, tokenizer, cfg.prompt_suffix) for name, rows in problems.items()}
@@ -207,7 +214,7 @@ def prepare(cfg: Config, options: Options) -> Evaluation:
     cfg = replace(
         cfg, eval_k=options.k, eval_temperature=options.temperature, eval_top_p=options.top_p, vllm_sleep_level=1
     )
-    return Evaluation(cfg, model, benchmarks, max_tokens, longest + max_tokens)
+    return Evaluation(cfg, model, benchmarks, [*notes, unmatched_golds(benchmarks)], max_tokens, longest + max_tokens)
 
 
 def digest(problem: Problem) -> str:
@@ -329,6 +336,7 @@ def run_model(cfg: Config, options: Options) -> None:
     device = init_distributed(cfg)
     if device.type == "cuda" and cfg.sampler == "torch" and "float32" in dtypes:
         raise UserError("--dtype: float32 does not run through FlashAttention on a GPU: --sampler=vllm or --device=cpu")
+    print0(*evaluation.notes, sep="\n")
     if evaluation.max_tokens < options.max_tokens:
         print0(f"at most {evaluation.max_tokens} tokens a response: the model has no more positions")
     engines = []  # vLLM's take the process group with them when they end: none may go before the work is done
@@ -362,20 +370,23 @@ def leave(engines: list[VLLMSampler]) -> None:
 def grade_completions(options: Options, given: set[str], others: list[str]) -> None:
     """Scores what any engine wrote. given: the names of the options that were; others: the flags that are settings."""
     unused = [flag for flag in others if not flag.startswith(("--reward=", "--think="))]
-    if unused or not options.out_dir or given - {"completions", "out_dir", "workers", "benchmarks"}:
+    of_benchmarks = {"benchmarks", "problem_field", "answer_field"}
+    if unused or not options.out_dir or given - {"completions", "out_dir", "workers", *of_benchmarks}:
         flags = "--out_dir=DIR, --benchmarks=FILE, --workers=N, --reward=RULE and --think=RULE"
         raise UserError(f"--completions takes {flags}, nothing else: all of it is graded")
     cfg = load_config(others)
     # Others' prompts, which may open <think>, are not in their files: lenient, unless it is asked for.
     rule = Rule(cfg.reward, cfg.think if any(flag.startswith("--think=") for flag in others) else "optional")
-    problems = {}
-    for name, rows in load_benchmarks(options.benchmarks).items():
-        problems |= {(name, problem.id): problem for problem in rows}
+    benchmarks, notes = load_benchmarks(options.benchmarks, Fields(options.problem_field, options.answer_field))
+    print(*notes, sep="\n", end="\n" if notes else "")
+    problems = {(name, problem.id): problem for name, rows in benchmarks.items() for problem in rows}
     responses = read_engine(Path(options.completions), problems)
     report(responses, {}, options.workers, rule, Path(options.out_dir), {"completions": options.completions})
 
 
 def main(argv: list[str]) -> None:
+    if HELP & set(argv):
+        return show_help(__doc__, Options())
     if argv[:1] == ["--compare"]:
         if len(argv) != 3 or argv[1].startswith("-") or argv[2].startswith("-"):
             raise UserError("--compare takes two results folders: python eval.py --compare DIR_A DIR_B")

@@ -1,4 +1,4 @@
-"""Qwen2 on packed tokens: the forward pass, Hugging Face folders, FSDP2 sharding, log-probabilities without logits.
+"""Qwen2 and Qwen3 on packed tokens: forward pass, Hugging Face folders, FSDP2, log-probabilities without logits.
 
 Sequences lie end to end on one token axis; `cu_seqlens` says where each begins, `position_ids` restart at 0 in each.
 Parameter names are Hugging Face's, so a checkpoint loads and saves tensor by tensor. Reads and writes model folders
@@ -33,6 +33,7 @@ from configs import UserError, check_regular, read_json
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Dense bf16 matrix-product peaks in FLOP/s, from NVIDIA's data sheets; other devices are measured.
 PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
+ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}  # model_type: its class in transformers
 CARRIED_FILES = (  # with an export, so that it is a whole model folder
     "tokenizer.json",
     "tokenizer_config.json",
@@ -77,6 +78,8 @@ class ModelConfig:
     rms_norm_eps: float
     max_position_embeddings: int
     tie_word_embeddings: bool
+    qkv_bias: bool  # Qwen2: q, k and v have biases
+    qk_norm: bool  # Qwen3: each head of q and k is normalised before the rotary embedding
     raw: dict = field(repr=False, compare=False)
 
     @classmethod
@@ -96,12 +99,15 @@ class ModelConfig:
         scaling = raw.get("rope_scaling") or {}
         kinds = {s.get("rope_type", s.get("type", "default")) for s in (rope, scaling)}
         thetas = {float(t) for t in (raw.get("rope_theta"), rope.get("rope_theta")) if t is not None}
-        if raw.get("model_type") != "qwen2":
-            raise UserError(f"{where}: model_type is {raw.get('model_type')!r}; only 'qwen2' is supported")
+        if raw.get("model_type") not in ARCHITECTURES:
+            raise UserError(f"{where}: model_type is {raw.get('model_type')!r}; only 'qwen2' and 'qwen3' are supported")
+        qwen3 = raw["model_type"] == "qwen3"
+        if qwen3 and raw.get("attention_bias"):  # also of o_proj to transformers, not to vLLM
+            raise UserError(f"{where}: attention_bias is not supported in a Qwen3 model")
         if kinds != {"default"}:
             raise UserError(f"{where}: rope scaling {sorted(kinds - {'default'})} is not supported")
-        if raw.get("use_sliding_window") or "sliding_attention" in (raw.get("layer_types") or []):
-            raise UserError(f"{where}: sliding-window attention is not supported")
+        if raw.get("use_sliding_window") or set(raw.get("layer_types") or ()) - {"full_attention"}:
+            raise UserError(f"{where}: sliding-window attention is not supported, only full attention in every layer")
         if raw.get("hidden_act", "silu") != "silu":
             raise UserError(f"{where}: hidden_act {raw['hidden_act']!r} is not supported, only 'silu'")
         if len(thetas) > 1:
@@ -114,11 +120,13 @@ class ModelConfig:
             num_hidden_layers=raw["num_hidden_layers"],
             num_attention_heads=heads,
             num_key_value_heads=raw.get("num_key_value_heads") or heads,
-            head_dim=raw.get("head_dim") or hidden // heads,
+            head_dim=raw.get("head_dim", 128) if qwen3 else raw.get("head_dim") or hidden // heads,
             rope_theta=thetas.pop() if thetas else 10_000.0,
             rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
             max_position_embeddings=raw.get("max_position_embeddings", 32_768),
             tie_word_embeddings=raw.get("tie_word_embeddings", False),
+            qkv_bias=not qwen3,
+            qk_norm=qwen3,
             raw=raw,
         )
         for name, limit in LIMITS.items():
@@ -126,9 +134,8 @@ class ModelConfig:
             if type(value) is not int or not 1 <= value <= limit:
                 raise UserError(f"{where}: {name} is {value!r:.60}, not a whole number from 1 to {limit:,}")
         if not (0 < config.rope_theta < math.inf and 0 < config.rms_norm_eps < math.inf):
-            raise UserError(
-                f"{where}: rope_theta {config.rope_theta} or rms_norm_eps {config.rms_norm_eps} not above 0"
-            )
+            values = f"rope_theta {config.rope_theta} or rms_norm_eps {config.rms_norm_eps}"
+            raise UserError(f"{where}: {values} not above 0")
         if type(config.tie_word_embeddings) is not bool:
             raise UserError(f"{where}: tie_word_embeddings is not true or false")
         if config.num_attention_heads % config.num_key_value_heads or config.head_dim % 2:
@@ -237,7 +244,7 @@ def rotary_angles(position_ids: Tensor, head_dim: int, theta: float) -> tuple[Te
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the halves of each head (GPT-NeoX layout, as Qwen2). x (T, H, E); computed in float32."""
+    """Rotate the halves of each head (GPT-NeoX layout, as Qwen2 and Qwen3). x (T, H, E); computed in float32."""
     a, b = x.float().chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
 
@@ -249,14 +256,17 @@ class Attention(nn.Module):
     def __init__(self, c: ModelConfig) -> None:
         super().__init__()
         self.head_dim, self.rope_theta = c.head_dim, c.rope_theta
-        self.q_proj = nn.Linear(c.hidden_size, c.num_attention_heads * c.head_dim, bias=True)
-        self.k_proj = nn.Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=True)
-        self.v_proj = nn.Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=True)
+        self.q_proj = nn.Linear(c.hidden_size, c.num_attention_heads * c.head_dim, bias=c.qkv_bias)
+        self.k_proj = nn.Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=c.qkv_bias)
+        self.v_proj = nn.Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=c.qkv_bias)
         self.o_proj = nn.Linear(c.num_attention_heads * c.head_dim, c.hidden_size, bias=False)
+        self.q_norm = nn.RMSNorm(c.head_dim, eps=c.rms_norm_eps) if c.qk_norm else nn.Identity()
+        self.k_norm = nn.RMSNorm(c.head_dim, eps=c.rms_norm_eps) if c.qk_norm else nn.Identity()
 
     def forward(self, x: Tensor, position_ids: Tensor, layout: Any, backend: str) -> Tensor:
         # rollout.TorchSampler._forward repeats this computation: change both
         q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        q, k = self.q_norm(q), self.k_norm(k)  # (T, H, E) and (T, K, E)
         # Angles come from the integer positions here: FSDP2 casts every float it passes to a layer to bf16.
         cos, sin = rotary_angles(position_ids, self.head_dim, self.rope_theta)
         out = attention(apply_rotary(q, cos, sin), apply_rotary(k, cos, sin), v, layout, backend)  # (T, H, E)
@@ -302,7 +312,7 @@ class Decoder(nn.Module):
 
 
 class Qwen2(nn.Module):
-    """Qwen2ForCausalLM of transformers, on packed tokens. The head is applied by `token_logprobs`, not here."""
+    """Qwen2 and Qwen3, as transformers' ForCausalLM of each, on packed tokens. `token_logprobs` applies the head."""
 
     def __init__(self, config: ModelConfig, device: torch.device | str = "cpu") -> None:
         super().__init__()
@@ -396,8 +406,8 @@ class Qwen2(nn.Module):
         path = Path(path)
         path.mkdir(parents=True, exist_ok=True)
         save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
-        name = str(dtype).removeprefix("torch.")
-        raw = {**self.config.raw, "architectures": ["Qwen2ForCausalLM"], "dtype": name, "torch_dtype": name}
+        name, architecture = str(dtype).removeprefix("torch."), ARCHITECTURES[self.config.raw["model_type"]]
+        raw = {**self.config.raw, "architectures": [architecture], "dtype": name, "torch_dtype": name}
         (path / "config.json").write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
         for file in CARRIED_FILES:
             if self.source is not None and (self.source / file).is_file():

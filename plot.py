@@ -16,7 +16,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from configs import UserError, read_json, run
+from configs import HELP, UserError, read_json, run, show_help
 from schedule import read_metrics
 
 PANELS = {  # file name: (title, metric, y label)
@@ -173,6 +173,8 @@ def draw_figures(folder: Path, runs: dict[Path, list[dict]]) -> list[str]:
 
 
 def main(argv: list[str]) -> None:
+    if HELP & set(argv):
+        return show_help(__doc__)
     if not argv or any(a.startswith("-") for a in argv):
         raise UserError("usage: python plot.py out/RUN [out/OTHER ...]")
     runs = {Path(a): read_steps(Path(a)) for a in argv}

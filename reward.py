@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
 
+if sys.platform == "win32":  # one line that says what to do, before the pool's import of `resource` fails
+    import configs  # noqa: F401  (elsewhere reward.py and grader/ stand alone)
+
 from grader import answers, deepscaler, values
 from grader.pool import work
 from grader.text import MAX_CHARS
@@ -195,6 +198,8 @@ def main(argv: list[str]) -> None:
         work_by(argv[4], parent=int(argv[1]), memory_mb=int(argv[2]), cpu_seconds=float(argv[3]))
     elif len(argv) == 3 and argv[0] == "--explain":
         print(answers.explain(argv[1], gold_answer(argv[2])))
+    elif {"-h", "--help"} & set(argv):  # behind --explain, -h is an answer
+        import_module("configs").show_help(__doc__)
     else:
         print('usage: python reward.py --explain "<answer>" "<gold>"', file=sys.stderr)
         sys.exit(2)

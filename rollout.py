@@ -164,9 +164,10 @@ class TorchSampler:
         Returns their bytes."""
         new = {name: tensor.to(self.device, self.dtype, copy=True) for name, tensor in named_tensors}
         size = sum(t.nbytes for t in new.values())
+        kinds = ("weight", "bias") if self.config.qkv_bias else ("weight",)
         for i in range(self.config.num_hidden_layers):
             p = f"model.layers.{i}."
-            for kind in ("weight", "bias"):
+            for kind in kinds:
                 new[f"{p}self_attn.qkv.{kind}"] = torch.cat([new.pop(f"{p}self_attn.{x}_proj.{kind}") for x in "qkv"])
             new[f"{p}mlp.gate_up"] = torch.cat([new.pop(f"{p}mlp.{x}_proj.weight") for x in ("gate", "up")])
         if self.config.tie_word_embeddings:
@@ -188,21 +189,28 @@ class TorchSampler:
         The same computation as model.Qwen2.forward, with joined products: change both.
         """
         c, w = self.config, self.weights
+        heads, kv_heads = c.num_attention_heads, c.num_key_value_heads
         cos, sin = rotary_angles(position_ids, c.head_dim, c.rope_theta)
-        rotated = c.num_attention_heads + c.num_key_value_heads
+
+        def norm(x: Tensor, name: str) -> Tensor:
+            return F.rms_norm(x, x.shape[-1:], w[name + ".weight"], c.rms_norm_eps)
+
         x = F.embedding(ids, w["model.embed_tokens.weight"])
         for i in range(c.num_hidden_layers):
             p = f"model.layers.{i}."
-            y = F.rms_norm(x, x.shape[-1:], w[p + "input_layernorm.weight"], c.rms_norm_eps)
-            qkv = F.linear(y, w[p + "self_attn.qkv.weight"], w[p + "self_attn.qkv.bias"])
-            qkv = qkv.unflatten(-1, (-1, c.head_dim))
-            qk, v = apply_rotary(qkv[:, :rotated], cos, sin), qkv[:, rotated:]
-            out = attend(i, qk[:, : c.num_attention_heads], qk[:, c.num_attention_heads :], v)  # (N, H, E)
+            y = norm(x, p + "input_layernorm")
+            qkv = F.linear(y, w[p + "self_attn.qkv.weight"], w[p + "self_attn.qkv.bias"] if c.qkv_bias else None)
+            qk, v = qkv.unflatten(-1, (-1, c.head_dim)).split((heads + kv_heads, kv_heads), dim=1)
+            if c.qk_norm:
+                q, k = norm(qk[:, :heads], p + "self_attn.q_norm"), norm(qk[:, heads:], p + "self_attn.k_norm")
+                qk = torch.cat([q, k], dim=1)
+            q, k = apply_rotary(qk, cos, sin).split((heads, kv_heads), dim=1)
+            out = attend(i, q, k, v)  # (N, H, E)
             x = x + F.linear(out.flatten(1), w[p + "self_attn.o_proj.weight"])
-            y = F.rms_norm(x, x.shape[-1:], w[p + "post_attention_layernorm.weight"], c.rms_norm_eps)
+            y = norm(x, p + "post_attention_layernorm")
             gate, up = F.linear(y, w[p + "mlp.gate_up"]).chunk(2, dim=-1)
             x = x + F.linear(F.silu(gate) * up, w[p + "mlp.down_proj.weight"])
-        return F.rms_norm(x, x.shape[-1:], w["model.norm.weight"], c.rms_norm_eps)
+        return norm(x, "model.norm")
 
     def _prefill(self, prompts: list[list[int]], budget: int = 16384) -> tuple[Tensor, Tensor]:
         """Keys and values of all prompts, packed (layers, 2, tokens, K, E), and each prompt's last hidden state."""

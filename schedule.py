@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from configs import Config, UserError, read_json, run
+from configs import HELP, Config, UserError, read_json, run, show_help
 
 FIGURES = ("reward_mean", "response_len_mean", "response_clip_ratio")
 WINDOW, PATIENCE = Config.stage_window, Config.stage_patience  # 240 and 20 steps: over fewer, noise hides a slow rise
@@ -179,6 +179,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def main(argv: list[str]) -> None:
+    if HELP & set(argv):
+        return show_help(__doc__)
     if len(argv) != 1 or argv[0].startswith("-"):
         raise UserError("usage: python schedule.py out/RUN/metrics.jsonl")
     path = Path(argv[0])

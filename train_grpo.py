@@ -3,8 +3,9 @@
     torchrun --nproc_per_node=8 train_grpo.py configs/8k.py [--key=value ...]     # or plain python for one process
 
 Reads a config, a model folder and problem files; writes the run folder `out/<run_name>/` (config.json, metrics.jsonl,
-rollouts/, ckpt/, hf/, ledger.json, summary.json). A process group and FSDP2 always exist, with one process as with
-thirty-two. Every rank runs all of this file; functions whose result is the same on every rank say so.
+rollouts/, ckpt/, hf/, ledger.json, summary.json). `--help` lists all settings with their defaults, or behind a config
+file with its values. A process group and FSDP2 always exist, with one process as with thirty-two. Every rank runs all
+of this file; functions whose result is the same on every rank say so.
 
 Dimensions: T packed tokens of a batch.
 """
@@ -20,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from configs import Config, Preempted, load_config
+from configs import HELP, Config, Preempted, load_config, show_help
 from configs import run as run_command
 from eval import evaluate
 from evaluation.report import validation_lines
@@ -241,8 +242,8 @@ def set_up(cfg: Config, hook: Any, preemption: Preemption, started: float) -> tu
     path = resolve_model(cfg.model)
     tokenizer = ChatTokenizer(path, cfg.stop_tokens)
     stop_warning = tokenizer.stop_warning()
-    prompts, too_long = load_prompts(cfg, tokenizer)
-    benchmarks = load_benchmarks(cfg, tokenizer)
+    prompts, notes = load_prompts(cfg, tokenizer)
+    benchmarks, eval_notes = load_benchmarks(cfg, tokenizer)
     longest = longest_sequence(cfg, path, benchmarks)
     device = packing.init_distributed(cfg)
     hook.before_loading(cfg)
@@ -285,8 +286,7 @@ def set_up(cfg: Config, hook: Any, preemption: Preemption, started: float) -> tu
         print0(f"resuming after step {state.step} from {newest}")
     stages.warn_if_too_short(cfg)
     from_rank0(run_folder.begin, cfg, files, run_id, state)
-    limit = f"max_prompt_len={cfg.max_prompt_len}"
-    print0(f"{len(prompts)} prompts from {cfg.train_data}, {too_long} longer than {limit} left out")
+    print0(*notes, *eval_notes, sep="\n")
     if stop_warning:
         print0(stop_warning)
     print0(from_rank0(unmatched_golds, {"train_data": prompts, **benchmarks}))
@@ -493,6 +493,8 @@ def train(run: Run, state: RunState, hook: Any) -> tuple[RunState, dict[int, dic
 
 def main(argv: list[str], hook: smoke.NoHook | smoke.SmokeTest = smoke.NO_HOOK) -> None:
     """Set up, train and finish. Raises UserError for bad input, Preempted after SIGTERM or SIGUSR1."""
+    if HELP & set(argv):
+        return show_help(__doc__, load_config([a for a in argv if a.endswith(".py") and not a.startswith("-")]))
     started, cfg = time.perf_counter(), load_config(argv)
     if cfg.smoke and hook is smoke.NO_HOOK:
         return smoke.smoke_run(main, argv)  # this function again, with a hook that does more

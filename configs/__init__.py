@@ -8,11 +8,13 @@ defaults are DeepScaleR's first stage as published. The file is parsed, never ex
 import ast
 import dataclasses
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from configs._shared import (
+    HELP,
     PREEMPTED_STATUS,
     Preempted,
     UserError,
@@ -25,15 +27,18 @@ from configs._shared import (
     parse_flags,
     read_json,
     run,
+    show_help,
     write_whole,
 )
 
 __all__ = [
+    "HELP",
     "PREEMPTED_STATUS",
     "Config",
     "Preempted",
     "UserError",
     "check_regular",
+    "dataset_name",
     "flush",
     "load_config",
     "lost_rank",
@@ -43,6 +48,7 @@ __all__ = [
     "parse_flags",
     "read_json",
     "run",
+    "show_help",
     "write_whole",
 ]
 # settings that have the names of vLLM now
@@ -68,8 +74,10 @@ class Config:
     wandb: bool = False  # also log to Weights & Biases
     # model and data
     model: str = "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"  # folder or hub id
-    train_data: str = "data/train.jsonl"  # rows {problem, answer, ...}
-    eval_data: tuple[str, ...] = ("data/aime24.jsonl",)  # each is reported as eval_<file stem>
+    train_data: str = "data/train.jsonl"  # rows of any published schema: a file, a folder, or several with commas
+    problem_field: str = ""  # where a row of train_data has its problem, as a.b; "" = where problems/rows.py looks
+    answer_field: str = ""  # where it has its answer
+    eval_data: tuple[str, ...] = ("data/aime24.jsonl",)  # files or folders; each is reported as eval_<file stem>
     # texts or ids of tokens that end a response, beside those of the model folder: the chat template's own, say
     stop_tokens: tuple[str, ...] = ()
     prompt_suffix: str = " Let's think step by step and output the final answer within \\boxed{}."
@@ -189,7 +197,7 @@ class Config:
             raise UserError(f"rollout_correction_low: {low} must be under rollout_correction_high={high}")
         if self.top_p < 1 and self.rollout_correction != "none":
             raise UserError("top_p: rollout_correction compares whole distributions; use top_p=1")
-        stems = [Path(f).stem for f in self.eval_data]
+        stems = [dataset_name(f) for f in self.eval_data]
         if len({*stems, "all"}) <= len(stems):
             raise UserError(f"eval_data: the file names {stems} must differ, and none may be 'all'")
         if not self.run_name or Path(self.run_name).name != self.run_name or self.run_name in (".", ".."):
@@ -264,6 +272,14 @@ class Config:
             raise UserError(f"eval_max_len: {self.eval_max_len} is beyond the longest max_response_len")
 
 
+def dataset_name(path: str) -> str:
+    """What a problem file or folder is called in results: its stem, or of a shard (train-00000-of-00001.parquet) the
+    name of the data set's folder."""
+    stem = re.sub(r"\.(jsonl|json|csv|parquet|arrow)(\.gz)?$", "", Path(path).name)
+    folders = [part for part in Path(path).parts[:-1] if part.strip("./") and part not in ("data", "main", "default")]
+    return folders[-1] if folders and re.search(r"-\d{5}-of-\d{5}$", stem) else stem
+
+
 def is_path(text: str) -> bool:
     """Whether a file system could have it."""
     parts = os.fsencode(text).split(b"/")
@@ -277,7 +293,7 @@ def beside_scripts(values: dict[str, Any]) -> dict[str, Any]:
     for name in ("train_data", "eval_data"):
         paths = data[name] if isinstance(data[name], (tuple, list)) else (data[name],)
         beside = [Path(__file__).parents[1] / str(path) for path in paths]
-        if beside and all(path.is_file() for path in beside) and not any(Path(str(path)).exists() for path in paths):
+        if beside and all(path.exists() for path in beside) and not any(Path(str(path)).exists() for path in paths):
             data[name] = tuple(map(str, beside)) if name == "eval_data" else str(beside[0])
     return values | data
 

@@ -1,16 +1,28 @@
-"""What every command of the project shares: refusals in one line, flags from a dataclass, files written whole, tables.
+"""What every command of the project shares: refusals in one line, flags and --help from a dataclass, files written
+whole, tables.
 
 Import it from `configs`. (The other files of this folder are the configs themselves.)
 """
 
+import ast
 import dataclasses
+import inspect
+import io
 import json
 import os
+import re
+import shutil
 import stat
 import sys
-from collections.abc import Callable
+import textwrap
+import tokenize
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
+
+if sys.platform == "win32":  # at import, and every script imports this first: `fcntl` and `resource` are not there
+    print("Windows: run this in WSL (`wsl --install`, then the same commands in its Linux)", file=sys.stderr)
+    sys.exit(2)
 
 
 class UserError(Exception):
@@ -79,6 +91,70 @@ def parse_flags(argv: list[str], options: type) -> tuple[dict[str, Any], list[st
             text = remaining.pop(0)
         values[name] = parse_flag(f"--{name}", types[name], text)
     return values, others
+
+
+# ----------------------------------------------------------------------------------------------------------------- help
+
+HELP = {"-h", "--help"}  # anywhere among the arguments it wins: nothing is run or written
+HEADING = re.compile(r"[a-z]+( [a-z]+){0,3}")  # a line of comment that is nothing but this begins a section
+
+
+def field_comments(options: type) -> dict[str, tuple[list[str], str]]:
+    """{field: (headings above it, its comment)} in the source of a dataclass; a comment stands above a field, or behind
+    it."""
+    source = textwrap.dedent(inspect.getsource(options))
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    comments = {t.start[0]: t.string.removeprefix("#").strip() for t in tokens if t.type == tokenize.COMMENT}
+    fields = {}
+    for node in ast.parse(source).body[0].body:
+        if isinstance(node, ast.AnnAssign):
+            lines = {line: comments.pop(line) for line in list(comments) if line <= node.end_lineno}
+            headings = {n: text for n, text in lines.items() if n < node.lineno and HEADING.fullmatch(text)}
+            comment = " ".join(text for n, text in lines.items() if n not in headings)
+            fields[node.target.id] = list(headings.values()), comment
+    return fields
+
+
+def kind_text(kind: Any) -> str:
+    """A field's type as `--help` has it: `a|b` for choices, `int,...` for a tuple."""
+    if get_origin(kind) is tuple:
+        return f"{kind_text(get_args(kind)[0])},..."
+    return "|".join(get_args(kind)) if get_origin(kind) is Literal else "true|false" if kind is bool else kind.__name__
+
+
+def value_text(value: Any) -> str:
+    """A value as it is written behind `--name=`."""
+    if isinstance(value, tuple):
+        return ",".join(map(value_text, value))
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return f'"{text}"' if " " in text else text
+
+
+def show_help(doc: str, settings: Any = None, names: Collection[str] | None = None) -> None:
+    """Print a script's docstring and then the fields of a dataclass object, all or those of `names`, its values as the
+    defaults."""
+    width = min(shutil.get_terminal_size().columns, 120)
+    wrap = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False)
+    text = []
+    for block in doc.strip().split("\n\n"):
+        lines, wrap.subsequent_indent = [" ".join(block.split())], ""
+        if block.startswith(" "):  # commands, a line each; a comment that finds no room goes below
+            lines = [re.sub(" +# ", "\n        # ", line) if len(line) > width else line for line in block.split("\n")]
+            lines, wrap.subsequent_indent = "\n".join(lines).split("\n"), " " * 8
+        text += [*map(wrap.fill, lines), ""]
+    if settings is not None:
+        text.append("settings: --name=default, its type, its meaning")
+        column, comments = 34 if width > 90 else 28, field_comments(type(settings))
+        wrap.subsequent_indent = " " * column
+        for field in dataclasses.fields(settings):
+            headings, comment = comments[field.name]
+            text += [f"\n{heading}" for heading in headings]
+            if names is None or field.name in names:
+                flag = f"  --{field.name}={value_text(getattr(settings, field.name))}"
+                meaning = f"({kind_text(field.type)}) {comment}".rstrip()
+                text += [wrap.fill(flag)] if len(flag) >= column else []
+                text.append(wrap.fill(("" if len(flag) >= column else flag).ljust(column) + meaning))
+    print("\n".join(text).rstrip())  # at once: `| head` may close the pipe behind it
 
 
 # ------------------------------------------------------------------------------------------------ files and exit status

@@ -3,19 +3,19 @@ row at a time. README.md in this folder has the formats as a table for users.
 """
 
 import ast
-import gzip
 import hashlib
-import json
 import re
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from configs import UserError, check_regular
+from configs import UserError, check_regular, read_json
 from evaluation.completions import checked_row
 from evaluation.grade import Key
+from problems import files
+from problems.files import EmptyLine, place, suffix_of
+from problems.golds import golds
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ FINISH = "finish_reason.type finish_reason meta_info.finish_reason.type"
 THINKING_BESIDE = "reasoning_content reasonings reasoning model_response.reasonings"
 FINISH_BESIDE = "finish_reasons finish_reason.type finish_reason meta_info.finish_reason.type"
 TOKENS_BESIDE = "model_response.output_tokens num_tokens completion_tokens tokens"
-SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")  # of the files that count in a folder; .json where it has none of them
+SUFFIXES = (".jsonl", ".parquet", ".arrow")  # of the files that count in a folder, .gz too; others if it has none
 
 
 # --------------------------------------------------------------------------------------------------------------- files
@@ -72,11 +72,11 @@ def files_of(path: Path) -> list[Path]:
         return [path]
     if (path / "completions.jsonl").is_file():  # our own
         return [path / "completions.jsonl"]
-    for suffixes in (SUFFIXES, (".json",)):
-        files = [file for file in sorted(path.rglob("*")) if file.name.endswith(suffixes) and file.is_file()]
-        if files:
-            return files
-    raise UserError(f"{path}: a folder without {', '.join(SUFFIXES)} or .json files")
+    for suffixes in (SUFFIXES, files.SUFFIXES):  # lm-evaluation-harness has its results beside, as .json
+        found = [file for file in sorted(path.rglob("*")) if suffix_of(file) in suffixes and file.is_file()]
+        if found:
+            return found
+    raise UserError(f"{path}: a folder without {', '.join(files.SUFFIXES)} files")
 
 
 def name_of(file: Path) -> str:
@@ -88,41 +88,41 @@ def name_of(file: Path) -> str:
 
 
 def objects(file: Path) -> Iterator[tuple[int, Any]]:
-    """(number, object) of each row. Raises OSError, or ValueError for a file that is none; a row that is none is the
-    ValueError itself."""
-    if file.suffix == ".parquet":
+    """(number, object, or the ValueError of one that is none) of each row. Raises UserError, OSError, ValueError."""
+    check_regular(file)
+    if suffix_of(file) == ".parquet":
         yield from parquet_rows(file)
-    elif file.suffix == ".json" and isinstance(data := whole_json(file), list):
-        yield from enumerate(data, 1)
+    elif file.suffix == ".json" and (row := only_row(file)):
+        yield 1, row
     else:
-        check_regular(file)
-        with gzip.open(file) if file.suffix == ".gz" else open(file, "rb") as f:
-            text = f.read() if file.suffix == ".json" and data is not None else None  # one object, over several lines
-            for number, line in enumerate(f if text is None else [text], 1):
-                if line.strip():
-                    try:
-                        yield number, json.loads(line)
-                    except (ValueError, RecursionError) as e:
-                        yield number, ValueError(str(e))
+        yield from files.objects(file)
 
 
-def whole_json(file: Path) -> Any:
-    """What a .json file holds; None where it holds lines, or nothing that can be read."""
+def only_row(file: Path) -> dict[str, Any] | None:
+    """What a .json file holds if that is one row, whose lists `files` might take for rows."""
+    with open(file, "rb") as f:
+        if not f.read(99).lstrip().startswith(b"{"):
+            return None
     try:
-        return json.loads(check_regular(file).read_bytes())
-    except (ValueError, RecursionError):
+        row = read_json(file)
+    except ValueError:  # one object a line
         return None
+    is_table = any(all(isinstance(value, kind) for value in row.values()) for kind in (list, dict))
+    return None if is_table or first(row, format_of(row).texts) is None else row
 
 
 def parquet_rows(file: Path) -> Iterator[tuple[int, Any]]:
+    """Without the limit of `files` on what all rows take together: lighteval keeps the ids of all tokens."""
     try:
         import pyarrow
         from pyarrow.parquet import ParquetFile
     except ImportError:
         raise UserError(f"{file}: needs pyarrow: pip install -r requirements-data.txt") from None
     try:
-        number = 0
-        for batch in ParquetFile(check_regular(file)).iter_batches(16):
+        parquet, number = ParquetFile(file), 0
+        groups = [parquet.metadata.row_group(i) for i in range(parquet.metadata.num_row_groups)]
+        row_bytes = max([1, *(group.total_byte_size // max(1, group.num_rows) for group in groups)])
+        for batch in parquet.iter_batches(max(1, min(64, 2**22 // row_bytes))):
             for row in batch.to_pylist():
                 number += 1
                 yield number, row
@@ -220,8 +220,8 @@ def completions_of(row: dict[str, Any], where: Format) -> list[dict[str, Any]]:
 
 
 def answer_of(row: dict[str, Any], where: Format) -> Any:
-    """The right answer as the row has it, a list where any of several is right. A reader of golds that takes them out
-    of other shapes goes here."""
+    """The right answer, a list where any of several is right, None where there is none; another engine's is read as
+    that of a problem file. Raises ValueError."""
     answer = only(row, where.answers, "the right answer") if where is OWN else first(row, where.answers)
     if where is FORMATS["lighteval"] and isinstance(answer, list):
         chosen = flat(at(row, "doc.gold_index"), False)
@@ -230,7 +230,13 @@ def answer_of(row: dict[str, Any], where: Format) -> Any:
         answer = [answer[i] for i in chosen]
     if where is FORMATS["lighteval, older"]:
         answer = flat(answer, True)
-    return answer[0] if isinstance(answer, list) and len(answer) == 1 and where is not FORMATS["ours"] else answer
+    if where is FORMATS["ours"]:
+        return answer
+    try:
+        found = golds(answer)
+    except ValueError as e:
+        raise ValueError(f"needs an 'answer': what it has {e}") from None
+    return found if len(found) > 1 else next(iter(found), None)
 
 
 def failure(row: dict[str, Any]) -> str:
@@ -294,15 +300,16 @@ def engine_rows(path: Path, joins: bool) -> Iterator[dict[str, Any]]:
     for file in files_of(path):
         try:
             for number, row in objects(file):
-                place = f"{file}: row {number}" if file.suffix in (".json", ".parquet") else f"{file}:{number}"
+                if isinstance(row, EmptyLine):
+                    continue
                 try:
                     if isinstance(row, ValueError):
                         raise row
                     ours = reader.read(row, name_of(file))
                 except (ValueError, RecursionError) as e:
-                    raise UserError(f"{place}: not a row of completions: {e}") from None
+                    raise UserError(f"{place(file, number)}: not a row of completions: {e}") from None
                 if ours is not None:
                     yield ours
-        except (OSError, EOFError, ValueError, zlib.error) as e:
+        except (OSError, ValueError) as e:
             reason = getattr(e, "strerror", None) or " ".join(str(e).split())
             raise UserError(f"{file}: cannot be read: {reason}") from None

@@ -1,6 +1,6 @@
 """Data rows in, prompts out: problem files, the tokenizer with its chat template, and stop tokens.
 
-Reads rows {problem, answer, ...} and a Hugging Face folder's tokenizer files; writes nothing.
+Reads problem files of any schema (`rows`) and a Hugging Face folder's tokenizer files; writes nothing.
 """
 
 import json
@@ -12,9 +12,9 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from configs import Config, UserError, check_regular
+from configs import Config, UserError, check_regular, dataset_name
 from model import read_object
-from problems.rows import EmptyLine, objects
+from problems.rows import THE_TABLES, Fields, read_all
 from problems.templates import MAX_RENDERED, compile_template, map_in_child
 from reward import Problem, gold_problem
 
@@ -22,29 +22,12 @@ SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token
 MAX_TOKEN = 4096  # characters that a token may stand for
 
 
-def load_problems(path: str | Path) -> list[Problem]:
-    """Rows {problem, answer, id?} of a .jsonl, .json, .csv or .parquet file, all of them. Raises UserError."""
-    path = Path(path)
-    problems = []
-    for number, row in objects(path, "cannot read the problems"):
-        where = f"{path}:{number}" if path.suffix in (".jsonl", ".csv") else f"{path}: row {number}"
-        if isinstance(row, EmptyLine):
-            continue
-        if isinstance(row, ValueError):
-            raise UserError(f"{where}: not {'CSV' if path.suffix == '.csv' else 'JSON'}: {row}")
-        if not isinstance(row, dict) or not isinstance(row.get("problem"), str) or not row["problem"].strip():
-            raise UserError(f"{where}: a row needs a text 'problem'")
-        answer = row.get("answer")
-        answers = answer if isinstance(answer, list) else [answer]
-        usable = [isinstance(a, (str, int, float)) and not isinstance(a, bool) and str(a).strip() for a in answers]
-        if not answers or not all(usable):
-            raise UserError(f"{where}: a row needs an 'answer' (a text, a number, or a list of them)")
-        golds = [str(a) for a in answers]
-        row_id = len(problems) if row.get("id") is None else row["id"]
-        problems.append(Problem(str(row_id), row["problem"], golds if isinstance(answer, list) else golds[0]))
-    if not problems:
-        raise UserError(f"{path}: no rows")
-    return problems
+def load_problems(path: str | Path, fields: Fields = THE_TABLES) -> tuple[list[Problem], list[str]]:
+    """The problems of a file of any published schema, a folder, or a comma list, and a line on each thing that was done
+    to them on the way. Raises UserError."""
+    reading = read_all(path, fields)
+    problems = [Problem(row.id, row.problem, row.gold) for row in reading.rows]
+    return problems, [f"{path}: {note}" for note in reading.notes()]
 
 
 class ChatTokenizer:
@@ -258,17 +241,25 @@ def unmatched_golds(prompts_by_name: dict[str, list[Prompt]]) -> str:
     return f"answers that the exact rule cannot read: {', '.join(counts)}{listed}"
 
 
-def load_prompts(cfg: Config, tokenizer: ChatTokenizer) -> tuple[list[Prompt], int]:
-    """The training prompts that fit `max_prompt_len`, and how many did not. Raises UserError if too few are left."""
-    prompts = encode_problems(load_problems(cfg.train_data), tokenizer, cfg.prompt_suffix)
+def load_prompts(cfg: Config, tokenizer: ChatTokenizer) -> tuple[list[Prompt], list[str]]:
+    """The training prompts that fit `max_prompt_len`, and lines on what was left out or changed. Raises UserError if
+    too few are left."""
+    problems, notes = load_problems(cfg.train_data, Fields(cfg.problem_field, cfg.answer_field))
+    prompts = encode_problems(problems, tokenizer, cfg.prompt_suffix)
     kept = [p for p in prompts if len(p.ids) <= cfg.max_prompt_len]
     if len(kept) < cfg.prompts_per_step:
         fitting = f"{len(kept)} prompts of at most max_prompt_len={cfg.max_prompt_len} tokens (of {len(prompts)})"
         raise UserError(f"train_data: {cfg.train_data} has {fitting}; prompts_per_step is {cfg.prompts_per_step}")
-    return kept, len(prompts) - len(kept)
+    too_long = f"{len(prompts) - len(kept)} longer than max_prompt_len={cfg.max_prompt_len} left out"
+    return kept, [f"{len(kept)} prompts from {cfg.train_data}, {too_long}", *notes]
 
 
-def load_benchmarks(cfg: Config, tokenizer: ChatTokenizer) -> dict[str, list[Prompt]]:
-    """What a run is validated on, by the stem of its file; nothing where it never is. Raises UserError."""
-    files = cfg.eval_data if cfg.eval_every else ()
-    return {Path(f).stem: encode_problems(load_problems(f), tokenizer, cfg.prompt_suffix) for f in files}
+def load_benchmarks(cfg: Config, tokenizer: ChatTokenizer) -> tuple[dict[str, list[Prompt]], list[str]]:
+    """What a run is validated on, by `dataset_name`, and lines as of `load_prompts`; nothing where it never is. Raises
+    UserError."""
+    benchmarks, notes = {}, []
+    for path in cfg.eval_data if cfg.eval_every else ():
+        problems, file_notes = load_problems(path)
+        benchmarks[dataset_name(path)] = encode_problems(problems, tokenizer, cfg.prompt_suffix)
+        notes += file_notes
+    return benchmarks, notes

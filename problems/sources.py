@@ -1,62 +1,35 @@
-"""Where problems come from: published datasets, fetched from the hub or found in a folder, and how to read them.
+"""Where problems come from: published datasets, fetched from the hub or found in a folder.
 
-`TRAINING` holds DeepScaleR's sources and its published set, `BENCHMARKS` the five test sets. A source has one reader of
-raw objects, whatever file format it circulates in. Downloads stand in `<folder>/<source>/`; `<folder>/sources.json`
-keeps each one's commit and checksums.
+`TRAINING` holds DeepScaleR's sources and its published set, `BENCHMARKS` the five test sets; `rows` reads them all.
+Downloads stand in `<folder>/<source>/`; `<folder>/sources.json` keeps each one's commit and checksums.
 """
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from configs import UserError, write_whole
-from problems.rows import Raw, Reader, answers, as_row
+from problems.rows import Raw, find
 
 
-def read_aime(raw: Raw) -> Raw | None:
-    """di-zhang-fdu/AIME_1983_2024 (Year, Question, Answer) or DeepScaleR's own file (year, problem, answer, solution).
-    From 2024 on the AIME is a test."""
-    if "Question" in raw:
-        raw = {"problem": raw["Question"], "answer": raw["Answer"], "year": raw["Year"]}
-    if not str(raw["year"]).isdecimal():
-        raise ValueError(f"'year' is no year: {raw['year']!r}")
-    return read_plain(raw) if int(raw["year"]) <= 2023 else None
+def until_2023(raw: Raw) -> bool:
+    """Whether a row of the AIME, in either file, is older than the test: from 2024 on the AIME is one."""
+    year = str(find(raw, "year"))
+    if not year.isdecimal():
+        raise ValueError(f"'year' is no year: {year!r}")
+    return int(year) <= 2023
 
 
-def read_amc(raw: Raw) -> Raw | None:
-    """AI-MO/NuminaMath-CoT (source, problem, solution): its amc_aime rows, but those that name the AIME. The answer
+def is_amc(raw: Raw) -> bool:
+    """Whether a row of NuminaMath-CoT is from the AMC: its amc_aime rows, but those that name the AIME. The answer
     stands in the solution; the year nowhere, so copies of AMC 2022 and 2023 are found as leaks."""
-    return read_plain(raw) if raw["source"] == "amc_aime" and "AIME" not in str(raw["problem"]) else None
+    return raw.get("source") == "amc_aime" and "AIME" not in str(raw.get("problem"))
 
 
-def read_plain(raw: Raw) -> Raw:
-    """Omni-MATH (problem, answer, solution), STILL (question, answer; problem, solution in its evaluation files),
-    MATH and the published DeepScaleR set (problem, answer, solution)."""
-    problem = raw["problem"] if "problem" in raw else raw["question"]
-    return {"problem": problem, "answer": raw.get("answer"), "solution": raw.get("solution")}
-
-
-def benchmark_problem(raw: Any) -> tuple[str, list[str]]:
-    """(problem, golds, any of which is right) of any of the five: `problem` or `question`; `answer` or `final_answer`,
-    which is text, a float (142.0), or a list: of alternatives (Minerva), or of one text that may itself list several
-    values (OlympiadBench). Raises ValueError."""
-    if not isinstance(raw, dict):
-        raise ValueError(str(raw) if isinstance(raw, ValueError) else "not an object")
-    answer = raw.get("answer", raw.get("final_answer"))
-    row = as_row({"problem": raw.get("problem", raw.get("question")), "answer": answer}, source="", default_id="")
-    golds = [_gold(text.strip()) for text in answers(answer) if text.strip()]
-    if not golds or not row.problem:
-        raise ValueError("no problem, or no answer")
-    return row.problem, list(dict.fromkeys(golds))
-
-
-def _gold(text: str) -> str:
-    """025 is 25; `$221,$8$`, with a dollar sign too many, is `221,8`."""
-    if text.isdecimal():
-        return str(int(text))
-    return text.replace("$", "") if text.count("$") % 2 else text
+def any_row(raw: Raw) -> bool:
+    return True
 
 
 # ------------------------------------------------------------------------------------------------- where the files are
@@ -69,36 +42,36 @@ class Source:
     revision: str  # its commit; "" where it is not known here: the newest, from the first download on
     files: str  # pattern of its files in the repository, at any depth
     copies: tuple[str, ...]  # patterns of other copies, in a --raw_dir
-    read: Reader | None  # None: benchmark_problem
+    keep: Callable[[Raw], bool] = any_row  # which of a file's rows are the source's; may raise ValueError
     count: int = 0  # rows there must be; 0: however many there are
 
 
 TRAINING = (
     Source("aime", "di-zhang-fdu/AIME_1983_2024", "c542a84241596639dc3e374e4fdf81ec24e9950c",
-           "AIME_Dataset_1983_2024.csv", ("deepscaler/train_aime.json",), read_aime),
+           "AIME_Dataset_1983_2024.csv", ("deepscaler/train_aime.json",), until_2023),
     Source("amc", "AI-MO/NuminaMath-CoT", "9d8d210c9f6a36c8f3cd84045668c9b7800ef517", "data/train-*.parquet", (),
-           read_amc),
-    Source("math", "", "", "*.json*", ("deepscaler/train_math.json",), read_plain),
+           is_amc),
+    Source("math", "", "", "*.json*", ("deepscaler/train_math.json",)),
     Source("omni_math", "KbsdJames/Omni-MATH", "0000b6bc8be4aa61655413073c3645ae4b3b30e8", "test.jsonl",
-           ("omni_math_rule/test.jsonl",), read_plain),
-    Source("still", "RUC-AIBOX/STILL-3-Preview-RL-Data", "", "*.parquet", ("still/*.jsonl",), read_plain),
+           ("omni_math_rule/test.jsonl",)),
+    Source("still", "RUC-AIBOX/STILL-3-Preview-RL-Data", "", "*.parquet", ("still/*.jsonl",)),
     Source("deepscaler", "agentica-org/DeepScaleR-Preview-Dataset", "b6ae8c60f5c1f2b594e2140b91c49c9ad0949e29",
-           "deepscaler.json", ("one_shot_rlvr/dsr_sub.jsonl",), read_plain),
+           "deepscaler.json", ("one_shot_rlvr/dsr_sub.jsonl",)),
 )  # fmt: skip
 BENCHMARKS = (
     Source("aime24", "HuggingFaceH4/aime_2024", "2fe88a2f1091d5048c0f36abc874fb997b3dd99a", "data/train-*.parquet",
-           ("deepscaler/test_aime.json",), None, 30),
+           ("deepscaler/test_aime.json",), any_row, 30),
     Source("amc23", "AI-MO/aimo-validation-amc", "8ef249608d65c2de7763ca7525f438e540ba285e", "data/train-*.parquet",
-           ("deepscaler/test_amc.json",), None, 83),
+           ("deepscaler/test_amc.json",), any_row, 83),
     Source("math500", "HuggingFaceH4/MATH-500", "6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be", "test.jsonl",
-           ("deepscaler/test_math.json",), None, 500),
-    Source("minerva", "nanoverl/minerva", "", "test/minerva.json", ("deepscaler/test_minerva.json",), None, 272),
+           ("deepscaler/test_math.json",), any_row, 500),
+    Source("minerva", "nanoverl/minerva", "", "test/minerva.json", ("deepscaler/test_minerva.json",), any_row, 272),
     Source("olympiad", "nanoverl/olympiad_bench", "", "test/olympiad_bench.json",
-           ("deepscaler/test_olympiad_bench.json",), None, 675),
+           ("deepscaler/test_olympiad_bench.json",), any_row, 675),
 )  # fmt: skip
 
 
-def find(source: Source, folder: Path) -> list[Path]:
+def files_in(source: Source, folder: Path) -> list[Path]:
     """The files of a source under a folder: those of the repository in `<name>/`, else the other copies."""
     own = sorted((folder / source.name).rglob(source.files))
     return own or sorted(p for pattern in source.copies for p in folder.glob(pattern))
@@ -139,7 +112,7 @@ def _download(source: Source, folder: Path) -> Raw:
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         remedy = f"run it again to go on, or put its files into DIR/{source.name}/ and pass --raw_dir=DIR"
         raise UserError(f"{source.name}: the hub did not give {repo}: {reason} ({remedy})") from None
-    checksums = {str(path.relative_to(folder)): checksum(path) for path in find(source, folder)}
+    checksums = {str(path.relative_to(folder)): checksum(path) for path in files_in(source, folder)}
     if not checksums:
         raise UserError(f"{source.name}: {repo} at {revision} has no {source.files}")
     return {"repo": repo, "revision": revision, "sha256": checksums}

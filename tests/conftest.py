@@ -25,6 +25,21 @@ def tiny_model_dir(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def qwen3_dir(tmp_path_factory) -> Path:
+    """A random Qwen3 with the tiny tokenizer; its heads are wider than hidden / heads, its norms far from 1."""
+    path = tmp_path_factory.mktemp("qwen3")
+    size = tiny.make_tokenizer(path).get_vocab_size()
+    torch.manual_seed(0)
+    shape = dict(model_type="qwen3", vocab_size=size, head_dim=64, rope_theta=1e6)
+    model = Qwen2(ModelConfig.from_dict(tiny.MODEL | shape))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(0, 0.06) if p.dim() == 2 else p.normal_(1, 0.3)
+    model.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
 def padded_dir(tmp_path_factory) -> Path:
     """A random model with fifty rows more than its tokenizer has ids: each is as likely as any other, so they have
     about half of the probability."""

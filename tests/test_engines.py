@@ -365,9 +365,16 @@ def test_files_that_are_none_are_refused_in_one_line(tmp_path):
             list(read_engine(tmp_path / name, {}))
 
 
-def test_an_object_over_several_lines_is_a_row(pool, tmp_path):
-    (tmp_path / "own.json").write_text(json.dumps({"id": 0, "answer": "5", "responses": TWO}, indent=1))
-    assert scores(pool, tmp_path / "own.json") == {"own": {"0": [1, 0]}}
+def test_an_object_of_columns_is_a_table_and_another_a_row(pool, tmp_path):
+    row = {"id": 0, "answer": "5", "responses": [{"text": text} for text in TWO]}
+    for value, expected in ((row, {"0": [1, 0]}), ({"answer": ["5", "9"], "responses": [TWO, TWO]}, RIGHT_WRONG)):
+        (tmp_path / "own.json").write_text(json.dumps(value, indent=1))
+        assert scores(pool, tmp_path / "own.json") == {"own": expected}
+
+
+@pytest.mark.parametrize("gold, right", [("4 + 1 #### 5", 1), ('["6", "5"]', 1), (5.0, 1), ("so \\boxed{6}", 0)])
+def test_answers_are_read_as_those_of_problem_files(pool, tmp_path, gold, right):
+    assert scores(pool, write(tmp_path / "own.jsonl", [harness(0, gold, TWO[:1])])) == {"own": {"0": [right]}}
 
 
 def test_a_large_file_is_read_a_row_at_a_time(tmp_path):

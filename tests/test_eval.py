@@ -28,7 +28,7 @@ from evaluation.stats import macro, majority, paired, pass_at, population_interv
 from grader import pool as grader_pool
 from grader.pool import RewardPool
 from problems.prompts import ChatTokenizer, encode_problems, load_problems
-from problems.sources import benchmark_problem
+from problems.rows import Fields, as_row
 from reward import extract_answer, graded_text
 from rollout import TorchSampler
 from runs import ROOT, run_here, run_ranks, start_ranks
@@ -229,7 +229,7 @@ def completions_file(path, change):
     with open(path, "w") as f:
         for file, name in NAMES.items():
             for i, raw in enumerate(json.loads((RAW / f"{file}.json").read_text())):
-                gold = benchmark_problem(raw)[1]
+                gold = list(as_row(raw, str(i)).answers)
                 texts = [change(g) for g in gold]
                 completions = [{"text": t, "tokens": len(t), "finish_reason": "stop"} for t in texts]
                 row = {"benchmark": name, "id": f"{name}-{i}", "answer": gold, "completions": completions}
@@ -364,7 +364,7 @@ def test_a_missing_benchmark_names_the_command_that_makes_it(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     for name, command in (("parametric", "parametric` makes it"), ("aime24", "bench` makes the paper's five")):
         with pytest.raises(UserError, match=f"no data/{name}.jsonl: `python data_prep.py {command}"):
-            evaluation.load_benchmarks((name,))
+            evaluation.load_benchmarks((name,), Fields())
 
 
 def test_numbers_as_golds_and_samples_without_numbers_are_read(tmp_path):
@@ -398,7 +398,7 @@ def test_another_reward_is_what_evaluation_scores_with(world, group_of_one, tmp_
 
     cfg = load_config(["configs/tiny.py", "--eval_k=4"])
     tokenizer, sampler = ChatTokenizer(world / "base"), TorchSampler(world / "base", torch.float32)
-    prompts = encode_problems(load_problems(world / "test.jsonl"), tokenizer, "")
+    prompts = encode_problems(load_problems(world / "test.jsonl")[0], tokenizer, "")
     groups = evaluation.sample(sampler, tokenizer, evaluation.requests_for({"test": prompts}, 4), cfg, 24)
     lengths = [len(response.text) for group in groups for response in group]
     limit = int(statistics.median(lengths))

@@ -1,4 +1,4 @@
-"""The model against transformers' Qwen2ForCausalLM, the golden numbers, and float64 autograd of the plain formula."""
+"""The model against transformers' Qwen2 and Qwen3, the golden numbers, and float64 autograd of the plain formula."""
 
 import json
 import os
@@ -14,7 +14,15 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 import model as model_file
 from configs import UserError
@@ -23,28 +31,35 @@ from model import ModelConfig, Qwen2, full_tensors, stream_weights, token_logpro
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no golden files at {GOLDEN}")
 LENGTHS = (5, 1, 170, 37, 130, 128, 40, 1)  # one token; blocks of similar ones; two long ones
-SHAPES = {  # tied, query heads, kv heads, head size (None: hidden / heads)
-    "tied_gqa_head16": (True, 4, 2, None),
-    "untied_gqa_head16": (False, 4, 1, None),
-    "untied_mha_head32": (False, 2, 2, None),
-    "tied_gqa_explicit_head32": (True, 4, 2, 32),
+SHAPES = {  # architecture, tied, query heads, kv heads, head size (None: hidden / heads)
+    "tied_gqa_head16": ("qwen2", True, 4, 2, None),
+    "untied_gqa_head16": ("qwen2", False, 4, 1, None),
+    "untied_mha_head32": ("qwen2", False, 2, 2, None),
+    "tied_gqa_explicit_head32": ("qwen2", True, 4, 2, 32),
+    "qwen3_tied_gqa_head32": ("qwen3", True, 4, 2, 32),
+    "qwen3_untied_gqa_head24": ("qwen3", False, 4, 1, 24),
+    "qwen3_untied_mha_head16": ("qwen3", False, 4, 4, 16),
 }
+CLASSES = {"qwen2": Qwen2ForCausalLM, "qwen3": Qwen3ForCausalLM}
+both_architectures = pytest.mark.parametrize("model_type", CLASSES)
 
 
-def hf_model(seed: int = 0, std: float = 0.1, **changes) -> Qwen2ForCausalLM:
+def hf_model(model_type: str = "qwen2", seed: int = 0, std: float = 0.1, **changes) -> PreTrainedModel:
     """A random model of transformers with eager attention; biases and norm weights are random too."""
     shape = dict(vocab_size=97, hidden_size=64, intermediate_size=96, num_hidden_layers=2)
     shape |= dict(num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=32768, rope_theta=10000.0)
-    shape |= {"attn_implementation": "eager", **changes}
+    shape |= dict(rms_norm_eps=0.01)  # large enough to be seen
+    shape |= {"attn_implementation": "eager", "head_dim": 24 if model_type == "qwen3" else None, **changes}
     torch.manual_seed(seed)
-    hf = Qwen2ForCausalLM(Qwen2Config(**{k: v for k, v in shape.items() if v is not None})).eval()
+    config = AutoConfig.for_model(model_type, **{k: v for k, v in shape.items() if v is not None})
+    hf = CLASSES[model_type](config).eval()
     with torch.no_grad():
         for p in hf.parameters():
             p.normal_(0.0, std) if p.dim() == 2 else p.add_(torch.randn_like(p) * 0.1)
     return hf
 
 
-def ours_of(hf: Qwen2ForCausalLM, tmp_path: Path, **options) -> Qwen2:
+def ours_of(hf: PreTrainedModel, tmp_path: Path, **options) -> Qwen2:
     hf.save_pretrained(tmp_path)
     return Qwen2.from_pretrained(tmp_path, **options)
 
@@ -56,7 +71,7 @@ def packed(lengths, vocab_size: int = 97, seed: int = 0) -> tuple[Tensor, Tensor
     return ids, torch.cat([torch.arange(n) for n in lengths]), cu_seqlens
 
 
-def hf_forward(hf: Qwen2ForCausalLM, ids: Tensor, lengths, position_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def hf_forward(hf: PreTrainedModel, ids: Tensor, lengths, position_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """(logits (T, V), hidden (T, D)) of one unpadded sequence at a time."""
     logits, hidden = [], []
     positions = [None] * len(lengths) if position_ids is None else [p[None] for p in position_ids.split(lengths)]
@@ -87,7 +102,7 @@ def mesh():
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_logits_hidden_states_and_gradients_match_hf(shape, tmp_path):
-    names = ("tie_word_embeddings", "num_attention_heads", "num_key_value_heads", "head_dim")
+    names = ("model_type", "tie_word_embeddings", "num_attention_heads", "num_key_value_heads", "head_dim")
     hf = hf_model(**dict(zip(names, SHAPES[shape], strict=True)))
     model = ours_of(hf, tmp_path)
     assert set(dict(model.named_parameters())) == set(dict(hf.named_parameters()))
@@ -110,17 +125,19 @@ def test_logits_hidden_states_and_gradients_match_hf(shape, tmp_path):
         assert error < 1e-4 * scale, name
 
 
-def test_packed_equals_separate(tmp_path):
-    model = ours_of(hf_model(), tmp_path)
+@both_architectures
+def test_packed_equals_separate(model_type, tmp_path):
+    model = ours_of(hf_model(model_type), tmp_path)
     ids, position_ids, cu_seqlens = packed(LENGTHS)
     together = model(ids, position_ids, cu_seqlens)
     apart = [model(row, torch.arange(len(row)), torch.tensor([0, len(row)]).int()) for row in ids.split(LENGTHS)]
     close(together, torch.cat(apart), 1e-5)
 
 
+@both_architectures
 @pytest.mark.parametrize("length", [20, 200])
-def test_no_token_sees_the_future_or_a_neighbour(length, tmp_path):
-    model = ours_of(hf_model(), tmp_path)
+def test_no_token_sees_the_future_or_a_neighbour(model_type, length, tmp_path):
+    model = ours_of(hf_model(model_type), tmp_path)
     lengths = (length, length - 3, length)
     ids, position_ids, cu_seqlens = packed(lengths)
     hidden = model(ids, position_ids, cu_seqlens)
@@ -133,8 +150,9 @@ def test_no_token_sees_the_future_or_a_neighbour(length, tmp_path):
     assert difference[changed:end].min() > 0
 
 
-def test_activation_checkpointing_changes_no_bit(tmp_path):
-    model = ours_of(hf_model(), tmp_path)
+@both_architectures
+def test_activation_checkpointing_changes_no_bit(model_type, tmp_path):
+    model = ours_of(hf_model(model_type), tmp_path)
     results = []
     for on in (False, True):
         model.set_activation_checkpointing(on)
@@ -156,15 +174,17 @@ def test_activation_checkpointing_computes_each_layer_again(tmp_path, monkeypatc
         assert len(calls) == forwards
 
 
-def test_flops_match_counted_matrix_products(tmp_path):
+@both_architectures
+def test_flops_match_counted_matrix_products(model_type, tmp_path):
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    model = ours_of(hf_model(), tmp_path)
+    model = ours_of(hf_model(model_type), tmp_path)
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         hidden = model(*packed((100,)))
         hidden @ model.lm_head.weight.T
-    attention = 2 * 2 * 2 * 100 * 100 * 64 // 2  # the counter sees whole squares, half of which causality hides
+    width = 4 * model.config.head_dim
+    attention = 2 * 2 * 2 * 100 * 100 * width // 2  # the counter sees whole squares, half of which causality hides
     assert model.flops([100]) == counter.get_total_flops() - attention
 
 
@@ -226,9 +246,10 @@ def errors(got: Tensor, want: Tensor) -> tuple[float, float]:
     return difference.mean().item(), difference.max().item()
 
 
-def test_bf16_at_long_positions_is_as_good_as_hf(mesh, tmp_path, monkeypatch):
+@both_architectures
+def test_bf16_at_long_positions_is_as_good_as_hf(model_type, mesh, tmp_path, monkeypatch):
     """Windows of a long context, up to position 25,600, under the FSDP policy, against transformers in float32."""
-    hf = hf_model(std=0.15, num_hidden_layers=3, rope_theta=10000.0)
+    hf = hf_model(model_type, std=0.15, num_hidden_layers=3, rope_theta=10000.0)
     lengths = [100, 160, 90, 150]
     ids, position_ids, cu_seqlens = packed(lengths)
     position_ids = position_ids + torch.tensor([0, 12_000, 19_000, 25_450]).repeat_interleave(torch.tensor(lengths))
@@ -255,8 +276,9 @@ def test_bf16_at_long_positions_is_as_good_as_hf(mesh, tmp_path, monkeypatch):
     assert errors(broken[late:], exact[late:])[0] > 3 * errors(ours[late:], exact[late:])[0]
 
 
-def test_one_bf16_step_at_lr_1e_6_changes_the_float32_weights(mesh, tmp_path):
-    model = ours_of(hf_model(std=0.02), tmp_path, mesh=mesh, compute_dtype=torch.bfloat16)
+@both_architectures
+def test_one_bf16_step_at_lr_1e_6_changes_the_float32_weights(model_type, mesh, tmp_path):
+    model = ours_of(hf_model(model_type, std=0.02), tmp_path, mesh=mesh, compute_dtype=torch.bfloat16)
     before = {name: t.clone() for name, t in full_tensors(model, torch.float32)}
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, weight_decay=0.01)
     ids, position_ids, cu_seqlens = packed(LENGTHS)
@@ -272,8 +294,9 @@ def test_one_bf16_step_at_lr_1e_6_changes_the_float32_weights(mesh, tmp_path):
     assert kept / sum(t.numel() for t in before.values()) > 0.9  # bf16 parameters would have stood still
 
 
-def test_every_parameter_is_sharded_again_after_every_pass(mesh, tmp_path):
-    model = ours_of(hf_model(tie_word_embeddings=True), tmp_path / "hf", mesh=mesh)
+@both_architectures
+def test_every_parameter_is_sharded_again_after_every_pass(model_type, mesh, tmp_path):
+    model = ours_of(hf_model(model_type, tie_word_embeddings=True), tmp_path / "hf", mesh=mesh)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 
     def all_sharded() -> bool:
@@ -298,8 +321,9 @@ def test_every_parameter_is_sharded_again_after_every_pass(mesh, tmp_path):
     assert all_sharded()
 
 
-def test_sharded_gradients_equal_plain_ones(mesh, tmp_path):
-    hf = hf_model(tie_word_embeddings=True)
+@both_architectures
+def test_sharded_gradients_equal_plain_ones(model_type, mesh, tmp_path):
+    hf = hf_model(model_type, tie_word_embeddings=True)
     results = []
     for options in ({}, {"mesh": mesh}):
         model = ours_of(hf, tmp_path, **options)
@@ -420,14 +444,15 @@ def test_memory_of_token_logprobs_does_not_grow_with_tokens_times_vocabulary():
 # -------------------------------------------------------------------------------------------------------------- folders
 
 
+@both_architectures
 @pytest.mark.parametrize("tied", [True, False])
-def test_saved_folder_loads_in_transformers_with_equal_logits(tied, tmp_path):
-    model = ours_of(hf_model(tie_word_embeddings=tied), tmp_path / "hf")
+def test_saved_folder_loads_in_transformers_with_equal_logits(model_type, tied, tmp_path):
+    model = ours_of(hf_model(model_type, tie_word_embeddings=tied), tmp_path / "hf")
     model.save_pretrained(tmp_path / "ours")
     assert ("lm_head.weight" in load_file(tmp_path / "ours" / "model.safetensors")) == (not tied)
     hf = AutoModelForCausalLM.from_pretrained(tmp_path / "ours", attn_implementation="eager")
     ids, position_ids, cu_seqlens = packed(LENGTHS)
-    assert hf.dtype == torch.float32 and isinstance(hf, Qwen2ForCausalLM)
+    assert hf.dtype == torch.float32 and isinstance(hf, CLASSES[model_type])
     with torch.no_grad():
         close(model(ids, position_ids, cu_seqlens) @ model.lm_head.weight.T, hf_forward(hf, ids, LENGTHS)[0], 2e-5)
     again = Qwen2.from_pretrained(tmp_path / "ours")
@@ -436,8 +461,9 @@ def test_saved_folder_loads_in_transformers_with_equal_logits(tied, tmp_path):
         assert name == other_name and torch.equal(p, other)
 
 
-def test_bf16_folder_loads_in_transformers_as_bf16(tmp_path):
-    model = ours_of(hf_model(), tmp_path / "hf")
+@both_architectures
+def test_bf16_folder_loads_in_transformers_as_bf16(model_type, tmp_path):
+    model = ours_of(hf_model(model_type), tmp_path / "hf")
     model.save_pretrained(tmp_path / "ours", torch.bfloat16)
     hf = AutoModelForCausalLM.from_pretrained(tmp_path / "ours", dtype="auto")
     assert hf.dtype == torch.bfloat16
@@ -445,8 +471,9 @@ def test_bf16_folder_loads_in_transformers_as_bf16(tmp_path):
         assert torch.equal(p, dict(model.named_parameters())[name].bfloat16()), name
 
 
-def test_sharded_model_saves_the_same_bytes(mesh, tmp_path):
-    hf = hf_model()
+@both_architectures
+def test_sharded_model_saves_the_same_bytes(model_type, mesh, tmp_path):
+    hf = hf_model(model_type)
     ours_of(hf, tmp_path / "hf").save_pretrained(tmp_path / "plain")
     sharded = ours_of(hf, tmp_path / "hf", mesh=mesh, compute_dtype=torch.bfloat16)
     sharded.save_pretrained(tmp_path / "sharded")
@@ -474,8 +501,9 @@ def test_tokenizer_files_are_carried_along(tiny_model_dir, tmp_path):
     assert text == "<|bos|><|user|>1+2=?<|assistant|><think>\n"
 
 
-def test_saving_keeps_every_other_config_key(tmp_path):
-    hf_model().save_pretrained(tmp_path / "hf")
+@both_architectures
+def test_saving_keeps_every_other_config_key(model_type, tmp_path):
+    hf_model(model_type).save_pretrained(tmp_path / "hf")
     raw = json.loads((tmp_path / "hf" / "config.json").read_text()) | {"eos_token_id": 7, "note": "mine"}
     (tmp_path / "hf" / "config.json").write_text(json.dumps(raw))
     Qwen2.from_pretrained(tmp_path / "hf").save_pretrained(tmp_path / "ours")
@@ -519,13 +547,46 @@ def test_published_base_model_config_is_accepted():
     assert sum(p.numel() for p in model.parameters()) == 1_777_088_000
 
 
+def test_published_qwen3_config_is_accepted():
+    """The config.json of Qwen3-0.6B, whose heads are wider than hidden / heads."""
+    raw = dict(architectures=["Qwen3ForCausalLM"], attention_bias=False, attention_dropout=0.0, bos_token_id=151643,
+               eos_token_id=151645, head_dim=128, hidden_act="silu", hidden_size=1024, initializer_range=0.02,
+               intermediate_size=3072, max_position_embeddings=40960, max_window_layers=28, model_type="qwen3",
+               num_attention_heads=16, num_hidden_layers=28, num_key_value_heads=8, rms_norm_eps=1e-06,
+               rope_scaling=None, rope_theta=1000000, sliding_window=None, tie_word_embeddings=True,
+               torch_dtype="bfloat16", use_cache=True, use_sliding_window=False, vocab_size=151936)  # fmt: skip
+    for changes in ({}, {"layer_types": ["full_attention"] * 28}):
+        config = ModelConfig.from_dict(raw | changes)
+        with torch.device("meta"):
+            ours, theirs = Qwen2(config), Qwen3ForCausalLM(Qwen3Config(**raw | changes))
+        shapes = {name: p.shape for name, p in theirs.named_parameters()}
+        assert {name: p.shape for name, p in ours.named_parameters()} == shapes
+        assert (config.head_dim, config.rope_theta) == (128, 1e6)
+        assert sum(p.numel() for p in ours.parameters()) == 596_049_920
+
+
+def test_qwen3_without_a_head_size_has_transformers_own():
+    raw = {"model_type": "qwen3", **dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size"), 64)}
+    raw |= {"num_hidden_layers": 1, "num_attention_heads": 4}
+    assert ModelConfig.from_dict(raw).head_dim == Qwen3Config(**raw).head_dim == 128
+
+
 BAD_CONFIGS = {
     "yarn": ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope scaling"),
     "yarn_in_rope_parameters": ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope scaling"),
     "two_thetas": ({"rope_theta": 1e4, "rope_parameters": {"rope_theta": 1e6}}, "rope_theta"),
     "sliding_window": ({"use_sliding_window": True, "sliding_window": 64}, "sliding-window"),
     "sliding_layers": ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding-window"),
-    "another_model": ({"model_type": "llama"}, "model_type is 'llama'"),
+    "other_layers": ({"layer_types": ["linear_attention", "full_attention"]}, "only full attention"),
+    "another_model": ({"model_type": "llama"}, "model_type is 'llama'; only 'qwen2' and 'qwen3' are supported"),
+    "experts_2": ({"model_type": "qwen2_moe"}, "model_type is 'qwen2_moe'"),
+    "experts_3": ({"model_type": "qwen3_moe"}, "model_type is 'qwen3_moe'"),
+    "next": ({"model_type": "qwen3_next"}, "model_type is 'qwen3_next'"),
+    "no_model_type": ({"model_type": ...}, "model_type is None"),
+    "qwen3_biases": ({"model_type": "qwen3", "attention_bias": True}, "attention_bias is not supported"),
+    "qwen3_sliding_window": ({"model_type": "qwen3", "use_sliding_window": True}, "sliding-window"),
+    "qwen3_yarn": ({"model_type": "qwen3", "rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope scaling"),
+    "qwen3_head_size_null": ({"model_type": "qwen3", "head_dim": None}, "head_dim is None, not a whole number"),
     "another_activation": ({"hidden_act": "gelu"}, "hidden_act"),
     "heads_that_do_not_fit": ({"num_key_value_heads": 3}, "do not fit"),
     "missing_key": ({"hidden_size": ...}, "hidden_size is missing"),
@@ -578,6 +639,16 @@ NO_CONFIGS = [("[" * 99999, "not JSON"), ("{", "not JSON"), ("[1]", "not a JSON 
 def test_config_that_is_none_is_refused_in_one_line(text, words, folder):
     (folder / "config.json").unlink() if text is None else (folder / "config.json").write_text(text)
     assert words in refusal(folder)
+
+
+def test_weights_of_the_other_architecture_are_refused(tmp_path):
+    """A checkpoint whose config names the wrong one would be computed without its norms or biases."""
+    for model_type, other, own in (("qwen2", "qwen3", "q_proj.bias"), ("qwen3", "qwen2", "q_norm.weight")):
+        hf_model(model_type, head_dim=16).save_pretrained(tmp_path)
+        config = tmp_path / "config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": other}))
+        change_weights(tmp_path, lambda tensors, own=own: [tensors.pop(n) for n in list(tensors) if own not in n])
+        assert "unknown tensor" in refusal(tmp_path)
 
 
 def change_weights(folder: Path, change) -> None:

@@ -1,5 +1,6 @@
 """`bench.py --plan`: its formulas against the real model, autograd's own memory and a slow simulation; its refusals."""
 
+import json
 import math
 import re
 import subprocess
@@ -30,7 +31,7 @@ def only_job(*argv: str) -> memory.Job:
     return job
 
 
-def small_job(flags: list[str], **shape: int) -> memory.Job:
+def small_job(flags: list[str], **shape: int | str) -> memory.Job:
     """A job of a small model on one GPU."""
     job = only_job("configs/24k.py", "--gpus=1", "--max_prompt_len=1", "--max_response_len=1", *flags)
     raw = plan.R1_DISTILL | dict(num_attention_heads=4, num_key_value_heads=2, hidden_size=64) | shape
@@ -90,13 +91,15 @@ def test_sharding_divides_what_is_sharded_and_hsdp_divides_by_its_part():
 # ----------------------------------------------------------------------------------------------------- memory, measured
 
 
+@pytest.mark.parametrize("model_type", ["qwen2", "qwen3"])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_activations_are_what_autograd_saves(checkpointing):
+def test_activations_are_what_autograd_saves(checkpointing, model_type):
     """In float32, where CPU and GPU differ least. What the CPU keeps beside a GPU is taken off: its RMSNorm is made of
     parts and keeps the normalized input too, its attention keeps the output once more and indices of rows."""
     tokens, d, layers = 512, 64, 4
     flags = ["--dtype=float32", f"--token_budget={tokens}", f"--activation_checkpointing={checkpointing}"]
-    job = small_job(flags, vocab_size=50, intermediate_size=256, num_hidden_layers=layers)
+    shape = dict(vocab_size=50, intermediate_size=256, num_hidden_layers=layers, head_dim=32)
+    job = small_job(flags, model_type=model_type, **shape)
     job.model.set_activation_checkpointing(checkpointing)
     weights, saved = {p.untyped_storage()._cdata for p in job.model.parameters()}, {}
 
@@ -109,7 +112,11 @@ def test_activations_are_what_autograd_saves(checkpointing):
         keep(hidden)  # token_logprobs does
     measured = sum(s.nbytes() for key, s in saved.items() if key not in weights)
     stream = 4 * tokens * d
-    cpu_only = stream + (0 if checkpointing else layers * 3 * stream)  # norms: one, two a layer; attention: one a layer
+    heads = 4 * tokens * 32  # a head of q, k or v; there are 4 + 2 + 2
+    of_layer = 2 * stream + 4 * heads  # norms, attention
+    if model_type == "qwen3":
+        of_layer += 6 * heads  # norms of q and k
+    cpu_only = stream + (0 if checkpointing else layers * of_layer)
     ours = part(job, "activations")[0] - stream  # less the gradient that enters the last layer
     assert measured - cpu_only == pytest.approx(ours, rel=0.03)
 
@@ -337,6 +344,17 @@ def test_the_shape_of_a_model_folder_is_read(tiny_model_dir, capsys):
     assert len(jobs) == 3 and memory.num_params(jobs[0].model) == sum(p.numel() for p in model.parameters())
     printed = report(*flags, capsys=capsys)
     assert "is not here: sizes" not in printed and "runs on the CPU only" in printed and "nan" not in printed
+
+
+def test_a_qwen3_folder_is_planned(tmp_path, capsys):
+    """The sizes of Qwen3-0.6B: 596 M weights, the head being the embedding; eight kv heads of 128 in 28 layers."""
+    raw = dict(model_type="qwen3", hidden_size=1024, num_hidden_layers=28, num_attention_heads=16, head_dim=128,
+               num_key_value_heads=8, intermediate_size=3072, vocab_size=151_936, tie_word_embeddings=True)  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    flags = ["configs/8k.py", f"--model={tmp_path}"]
+    job = only_job(*flags)
+    assert memory.num_params(job.model) == 596_049_920 and job.kv_bytes == 2 * 28 * 8 * 128 * 2
+    assert f"{tmp_path}, 0.596 B weights, bfloat16\n" in report(*flags, capsys=capsys)
 
 
 REFUSED = {

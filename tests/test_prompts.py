@@ -25,9 +25,9 @@ def test_rows_of_every_format_with_every_kind_of_answer(tmp_path):
         {"id": 7, "problem": "b", "answer": 142.0},
         {"problem": "c", "answer": ["1", "2"]},
     ]
-    jsonl = load_problems(write(tmp_path / "p.jsonl", "\ufeff" + "\n\n".join(map(json.dumps, rows))))
-    assert jsonl == load_problems(write(tmp_path / "p.json", json.dumps(rows)))
-    assert [p.answer for p in jsonl] == ["1", "142.0", ["1", "2"]] and jsonl[1].id == "7"
+    jsonl, notes = load_problems(write(tmp_path / "p.jsonl", "\ufeff" + "\n\n".join(map(json.dumps, rows))))
+    assert jsonl == load_problems(write(tmp_path / "p.json", json.dumps(rows)))[0] and notes == []
+    assert [p.answer for p in jsonl] == ["1", "142", ["1", "2"]] and [p.id for p in jsonl] == ["0", "7", "2"]
 
 
 def test_problems_come_from_the_files_that_the_curation_reads_too(tmp_path):
@@ -38,12 +38,12 @@ def test_problems_come_from_the_files_that_the_curation_reads_too(tmp_path):
     columns = pyarrow.schema([(name, "string") for name in ("problem", "answer", "id")])
     parquet.write_table(pyarrow.Table.from_pylist(rows, columns), tmp_path / "p.parquet")
     expected = [Problem("0", "a", "1"), Problem("x", "b,\nc", "2")]
-    assert load_problems(tmp_path / "p.parquet") == expected
+    assert load_problems(tmp_path / "p.parquet")[0] == expected
     csv = write(tmp_path / "p.csv", 'problem,answer\na,1\n"b,\nc",2\nd\n')
     with pytest.raises(UserError, match=r"p\.csv:5: not CSV: more or fewer fields"):
         load_problems(csv)
     write(csv, csv.read_text().removesuffix("d\n"))
-    assert [p.problem for p in load_problems(csv)] == ["a", "b,\nc"]
+    assert [p.problem for p in load_problems(csv)[0]] == ["a", "b,\nc"]
     with pytest.raises(UserError, match=r"not a \.jsonl"):
         load_problems(write(tmp_path / "p.txt", "{}"))
 
@@ -51,13 +51,14 @@ def test_problems_come_from_the_files_that_the_curation_reads_too(tmp_path):
 @pytest.mark.parametrize(
     "text,message",
     [
-        ('{"problem": "a", "answer": "1"}\n{"problem": "b"}', r":2: a row needs an 'answer'"),
-        ('{"problem": "a", "answer": "  "}', r":1: a row needs an 'answer'"),
-        ('{"problem": "a", "answer": null}', r":1: a row needs an 'answer'"),
-        ('{"problem": "a", "answer": ["1", null]}', r":1: a row needs an 'answer'"),
-        ('{"answer": "1"}', r":1: a row needs a text 'problem'"),
+        ('{"problem": "a", "answer": "1"}\n{"problem": "b"}', r":2: no 'answer' among the columns problem$"),
+        ('{"problem": "a", "answer": "  "}', r"no rows with an answer"),
+        ('{"problem": "a", "answer": null}', r"no rows with an answer"),
+        ('{"problem": "a", "answer": [true]}', r":1: 'answer' is neither text nor number"),
+        ('{"answer": "1", "text": "a"}', r":1: no 'problem' among the columns answer, text$"),
+        ('{"problem": " ", "answer": "1"}', r":1: an empty problem"),
         ('{"problem": "a", "answer": "1"}\n{"problem', r":2: not JSON"),
-        ("[1]", r":1: a row needs a text 'problem'"),
+        ("[1]", r":1: not an object"),
         ("\n", "no rows"),
     ],
 )
@@ -443,7 +444,7 @@ def test_folders_without_tokenizer_or_template_are_refused(tiny_model_dir, tmp_p
 
 
 def test_the_suffix_stands_behind_each_problem(tiny_model_dir, tmp_path):
-    problems = load_problems(write(tmp_path / "p.jsonl", '{"problem": "1+2", "answer": "3"}'))
+    problems, _ = load_problems(write(tmp_path / "p.jsonl", '{"problem": "1+2", "answer": "3"}'))
     tokenizer = ChatTokenizer(tiny_model_dir)
     assert encode_problems(problems, tokenizer, "=?")[0].ids == tokenizer.prompts(["1+2=?"])[0][0]
 

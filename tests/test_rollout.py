@@ -1,10 +1,11 @@
-"""TorchSampler against the slow obvious loop: a whole forward pass for every token."""
+"""TorchSampler against transformers, and against the slow obvious loop: a whole forward pass for every token."""
 
 import math
 import random
 
 import pytest
 import torch
+import transformers
 
 from configs import UserError
 from model import Qwen2, stream_weights
@@ -15,15 +16,21 @@ from training import packing
 PROMPTS = [[0, 2, 11, 18], [0, 2, 12], [0, 2, 9, 18, 15, 19, 50, 3], [0, 5], [0, 2, 11, 12, 13, 14, 15]]
 
 
-@pytest.fixture(scope="module")
-def model(tiny_model_dir):
-    return Qwen2.from_pretrained(tiny_model_dir, torch.float32)
+@pytest.fixture(scope="module", params=["tiny_model_dir", "qwen3_dir"], ids=["qwen2", "qwen3"])
+def folder(request):
+    """A random model of each architecture."""
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture(scope="module")
-def stop_often(tiny_model_dir):
+def model(folder):
+    return Qwen2.from_pretrained(folder, torch.float32)
+
+
+@pytest.fixture(scope="module")
+def stop_often(folder):
     """Several ids end a sequence, so that a random model's lengths are ragged."""
-    sampler = TorchSampler(tiny_model_dir, torch.float32, max_num_seqs=3)
+    sampler = TorchSampler(folder, torch.float32, max_num_seqs=3)
     sampler.eos_ids = torch.tensor([1, 20, 21, 22])
     return sampler
 
@@ -80,10 +87,25 @@ def test_tokens_equal_a_naive_loop_with_slots_refilled(model, stop_often, temper
     assert temperature == 0 or len(lengths) > 3, "the lengths are not ragged, so nothing was refilled"
 
 
-def test_a_sample_does_not_depend_on_its_batch(tiny_model_dir, stop_often):
+def test_greedy_tokens_and_logprobs_are_those_of_transformers(folder, stop_often):
+    hf = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    options = dict(do_sample=False, max_new_tokens=12, eos_token_id=stop_often.eos_ids.tolist(), pad_token_id=1)
+    for prompt, (rollout,) in zip(PROMPTS, stop_often.generate(PROMPTS, [[0]] * 5, 12, 0.0, 1.0), strict=True):
+        assert rollout.response_ids == hf.generate(torch.tensor([prompt]), **options)[0, len(prompt) :].tolist()
+    for temperature in (1.0, 0.6):
+        for group in stop_often.generate(PROMPTS, [[1, 2]] * 5, 12, temperature, 1.0):
+            for r in group:
+                with torch.no_grad():
+                    logits = hf(torch.tensor([r.prompt_ids + r.response_ids])).logits[0, len(r.prompt_ids) - 1 : -1]
+                logprobs = (logits.double() / temperature).log_softmax(-1)
+                expected = logprobs.gather(-1, torch.tensor(r.response_ids)[:, None]).squeeze(-1)
+                assert r.logprobs == pytest.approx(expected.tolist(), abs=2e-5)
+
+
+def test_a_sample_does_not_depend_on_its_batch(folder, stop_often):
     seeds = [[sample_seed("batch", p, s) for s in range(3)] for p in range(len(PROMPTS))]
     together = stop_often.generate(PROMPTS, seeds, 20, 1.0, 1.0)
-    wide = TorchSampler(tiny_model_dir, torch.float32, max_num_seqs=64)
+    wide = TorchSampler(folder, torch.float32, max_num_seqs=64)
     wide.eos_ids = stop_often.eos_ids
     at_once = wide.generate(PROMPTS, seeds, 20, 1.0, 1.0)
     for p, prompt in enumerate(PROMPTS):
@@ -179,8 +201,8 @@ def test_seeds_fit_63_bits_and_differ():
     assert torch.tensor(max(seeds)).tolist() == max(seeds)
 
 
-def test_load_weights_changes_the_samples_and_refuses_another_shape(tiny_model_dir, model):
-    sampler = TorchSampler(tiny_model_dir, torch.float32)
+def test_load_weights_changes_the_samples_and_refuses_another_shape(folder, model):
+    sampler = TorchSampler(folder, torch.float32)
     before = sampler.generate(PROMPTS[:1], [[1]], 8, 0.0, 1.0)[0][0]
     changed = {n: p.detach() * (-1 if "norm" in n else 1) for n, p in model.named_parameters()}
     sampler.load_weights(changed.items())
@@ -189,6 +211,20 @@ def test_load_weights_changes_the_samples_and_refuses_another_shape(tiny_model_d
     assert sampler.generate(PROMPTS[:1], [[1]], 8, 0.0, 1.0)[0][0] == before
     with pytest.raises(ValueError, match="shapes"):
         sampler.load_weights({**changed, "model.norm.weight": torch.ones(3)}.items())
+
+
+def test_load_weights_brings_what_only_one_architecture_has(folder):
+    """Qwen2's biases, which are 0 in a new model, and Qwen3's norms of q and k."""
+    sampler, model = TorchSampler(folder, torch.float32), Qwen2.from_pretrained(folder)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name.endswith(("proj.bias", "q_norm.weight", "k_norm.weight")):
+                p.copy_(1 + torch.randn(p.shape, generator=generator))
+    sampler.load_weights((n, p.detach()) for n, p in model.named_parameters())
+    for prompt, (r,) in zip(PROMPTS, sampler.generate(PROMPTS, [[1]] * 5, 12, 1.0, 1.0), strict=True):
+        ids, logprobs = naive(model, [1], prompt, 1, 12, 1.0, 1.0, sampler.vocab_size)
+        assert r.response_ids == ids and r.logprobs == pytest.approx(logprobs, abs=2e-5)
 
 
 def test_gathered_rollouts_equal_the_originals(monkeypatch, stop_often):

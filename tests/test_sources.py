@@ -23,8 +23,9 @@ import data_prep
 from configs import UserError
 from problems.choices import letter_and_value, opened, split_choices
 from problems.endpoint import Endpoint, NoAnswer
-from problems.rows import objects, read_rows
-from problems.sources import BENCHMARKS, TRAINING, benchmark_problem, find
+from problems.files import objects
+from problems.rows import THE_TABLES, as_row, read_rows
+from problems.sources import BENCHMARKS, TRAINING, files_in
 from test_data_prep import need_embeddings, read_jsonl, with_shared_cache
 
 ROOT = Path(__file__).parents[1]
@@ -59,7 +60,9 @@ def test_every_format_gives_the_same_rows(tmp_path):
     write_csv(tmp_path / "a.csv", rows)
     write_parquet(tmp_path / "a.parquet", [{**r, "messages": [{"role": "user"}]} for r in rows])
     for suffix in ("jsonl", "json", "csv", "parquet"):
-        assert [raw for _, raw in objects(tmp_path / f"a.{suffix}")] == rows, suffix
+        unread = {"messages": None} if suffix == "parquet" else {}  # they repeat the row
+        read = [raw for _, raw in objects(tmp_path / f"a.{suffix}", select=THE_TABLES.columns)]
+        assert read == [row | unread for row in rows], suffix
 
 
 @pytest.mark.parametrize(
@@ -76,7 +79,7 @@ def test_every_format_gives_the_same_rows(tmp_path):
         (b'{"problem": "p", "answer": 1e999}', "neither text nor number"),
         (b'{"problem": "p", "answer": "' + b"9" * 5000 + b'"}', "more than 1,000 characters"),
         (b"", "an empty line"),
-        (b'{"answer": "1"}', "no 'question'"),
+        (b'{"answer": "1"}', "no 'problem' among the columns answer"),
         (b'{"problem": "p", "answer": "\xff"}', "invalid start byte"),
         (b"[" * 100_000, "recursion"),
         (b"null", "not an object"),
@@ -85,12 +88,14 @@ def test_every_format_gives_the_same_rows(tmp_path):
 def test_a_damaged_row_is_named_by_file_and_line_and_skipped(tmp_path, line, problem):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"problem": "first", "answer": "1"}\n' + line + b'\n{"problem": "last", "answer": 2.0}\n')
-    rows, bad = read_rows([path], 0.5, "still", SOURCES["still"].read)
-    assert [(r.id, r.problem, r.answer) for r in rows] == [("still-1", "first", "1"), ("still-3", "last", "2")]
+    reading = read_rows([path], 0.5, "still", SOURCES["still"].keep)
+    rows = [(r.id, r.problem, r.answer) for r in reading.rows]
+    assert rows == [("still-1", "first", "1"), ("still-3", "last", "2")]
+    bad = reading.malformed
     assert [(b["file"], b["line"]) for b in bad] == [("a.jsonl", 2)] and problem in bad[0]["problem"]
     path.write_bytes(path.read_bytes() + b"\n \n")  # empty lines at the end are no rows
     with pytest.raises(UserError, match=r"a\.jsonl: 1 of 3 rows are malformed, the first in line 2"):
-        read_rows([path], 0.3, "still", SOURCES["still"].read)
+        read_rows([path], 0.3, "still", SOURCES["still"].keep)
 
 
 @pytest.mark.parametrize("name, content, message", [
@@ -147,7 +152,8 @@ def test_a_parquet_file_that_unpacks_to_gigabytes_is_refused(tmp_path):
 def test_damaged_parquet_files_are_refused_in_one_line(tmp_path):
     path, rng = tmp_path / "a.parquet", random.Random(0)
     write_parquet(path, [{"problem": f"p{i}", "answer": ["1", "2"], "messages": [{"role": "user"}]} for i in range(9)])
-    assert [raw for _, raw in objects(path)] == [{"problem": f"p{i}", "answer": ["1", "2"]} for i in range(9)]
+    rows = [{"problem": f"p{i}", "answer": ["1", "2"], "messages": [{"role": "user"}]} for i in range(9)]
+    assert [raw for _, raw in objects(path)] == rows
     whole, refused = path.read_bytes(), 0
     for _ in range(300):
         damaged = bytearray(whole)
@@ -166,19 +172,18 @@ def test_rows_of_other_sources_do_not_hide_what_is_malformed(tmp_path):
     rows = [{"source": "olympiads", "problem": "p"}] * 96 + [{"source": "amc_aime", "problem": 5}] * 4
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     with pytest.raises(UserError, match="4 of 4 rows are malformed"):
-        read_rows([tmp_path / "a.jsonl"], 0.1, "amc", SOURCES["amc"].read)
+        read_rows([tmp_path / "a.jsonl"], 0.1, "amc", SOURCES["amc"].keep)
 
 
 def test_an_answer_is_not_read_from_a_damaged_solution():
-    row = data_prep.Row("x", "math", "p", "", "so \\boxed{\x0crac{1}{2}}")
-    assert data_prep.answered(row)[0].answer == ""
+    assert as_row({"problem": "p", "solution": "so \\boxed{\x0crac{1}{2}}"}, "x").answers == ()
 
 
 def test_the_published_formats_are_read(tmp_path):
     def rows(name, path):
-        rows, bad = read_rows([path], 0.0, name, SOURCES[name].read)
-        assert not bad
-        return [(r.id, r.source, r.problem, r.answer) for r in rows]
+        reading = read_rows([path], 0.0, name, SOURCES[name].keep)
+        assert not reading.malformed
+        return [(r.id, r.source, r.problem, r.answer) for r in reading.rows]
 
     aime = {"ID": "1983-1", "Year": 1983, "Problem Number": 1, "Question": "Let $x$,\n$y$", "Answer": 60, "Part": ""}
     write_csv(tmp_path / "aime.csv", [aime, {**aime, "Year": 2024, "Part": "I"}])
@@ -186,7 +191,7 @@ def test_the_published_formats_are_read(tmp_path):
     numina = [("amc_aime", "Find $x$."), ("olympiads", "Prove."), ("amc_aime", "2003 AIME I: find $y$.")]
     row = {"solution": "\\boxed{B}", "messages": []}
     write_parquet(tmp_path / "amc.parquet", [{"source": source, "problem": text, **row} for source, text in numina])
-    assert rows("amc", tmp_path / "amc.parquet") == [("amc-1", "amc", "Find $x$.", "")]
+    assert rows("amc", tmp_path / "amc.parquet") == [("amc-1", "amc", "Find $x$.", "B")]
     write_parquet(tmp_path / "still.parquet", [{"question": "What is 2+2?", "answer": "4"}])
     assert rows("still", tmp_path / "still.parquet") == [("still-1", "still", "What is 2+2?", "4")]
     (tmp_path / "d.json").write_text(json.dumps([{"problem": "p", "answer": "1", "solution": "s"}]))
@@ -596,7 +601,8 @@ def test_deepscalers_textual_filter_passes_what_its_published_set_kept():
     ],
 )
 def test_benchmark_golds_come_in_one_schema(raw, expected):
-    assert benchmark_problem(raw) == expected
+    row = as_row(raw, "x")
+    assert (row.problem, list(row.answers)) == expected
 
 
 def test_the_five_benchmarks_are_complete_and_every_gold_equals_itself(tmp_path, capsys):
@@ -615,7 +621,7 @@ def test_a_benchmark_of_another_size_is_refused_and_nothing_written(tmp_path):
         pytest.skip("the benchmarks' files are not here")
     (tmp_path / "raw" / "deepscaler").mkdir(parents=True)
     for source in BENCHMARKS:
-        path = find(source, RAW)[0]
+        path = files_in(source, RAW)[0]
         rows = json.loads(path.read_text())
         rows = rows[:-1] if source.name == "minerva" else rows
         (tmp_path / "raw" / "deepscaler" / path.name).write_text(json.dumps(rows))
@@ -640,7 +646,7 @@ def test_sources_are_rebuilt_into_a_training_set(tmp_path, tmp_path_factory, ser
     raw = tmp_path / "raw"
     (raw / "deepscaler").mkdir(parents=True)
     for source in BENCHMARKS:
-        path = find(source, RAW)[0]
+        path = files_in(source, RAW)[0]
         (raw / "deepscaler" / path.name).write_text(json.dumps(json.loads(path.read_text())[:6]))
     monkeypatch.setattr(data_prep, "BENCHMARKS", [replace(source, count=6) for source in BENCHMARKS])
     aime = json.loads((RAW / "deepscaler" / "train_aime.json").read_text())[:12]

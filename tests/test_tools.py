@@ -72,9 +72,9 @@ def test_the_tiny_world_is_whole_disjoint_and_repeatable(tmp_path, monkeypatch):
         tiny.make_tiny_world(tmp_path / name, updates=2, seed=1)
     for file in ("train.jsonl", "test.jsonl", "base/model.safetensors", "base/tokenizer.json"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
-    train, test = ([p.problem for p in load_problems(tmp_path / f"a/{n}.jsonl")] for n in ("train", "test"))
+    train, test = ([p.problem for p in load_problems(tmp_path / f"a/{n}.jsonl")[0]] for n in ("train", "test"))
     assert len(set(test)) == len(test) and not set(train) & set(test)
-    problem = load_problems(tmp_path / "a/test.jsonl")[0]
+    problem = load_problems(tmp_path / "a/test.jsonl")[0][0]
     assert int(problem.answer) == sum(map(int, re.findall(r"\d", problem.problem)))
     chat = ChatTokenizer(tmp_path / "a/base")
     assert max(len(ids) for ids, _ in chat.prompts(train)) <= 40
@@ -86,7 +86,7 @@ def test_transformers_reads_the_tiny_tokenizer_as_we_do(tmp_path):
     tiny.new_model(tiny.make_tokenizer(tmp_path), seed=0).save_pretrained(tmp_path)  # its config.json picks the class
     tiny.write_problems(tmp_path, train_rows=4000, test_rows=250, seed=0)
     ours, theirs = ChatTokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
-    problems = [p.problem for name in ("train", "test") for p in load_problems(tmp_path / f"{name}.jsonl")]
+    problems = [p.problem for name in ("train", "test") for p in load_problems(tmp_path / f"{name}.jsonl")[0]]
     chats = [[{"role": "user", "content": problem}] for problem in problems]
     expected = theirs.apply_chat_template(chats, add_generation_prompt=True, return_dict=False)
     assert len(problems) == 4250 and [ids for ids, _ in ours.prompts(problems)] == expected

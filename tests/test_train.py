@@ -18,13 +18,14 @@ import train_grpo
 from configs import load_config
 from conftest import SHARED
 from grader.pool import RewardPool
-from model import Qwen2
+from model import Qwen2, stream_weights
 from problems import tiny
 from runs import (
     ENV,
     ROOT,
     assert_same_run,
     flags,
+    make_world,
     metrics,
     responses,
     rows_of,
@@ -71,6 +72,27 @@ def test_the_export_loads_in_transformers_with_equal_logits(six_steps):
     theirs = transformers.AutoModelForCausalLM.from_pretrained(path)(ids[None]).logits[0]
     assert torch.allclose(hidden @ ours.lm_head.weight.T, theirs, atol=1e-4)
     assert transformers.AutoTokenizer.from_pretrained(path)("3+8").input_ids == [11, 18, 16]
+
+
+def test_a_qwen3_trains_resumes_and_is_exported(tmp_path, monkeypatch):
+    for key, value in dict(model_type="qwen3", head_dim=64).items():
+        monkeypatch.setitem(tiny.MODEL, key, value)
+    world, changes = make_world(tmp_path), dict(max_steps=2, save_every=1)
+    train(flags(world, tmp_path / "whole", **changes))
+    train(flags(world, tmp_path / "parts", **changes | {"max_steps": 1}))
+    train(flags(world, tmp_path / "parts", **changes, resume="true"))
+    whole, parts = tmp_path / "whole" / "run", tmp_path / "parts" / "run"
+    assert metrics(parts) == metrics(whole) and weights_hash(parts, 2) == weights_hash(whole, 2)
+    assert max(row["mismatch_k3"] for row in metrics(parts)) < 1e-9
+    export = parts / "hf" / "step_000002"
+    base, trained = dict(stream_weights(world / "base")), dict(stream_weights(export))
+    for name in ("q_norm", "k_norm"):
+        name = f"model.layers.0.self_attn.{name}.weight"
+        assert not torch.equal(trained[name], base[name])
+    transformers = pytest.importorskip("transformers")
+    hf = transformers.AutoModelForCausalLM.from_pretrained(export)
+    assert isinstance(hf, transformers.Qwen3ForCausalLM)
+    assert all(torch.equal(p, trained[name]) for name, p in hf.named_parameters())
 
 
 @pytest.mark.slow

@@ -41,19 +41,25 @@ def surroundings():
     return json.dumps([environment, generators, torch.get_num_threads(), torch.set_num_threads.__name__])
 
 
+@pytest.fixture(scope="module", params=["tiny_model_dir", "qwen3_dir"], ids=["qwen2", "qwen3"])
+def folder(request):
+    """A random model of each architecture, as we export it."""
+    return request.getfixturevalue(request.param)
+
+
 @pytest.fixture(scope="module")
-def started(tiny_model_dir):
+def started(folder):
     """(the engine, what surrounded it before it started and after)."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     before = surroundings()
-    engine = VLLMSampler(tiny_model_dir, torch.float32, "cpu", max_num_seqs=64, max_model_len=256)
+    engine = VLLMSampler(folder, torch.float32, "cpu", max_num_seqs=64, max_model_len=256)
     yield engine, before, surroundings()
     engine.close()
 
 
 @pytest.fixture
-def model(tiny_model_dir):
-    return Qwen2.from_pretrained(tiny_model_dir)
+def model(folder):
+    return Qwen2.from_pretrained(folder)
 
 
 @pytest.fixture
@@ -99,10 +105,10 @@ def test_an_engine_leaves_generators_threads_and_environment_alone(started):
     assert surroundings() == before
 
 
-def test_greedy_tokens_equal_the_torch_samplers_and_logprobs_the_trainers(engine, model, tiny_model_dir):
+def test_greedy_tokens_equal_the_torch_samplers_and_logprobs_the_trainers(engine, model, folder):
     prompts, seeds = SHORT + LONG, [[0]] * 15
     groups = engine.generate(prompts, seeds, 50, 0.0, 1.0)
-    torch_sampler = TorchSampler(tiny_model_dir, torch.float32, "cpu", 64)
+    torch_sampler = TorchSampler(folder, torch.float32, "cpu", 64)
     assert response_ids(groups) == response_ids(torch_sampler.generate(prompts, seeds, 50, 0.0, 1.0))
     assert largest_difference(model, groups, 1.0) < 1e-4
 
@@ -156,6 +162,18 @@ def test_a_sync_changes_the_samples_and_the_logprobs(engine, model):
     assert engine.load_weights(weights_of(model)) == sum(p.nbytes for p in model.parameters())
     after = engine.generate(SHORT, SEEDS, 50, 1.0, 1.0)
     assert response_ids(after) != response_ids(before) and largest_difference(model, after, 1.0) < 1e-4
+
+
+def test_a_sync_brings_what_only_one_architecture_has(engine, model):
+    """Qwen2's biases, Qwen3's norms of q and k: alone, so that nothing else could explain the new log-probabilities."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name.endswith(("proj.bias", "q_norm.weight", "k_norm.weight")):
+                p.copy_(1 + torch.randn(p.shape, generator=generator))
+    assert largest_difference(model, engine.generate(SHORT, SEEDS, 50, 1.0, 1.0), 1.0) > 0.1
+    engine.load_weights(weights_of(model))
+    assert largest_difference(model, engine.generate(SHORT, SEEDS, 50, 1.0, 1.0), 1.0) < 1e-4
 
 
 def test_a_sync_holds_about_one_layer_of_the_stream_at_a_time(engine, model):

@@ -145,6 +145,8 @@ def activation_memory(job: Job) -> dict[str, float]:
     # Of a layer: inputs and outputs of both norms; gate, its SiLU, up, their product; q, k, v and attention's output.
     heads = 2 * (c.num_attention_heads + c.num_key_value_heads)
     layer = 4 * hidden + 4 * mlp + job.size * tokens * heads * c.head_dim
+    if c.qk_norm:  # q and k before their norms too, and in float32 the norms' scales
+        layer += tokens * (c.num_attention_heads + c.num_key_value_heads) * (job.size * c.head_dim + 4)
     # Also, in float32: logsumexp of every head, cosines and sines of the angles, scales of both norms.
     layer += 4 * tokens * (c.num_attention_heads + c.head_dim + 2)
     kept = 2 * hidden + c.num_hidden_layers * (hidden if checkpointing else layer)

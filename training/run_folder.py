@@ -23,7 +23,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from configs import Config, UserError, read_json, write_whole
+from configs import Config, UserError, dataset_name, read_json, write_whole
+from problems.files import data_files
 from training import checkpoint
 from training.checkpoint import RunState, checkpoint_dirs, hash_file, in_bytes, step_of
 from training.packing import from_rank0
@@ -217,9 +218,12 @@ def identity(cfg: Config, model: Path) -> dict[str, str]:
     checkpoint.check_model_folder(model)
     of_model = [model / name for name in MODEL_FILES if (model / name).is_file()]
     files = {f"model: {path.name}": path for path in [*of_model, *sorted(model.glob("*.safetensors"))]}
-    files["train_data"] = Path(cfg.train_data)
+    data = {"train_data": cfg.train_data}
     if cfg.eval_every:
-        files |= {f"eval_data: {Path(name).stem}": Path(name) for name in cfg.eval_data}
+        data |= {f"eval_data: {dataset_name(path)}": path for path in cfg.eval_data}
+    for what, spec in data.items():
+        paths = data_files(spec)
+        files |= {what if len(paths) == 1 else f"{what}, file {i}": path for i, path in enumerate(paths)}
     hashes = {}
     for what, path in files.items():
         try:

@@ -1,0 +1,114 @@
+"""The problem in a published prompt: without its chat, its chat template, its worked examples and its instruction.
+
+A prompt of another project tells the model how to answer, and `prompt_suffix` would say it a second time, or otherwise.
+What is known to be an instruction is taken off, and said; what is not stays.
+"""
+
+import re
+from typing import Any
+
+BOX = r"\$?\\boxed\s*\{[^{}]{0,40}\}\$?"
+WISH = (  # "Please reason step by step, and put your final answer within \boxed{}."
+    r"(?:please,?\s+)?(?:(?:let's\s+)?(?:think|reason)\s+step[ -]by[ -]step,?\s+and\s+)?"
+    r"(?:make\s+sure\s+to\s+|remember\s+to\s+|you\s+(?:should|must)\s+)?"
+    r"(?:put|write|present|give|provide|enclose|output|return|place|box|state)\s+(?:your|the)\s+"
+    r"(?:final\s+|correct\s+)?(?:answer|response|result|solution)(?:\s+\(and\s+only\s+answer\))?\s+"
+    rf"(?:(?:in|within|inside|using|with)\s+(?:a\s+|latex\s+format:?\s*|the\s+format:?\s*)?{BOX}"
+    r'|after\s+"?####"?|on\s+its\s+own\s+line\s+after\s+"Answer:")(?:\s+(?:tags?|format|notation))?\s*[.!]?'
+)
+INSTRUCTIONS = (
+    WISH,  # verl, PRIME, DAPO's end, Qwen2.5-Math, SYNTHETIC-1
+    r"(?:please,?\s+)?(?:let's\s+)?(?:think|reason)\s+step[ -]by[ -]step\s*[.:!]?",  # SimpleRL
+    rf"solve\s+the\s+following\s+(?:math\s+)?problem(?:\s+step\s+by\s+step)?[.:](?:\s+{WISH})?",  # NeMo
+    r"solve\s+the\s+following\s+math\s+problem\s+step\s+by\s+step\.\s+The\s+last\s+line\s+of\s+your\s+response\s+should"
+    r"\s+be\s+of\s+the\s+form\s+Answer:\s+\S{1,20}\s+\(without\s+quotes\)\s+where\s+\S{1,20}\s+is\s+the\s+answer\s+to"
+    r"\s+the\s+problem\.",  # DAPO
+    r"solve\s+the\s+following\s+math\s+problem\s+efficiently\s+and\s+clearly[.:](?:(?!think\s+step)[\s\S]){0,900}"
+    r"think\s+step\s+by\s+step\s+before\s+answering\.",  # lighteval
+)
+# Longer ones first, so that none takes the beginning of another.
+AT_START = [re.compile(rf"(?:{text})(?:(?<=[.!:])(?=\s)|(?=\s*\n))", re.IGNORECASE) for text in reversed(INSTRUCTIONS)]
+AT_END = [re.compile(rf"(?:{text})\s*\Z", re.IGNORECASE) for text in INSTRUCTIONS]
+SENTENCE_END = re.compile(r"(?:[.?!:)$\]}]\s*|\n\s*)\Z")
+RENDERED = [  # the user's turns in a prompt that was rendered for one model
+    re.compile(r"<\|im_start\|>user\s*(.*?)(?:<\|im_end\|>|\Z)", re.DOTALL),
+    re.compile(r"<[|｜]User[|｜]>(.*?)(?:<[|｜]Assistant[|｜]>|\Z)", re.DOTALL),
+    re.compile(r"<\|start_header_id\|>user<\|end_header_id\|>\s*(.*?)(?:<\|eot_id\|>|\Z)", re.DOTALL),
+    re.compile(r"\AA conversation between User and Assistant\..*?\bUser:\s*(.*?)\s*Assistant:", re.DOTALL),
+]
+LABEL = re.compile(r"^(?:Question|Problem|Q)\s*:[ \t]*", re.MULTILINE)
+REPLY_LABEL = re.compile(r"\n\s*(?:Answer|Solution|A)\s*:\s*\Z")
+SPEAKS_OF_FORMAT = re.compile(r"\\boxed|####|Answer:")
+ROLES = {"human": "user", "gpt": "assistant"}
+
+
+def chat_turns(chat: list[Any]) -> list[tuple[str, str]]:
+    """(role, text) of each turn of [{role, content}] or [{from, value}]. Raises ValueError."""
+    turns = []
+    for turn in chat:
+        if not isinstance(turn, dict):
+            raise ValueError("a list that is no chat of {role, content}")
+        role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+        if isinstance(content, list):  # parts of a turn, as some APIs have them
+            if not all(isinstance(part, dict) and part.get("type", "text") == "text" for part in content):
+                raise ValueError("a chat with images or other parts that are no text")
+            content = "".join(str(part.get("text", "")) for part in content)
+        turns.append((ROLES.get(role, str(role)), content if isinstance(content, str) else ""))
+    return turns
+
+
+def of_chat(chat: list[Any]) -> tuple[str, str, list[str]]:
+    """(the last user turn, the assistant's reply to it or "", what else there was). Raises ValueError."""
+    turns, left_out = chat_turns(chat), []
+    places = [i for i, (role, _) in enumerate(turns) if role == "user"]
+    if not places:
+        raise ValueError("a chat without a user's turn")
+    if any(role == "system" and text.strip() for role, text in turns):
+        left_out.append("a system prompt")
+    if len(places) > 1:
+        left_out.append("earlier turns of a chat")
+    replies = [text for role, text in turns[places[-1] :] if role == "assistant"]
+    return turns[places[-1]][1], replies[0] if replies else "", left_out
+
+
+def bare_problem(prompt: str) -> tuple[str, list[str]]:
+    """(the problem alone, what was taken off it)."""
+    text, taken = prompt.strip(), []
+    for pattern in RENDERED:
+        shown = pattern.findall(text)
+        if shown:
+            text = shown[-1].strip()
+            taken.append("a chat template")
+    labelled = bool(LABEL.match(text))
+    while True:
+        text, examples = behind_label(text)
+        text = REPLY_LABEL.sub("", text).strip() if labelled else text
+        taken += ["worked examples"] if examples else []
+        instruction = find_instruction(text)
+        if instruction is None:
+            return text, taken
+        words = " ".join(instruction[0].split())
+        taken.append(f"'{words if len(words) < 80 else words[:77] + '...'}'")
+        text = (text[: instruction.start()] + text[instruction.end() :]).strip()
+
+
+def behind_label(text: str) -> tuple[str, bool]:
+    """(what stands behind `Question:`, whether solved examples stood before it)."""
+    if not LABEL.match(text):
+        return text, False
+    *earlier, last = LABEL.split(text)[1:]
+    examples = bool(earlier) and all(re.search("answer|solution|boxed", part, re.IGNORECASE) for part in earlier)
+    return (last if examples else text[LABEL.match(text).end() :]).strip(), examples
+
+
+def find_instruction(text: str) -> re.Match | None:
+    """A known instruction at the start or at the end of a text that is more than it."""
+    for pattern in AT_START:
+        match = pattern.match(text)
+        if match:
+            return match
+    for pattern in AT_END:
+        match = pattern.search(text)
+        if match and match.start() and SENTENCE_END.search(text, 0, match.start()):
+            return match
+    return None
