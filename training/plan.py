@@ -63,7 +63,7 @@ ASSUMED = f"""assumed, none of it measured (good | poor software):
 - prompts of {PROMPT} tokens, cached; a sample starts at once, or when all of it fits; ranks wait for the longest one
 - engine step: weights at {BANDWIDTH_SHARE:.0%} of bandwidth or products at {DECODE_SHARE:.0%} of peak, + KV, + \
 {1000 * GOOD.overhead:g} | {1000 * POOR.overhead:g} ms (torch sampler {1000 * TORCH_STEP:g})
-- training, log-probabilities: {GOOD.share:.0%} | {POOR.share:.0%} of the 16-bit peak, recomputation counted; \
+- training, log-probabilities: {GOOD.share:.0%} | {POOR.share:.0%} of the peak, recomputation counted; \
 all samples train, packs are balanced, no refills
 - reward {GOOD.reward} | {POOR.reward} s; sync with sleep, wake and probe {GOOD.sync} | {POOR.sync} s; checkpoints \
 written at {DISK / 1e9:g} GB/s
