@@ -1,5 +1,6 @@
 """What is refused before anything is downloaded or loaded, and which GPUs are known by name."""
 
+import errno
 import importlib.util
 import os
 import shutil
@@ -92,6 +93,14 @@ def test_the_cheapest_check_comes_first(monkeypatch, world, tmp_path):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     preflight.check(load_config(argv))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_disk_that_does_not_answer_is_left_to_the_run_folder(monkeypatch, world, tmp_path):
+    def stale(path):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(shutil, "disk_usage", stale)
+    preflight.check(load_config(flags(world, tmp_path)))
 
 
 def test_what_a_gpu_cannot_do_is_refused_with_what_it_can(monkeypatch, world, tmp_path):

@@ -69,7 +69,10 @@ def check_disk(cfg: Config) -> None:
     if shape is None or cfg.resume or not cfg.save_every:
         return
     needed, folder = save_bytes(num_params(without_weights(shape)), cfg), cfg.run_dir.absolute()
-    free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.is_dir())).free
+    try:
+        free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.is_dir())).free
+    except OSError:  # `run_folder.open_run` says what is wrong with it
+        return
     if free < needed:
         sizes = f"a save takes {in_bytes(needed)}, {in_bytes(free)} are free"
         raise UserError(f"out_dir: {cfg.run_dir}: {sizes}: make room, or save elsewhere with --out_dir")
