@@ -137,8 +137,8 @@ def policy_losses(logprobs: Tensor, old_logprobs: Tensor, b: Batch, cfg: Config)
 def backward(
     model: Qwen2, batches: list[Batch], minibatch: Minibatch, cfg: Config, loss_scale: float = 1.0
 ) -> tuple[LossSums, watch.MismatchSums]:
-    """Forward and backward of this rank's micro-batches of a minibatch; the gradient is times `loss_scale`. Returns sums
-    over their tokens, and the sampler mismatch of batches without old log-probabilities, which are on-policy."""
+    """Forward and backward of this rank's micro-batches of a minibatch; gradients are times `loss_scale`. Returns
+    sums over their tokens, and the sampler mismatch of batches without old log-probabilities, which are on-policy."""
     device = batches[0].targets.device
     sums, mismatch = LossSums.zero(device), watch.zero_sums(device)
     # FSDP averages gradients over ranks, and we want their sum, since each rank's loss is divided by the counts of all

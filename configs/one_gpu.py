@@ -3,7 +3,7 @@
 Of verl's GRPO example on GSM8K are the lengths (512 and 1024 tokens), learning rate, clip, KL coefficient without an
 entropy bonus, and temperature 1. Ours are the sizes, for one card: 64 prompts of 8 samples in two updates (there 1,024
 prompts of 5 in four), two epochs (there 15: about as many updates), and half of the memory for vLLM. Not run yet: no
-GPU was at hand. The data, from the hub:
+GPU was at hand. The data, from the hub (requirements-data.txt has what reads it):
 
     hf download openai/gsm8k --repo-type=dataset --local-dir=data/gsm8k
     python bench.py configs/one_gpu.py --plan --gpu=rtx4090 --gpus=1
