@@ -1,7 +1,7 @@
 """One 24 GB card (RTX 3090 or 4090, A10): Qwen2.5-0.5B-Instruct learns GSM8K's 7,473 problems, twice over.
 
-Of verl's GRPO example on GSM8K are the lengths (512 and 1024 tokens), learning rate, clip, KL coefficient without an
-entropy bonus, and temperature 1. Ours are the sizes, for one card: 64 prompts of 8 samples in two updates (there 1,024
+Of verl's GRPO example on GSM8K (a 7B model) are lengths (512 and 1024 tokens), learning rate, clip, KL coefficient, no
+entropy bonus, temperature 1. Ours are the sizes, for one card: 64 prompts of 8 samples in two updates (there 1,024
 prompts of 5 in four), two epochs (there 15: about as many updates), and half of the memory for vLLM. Not run yet: no
 GPU was at hand. The data, from the hub (requirements-data.txt has what reads it):
 
