@@ -18,9 +18,10 @@ import torch
 
 import train_grpo
 from configs import HELP, Config, UserError, load_config, run, show_help
-from model import DTYPES, matmul_flops
+from model import DTYPES
 from schedule import read_metrics
 from training import plan
+from training.hardware import matmul_flops
 
 STEPS = 4  # the first one is not counted
 PHASES = ("rollout", "tail", "reward", "logprobs", "train", "sync", "probe")
@@ -88,7 +89,7 @@ def main(argv: list[str]) -> None:
     if not rows:
         raise UserError(f"stage_steps: the bench needs at least 2 steps, {cfg.total_steps} asked for")
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    device = torch.device("cuda" if torch.cuda.is_available() and cfg.device == "auto" else "cpu")
+    device = torch.device("cuda" if cfg.device == "auto" else "cpu")
     peak = matmul_flops(device, DTYPES[cfg.dtype])
     samples = f"{cfg.prompts_per_step} prompts x {cfg.group_size[0]} samples, context {cfg.max_response_len[0]}"
     machine = f"{world_size} x {device.type}, {cfg.dtype}, {torch.get_num_threads()} threads"

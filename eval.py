@@ -42,6 +42,7 @@ from rollout import Sampler, VLLMSampler, make_sampler, response_text, sample_se
 from training.checkpoint import check_model_folder
 from training.packing import init_distributed, print0
 from training.preemption import Preemption
+from training.preflight import check_machine
 
 Benchmarks = dict[str, list[Prompt]]  # prompts by the benchmark's name
 
@@ -196,16 +197,16 @@ def load_benchmarks(names: tuple[str, ...], fields: Fields) -> tuple[dict[str, l
 
 def prepare(cfg: Config, options: Options) -> Evaluation:
     """Reads benchmarks and tokenizer, and finds how long responses may be. Raises UserError."""
+    fields = Fields(options.problem_field, options.answer_field)
+    problems, notes = load_benchmarks(options.benchmarks or cfg.eval_data, fields)  # before a model is downloaded
+    if not problems:
+        raise UserError("--benchmarks: none named, and the config has no eval_data")
     model = resolve_model(cfg.model)
     tokenizer = ChatTokenizer(model, cfg.stop_tokens)
     check_model_folder(model)
     stop_warning = tokenizer.stop_warning()
     if stop_warning and os.environ.get("RANK", "0") == "0":
         print(stop_warning, flush=True)
-    fields = Fields(options.problem_field, options.answer_field)
-    problems, notes = load_benchmarks(options.benchmarks or cfg.eval_data, fields)
-    if not problems:
-        raise UserError("--benchmarks: none named, and the config has no eval_data")
     benchmarks = {name: encode_problems(rows, tokenizer, cfg.prompt_suffix) for name, rows in problems.items()}
     longest = max([cfg.max_prompt_len, *(len(p.ids) for prompts in benchmarks.values() for p in prompts)])
     max_tokens = min(options.max_tokens, ModelConfig.from_folder(model).max_position_embeddings - longest)
@@ -324,6 +325,7 @@ def report(
 
 def run_model(cfg: Config, options: Options) -> None:
     """Samples and scores, once for each compute type."""
+    check_machine(cfg, options.dtype or (cfg.dtype,), trains=False)
     evaluation = prepare(cfg, options)
     root = Path(options.out_dir or f"out/eval/{str(evaluation.model).strip('./').replace('/', '_')}")
     dtypes = options.dtype or (cfg.dtype,)
@@ -334,8 +336,6 @@ def run_model(cfg: Config, options: Options) -> None:
             out.mkdir(parents=True, exist_ok=True)
             write_whole(out / "eval.json", json.dumps(about[dtype], indent=1) + "\n")
     device = init_distributed(cfg)
-    if device.type == "cuda" and cfg.sampler == "torch" and "float32" in dtypes:
-        raise UserError("--dtype: float32 does not run through FlashAttention on a GPU: --sampler=vllm or --device=cpu")
     print0(*evaluation.notes, sep="\n")
     if evaluation.max_tokens < options.max_tokens:
         print0(f"at most {evaluation.max_tokens} tokens a response: the model has no more positions")

@@ -11,10 +11,8 @@ import inspect
 import json
 import math
 import shutil
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +29,6 @@ from torch.utils.checkpoint import checkpoint
 from configs import UserError, check_regular, read_json
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# Dense bf16 matrix-product peaks in FLOP/s, from NVIDIA's data sheets; other devices are measured.
-PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
 ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}  # model_type: its class in transformers
 CARRIED_FILES = (  # with an export, so that it is a whole model folder
     "tokenizer.json",
@@ -148,11 +144,16 @@ class ModelConfig:
         return cls.from_dict(read_object(Path(path) / "config.json"), f"{path}/config.json")
 
 
+def is_hub_id(name: str) -> bool:
+    """Is this the name of a Hugging Face hub repository, and no folder here?"""
+    return name.count("/") == 1 and not name.startswith(("/", ".", "~", "out/")) and not Path(name).is_dir()
+
+
 def resolve_model(name: str) -> Path:
     """The folder `name`, or a snapshot of the Hugging Face hub repository `name`, downloaded once. Raises UserError."""
     if Path(name).is_dir():
         return Path(name)
-    if name.count("/") == 1 and not name.startswith(("/", ".", "~", "out/")):
+    if is_hub_id(name):
         from huggingface_hub import snapshot_download
 
         try:
@@ -167,8 +168,9 @@ def resolve_model(name: str) -> Path:
 
 
 def attention_backend(device: torch.device) -> str:
-    """The varlen attention for a device: `flash_attn` if installed, torch's own on CUDA otherwise, SDPA on CPU."""
-    if device.type != "cuda":
+    """The varlen attention for a device: `flash_attn` if installed, torch's own on CUDA otherwise; both need compute
+    capability 8.0, so a CPU and an older GPU (a T4: unproven, none was at hand) take SDPA."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
         return "sdpa"
     try:
         import flash_attn  # noqa: F401
@@ -180,11 +182,11 @@ def attention_backend(device: torch.device) -> str:
 def attention_layout(cu_seqlens: Tensor, backend: str) -> Any:
     """What attention needs to know of the pack, computed once a forward pass.
 
-    CUDA: (cu_seqlens, longest). CPU: sequences of similar length share a right-padded block, so the number of SDPA
+    Varlen: (cu_seqlens, longest). SDPA: sequences of similar length share a right-padded block, so the number of its
     calls grows with the logarithm of the length range, not with S. Each block is an index (B, L) into the T axis; the
     last tensor maps a token to its row among the blocks' outputs. Padding is after the end, so causality hides it.
     """
-    lengths = cu_seqlens.diff()
+    lengths, device = cu_seqlens.diff(), cu_seqlens.device
     if backend != "sdpa":
         return cu_seqlens, int(lengths.max())
     lengths, order = lengths.long().sort()
@@ -194,10 +196,11 @@ def attention_layout(cu_seqlens: Tensor, backend: str) -> Any:
         last = first
         while last + 1 < len(sizes) and sizes[last + 1] <= max(sizes[first] * 1.25, sizes[first] + 16):
             last += 1
-        span = torch.arange(sizes[last])  # (L,)
+        span = torch.arange(sizes[last], device=device)  # (L,)
         length, start = lengths[first : last + 1, None], starts[first : last + 1, None]
         blocks.append(start + span.minimum(length - 1))  # (B, L); padding repeats the last token
-        rows.append((offset + torch.arange(span.numel() * (last + 1 - first)))[(span < length).flatten()])
+        row = torch.arange(offset, offset + blocks[-1].numel(), device=device)
+        rows.append(row[(span < length).flatten()])
         offset, first = offset + blocks[-1].numel(), last + 1
     token_of_row = torch.cat([b.flatten() for b in blocks])[torch.cat(rows)]
     return blocks, torch.empty_like(token_of_row).index_copy_(0, token_of_row, torch.cat(rows))
@@ -532,29 +535,3 @@ def token_logprobs(
     logprobs_from_logits and entropy_from_logits.
     """
     return _TokenLogprobs.apply(hidden, lm_head_weight, targets, temperature, chunk, vocab_size)
-
-
-def matmul_flops(device: torch.device, dtype: torch.dtype, size: int = 2048) -> float:
-    """FLOP/s of a size^3 matrix product on this device (8192^3 on a GPU): the best of a few tries."""
-    repeats = 1
-    if device.type == "cuda":
-        size, repeats = 8192, 10  # enough work to hide the launches
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    best = 0.0
-    for _ in range(6):
-        start = time.perf_counter()
-        for _ in range(repeats):
-            c = a @ b
-        c[0, 0].item()  # waits for the device
-        best = max(best, repeats * 2 * size**3 / (time.perf_counter() - start))
-    return best
-
-
-@cache
-def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """What MFU is measured against, in FLOP/s: the data sheet of a known GPU, else a matrix product, measured once."""
-    if device.type == "cuda" and dtype == torch.bfloat16:
-        for name, peak in PEAK_FLOPS.items():
-            if name in torch.cuda.get_device_name(device):
-                return peak
-    return matmul_flops(device, dtype, 1024)

@@ -14,7 +14,6 @@ import contextlib
 import math
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,12 +40,13 @@ from model import DTYPES, Qwen2, resolve_model
 from problems.prompts import ChatTokenizer, Prompt, load_benchmarks, load_prompts, unmatched_golds
 from reward import after_thinking, extract_answer, graded_text
 from rollout import Rollout, Sampler, make_sampler, sample_seed
-from training import checkpoint, metrics, packing, run_folder, smoke, stages, watch
+from training import checkpoint, metrics, packing, preflight, run_folder, smoke, stages, watch
+from training import loss_scale as scaling
 from training.checkpoint import RunState, step_name
 from training.groups import draw_prompts, groups_to_train_on, refill_prompts
 from training.ledger import Ledger
 from training.metrics import LossSums, Timer
-from training.packing import Batch, Minibatch, all_sum, from_rank0, load_model, longest_sequence, print0
+from training.packing import Batch, Minibatch, all_sum, from_rank0, longest_sequence, print0
 from training.preemption import Preemption
 
 
@@ -141,15 +141,15 @@ def policy_losses(logprobs: Tensor, old_logprobs: Tensor, b: Batch, cfg: Config)
 
 
 def backward(
-    model: Qwen2, batches: list[Batch], minibatch: Minibatch, cfg: Config
+    model: Qwen2, batches: list[Batch], minibatch: Minibatch, cfg: Config, loss_scale: float = 1.0
 ) -> tuple[LossSums, watch.MismatchSums]:
-    """Forward and backward of one minibatch, of which this rank has the micro-batches `batches`. Returns sums over this
-    rank's tokens, and the sampler mismatch of batches without old log-probabilities, which are on-policy."""
+    """Forward and backward of this rank's micro-batches of a minibatch; gradients are times `loss_scale`. Returns
+    sums over their tokens, and the sampler mismatch of batches without old log-probabilities, which are on-policy."""
     device = batches[0].targets.device
     sums, mismatch = LossSums.zero(device), watch.zero_sums(device)
     # FSDP averages gradients over ranks, and we want their sum, since each rank's loss is divided by the counts of all
     # ranks. The released DeepScaleR code kept the average.
-    scale = 1 if cfg.loss_agg == "deepscaler" else dist.get_world_size()
+    scale = loss_scale * (1 if cfg.loss_agg == "deepscaler" else dist.get_world_size())
     counts = minibatch.num_tokens, minibatch.num_sequences, minibatch.max_len  # of all ranks
     correction = cfg.rollout_correction, cfg.rollout_correction_low, cfg.rollout_correction_high
     for b in batches:
@@ -174,9 +174,12 @@ def backward(
     return sums, mismatch
 
 
-def optimizer_step(model: Qwen2, optimizer: torch.optim.Optimizer, loss: float, cfg: Config) -> float | None:
-    """Clip and step. Returns the gradient norm before clipping, or None if it or `loss` was not finite and the step was
-    skipped."""
+def optimizer_step(
+    model: Qwen2, optimizer: torch.optim.Optimizer, loss: float, cfg: Config, loss_scale: float = 1.0
+) -> float | None:
+    """Take the loss scale out of the gradient, clip and step. Returns the gradient norm before clipping, or None if it
+    or `loss` was not finite and the step was skipped."""
+    scaling.divide_gradients(model, loss_scale)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.max_grad_norm)
     norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
     is_finite = math.isfinite(norm) and math.isfinite(loss)
@@ -204,36 +207,34 @@ def add_fixed_logprobs(run: Run, packed: list[list[Batch]]) -> tuple[list[list[B
 
 
 def learn(
-    run: Run, minibatches: list[Minibatch], packed: list[list[Batch]], mismatch: watch.MismatchSums, step: int
-) -> tuple[dict[str, Any], list[float | None]]:
+    run: Run, state: RunState, minibatches: list[Minibatch], packed: list[list[Batch]], mismatch: watch.MismatchSums
+) -> tuple[dict[str, Any], list[float | None], RunState]:
     """One optimizer step per minibatch, of which this rank has the micro-batches `packed[i]`. Returns figures over all
-    ranks' tokens, and for each update its gradient norm, None if it was skipped."""
-    cfg, sums, losses, norms = run.cfg, LossSums.zero(run.device), [], []
+    ranks' tokens; for each update its gradient norm, None if it was skipped (but for a too large loss scale, which is
+    no fault); and the state with what float16 has learned of its loss scale."""
+    cfg, step, sums, losses, norms = run.cfg, state.step + 1, LossSums.zero(run.device), [], []
     figures: dict[str, Any] = dict.fromkeys(("mismatch_k3", "mismatch_max", "mismatch_ess"))
     if not minibatches:
         print0(f"step {step}: every group is uniform (all right or all wrong), or no token counts: no update")
     for i, (minibatch, batches) in enumerate(zip(minibatches, packed, strict=True)):
-        minibatch_sums, on_policy_mismatch = backward(run.model, batches, minibatch, cfg)
+        scale = scaling.loss_scale(state, cfg)
+        minibatch_sums, on_policy_mismatch = backward(run.model, batches, minibatch, cfg, scale)
         if i == 0:  # all tokens are scored and no weight has moved: stop here if sampler and trainer disagree
             all_batches = [b for batches in packed for b in batches]
             result = watch.check(mismatch + on_policy_mismatch, f"step {step}", run.model, all_batches, cfg)
             figures = {"mismatch_k3": result.k3, "mismatch_max": result.largest, "mismatch_ess": result.ess}
         loss = all_sum([float(minibatch_sums.loss)])[0]
         losses.append(loss / (dist.get_world_size() if cfg.loss_agg == "deepscaler" else 1))
-        norms.append(optimizer_step(run.model, run.optimizer, losses[-1], cfg))
+        norm = optimizer_step(run.model, run.optimizer, losses[-1], cfg, scale)
+        if not scaling.is_overflow(norm, losses[-1], scale):
+            norms.append(norm)
+        state = scaling.after_update(state, norm, losses[-1], cfg)
         sums = sums + minibatch_sums
-    return {**figures, **metrics.loss_columns(sums, losses, norms)}, norms
+    figures |= {"loss_scale": state.loss_scale} if cfg.dtype == "float16" else {}
+    return {**figures, **metrics.loss_columns(sums, losses, norms)}, norms, state
 
 
 # ------------------------------------------------------------------------------------------ set up, validate and finish
-
-
-def load_models(cfg: Config, path: Path, device: torch.device) -> tuple[Qwen2, Qwen2 | None]:
-    """The policy, and the KL reference if there is a KL penalty."""
-    model = load_model(cfg, path, device, torch.float32)
-    model.set_activation_checkpointing(cfg.activation_checkpointing)
-    reference = load_model(cfg, path, device, DTYPES[cfg.dtype]).requires_grad_(False) if cfg.kl_coef else None
-    return model, reference
 
 
 def set_up(cfg: Config, hook: Any, preemption: Preemption, started: float) -> tuple[Run, RunState]:
@@ -257,7 +258,7 @@ def set_up(cfg: Config, hook: Any, preemption: Preemption, started: float) -> tu
 
     with Timer(device)("load"):
         sampler = make_sampler(cfg, path, device, longest)  # first: vLLM counts its share of a GPU's free memory
-        model, reference = load_models(cfg, path, device)
+        model, reference = packing.load_models(cfg, path, device)
     betas = cfg.adam_beta1, cfg.adam_beta2
     optimizer = torch.optim.AdamW(model.parameters(), cfg.lr, betas, cfg.adam_eps, cfg.weight_decay)
     pool = RewardPool(cfg.reward_workers, cfg.reward_timeout, rule=cfg.reward)
@@ -294,9 +295,7 @@ def set_up(cfg: Config, hook: Any, preemption: Preemption, started: float) -> tu
         from_rank0(run_folder.check_disk, cfg, sum(p.numel() for p in model.parameters()))
     print0(f"{dist.get_world_size()} x {device.type}, attention: {model.backend}, sampler: {sampler.name}")
     if benchmarks:
-        limit = f"{cfg.eval_max_len} tokens" if cfg.eval_max_len else "the stage's own length"
-        settings = f"temperature {cfg.eval_temperature}, top_p {cfg.eval_top_p}, {limit}"
-        print0(f"validation: {cfg.eval_k} samples a problem, {settings}: not comparable with eval.py's 32,768")
+        print0(metrics.validation_settings(cfg))
 
     timer = Timer(device)
     timer.seconds["start"] = time.perf_counter() - started
@@ -456,7 +455,7 @@ def train(run: Run, state: RunState, hook: Any) -> tuple[RunState, dict[int, dic
                 packed, mismatch = add_fixed_logprobs(run, packed)
                 run.preemption.check()  # from here on weights move
             with timer("train"):
-                figures, norms = learn(run, minibatches, packed, mismatch, step)
+                figures, norms, state = learn(run, state, minibatches, packed, mismatch)
             skips = metrics.count_skips(norms, skips, step)
 
             # 4. The sampler gets the new weights, and is asked whether it has them.
@@ -498,6 +497,7 @@ def main(argv: list[str], hook: smoke.NoHook | smoke.SmokeTest = smoke.NO_HOOK) 
     started, cfg = time.perf_counter(), load_config(argv)
     if cfg.smoke and hook is smoke.NO_HOOK:
         return smoke.smoke_run(main, argv)  # this function again, with a hook that does more
+    preflight.check(cfg)
     cfg = hook.prepare(cfg)
     with run_folder.disk_errors(cfg), Preemption(cfg.preempt_seconds) as preemption:
         run, state = set_up(cfg, hook, preemption, started)

@@ -134,8 +134,9 @@ class Config:
     rollout_correction_high: float = 2.0
     mismatch_limit: float = 0.003  # KL(sampler || trainer) a token, mean of k3 (or k1), beyond which the run stops
     # the machine
-    device: Literal["auto", "cpu"] = "auto"  # auto = the GPUs where there are any
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"  # compute type; parameters, gradients and Adam are float32
+    device: Literal["auto", "cpu"] = "auto"  # auto = NVIDIA GPUs, one a process; without one it is refused
+    # compute type (float16: with a loss scale, also for GPUs without bfloat16); parameters, gradients, Adam are float32
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     token_budget: int = 32768  # tokens a micro-batch on a rank
     logprob_chunk: int = 2048  # tokens whose logits exist at once
     activation_checkpointing: bool = True

@@ -212,8 +212,8 @@ def test_every_choice_of_an_algorithm_is_some_config_s():
     for field in dataclasses.fields(Config):
         if get_origin(field.type) is Literal and field.name not in ("kl_estimator", "export_dtype", "stage_reference"):
             used = {getattr(c, field.name) for c in configs}
-            # TRL's correction; the reward that DeepScaleR's begins with; models that write no <think>
-            without_config = {"sequence_mask", "strict", "optional"}
+            # TRL's correction; the reward that DeepScaleR's begins with; models without <think>; GPUs without bfloat16
+            without_config = {"sequence_mask", "strict", "optional", "float16"}
             assert used == set(get_args(field.type)) - without_config, field.name
     for name in ("dual_clip", "overlong_buffer", "refill_attempts", "stage_gpus", "eval_max_len"):
         assert any(getattr(c, name) for c in configs), name
@@ -251,7 +251,7 @@ def test_faithful_is_what_the_code_did_and_modern_what_later_recipes_do():
         ("--seed=-1", "minimum 0"),
         ("--resume=1", "'1' is not true or false"),
         ("--resume=yes", "'yes' is not true or false"),
-        ("--dtype=float16", "float32, bfloat16"),
+        ("--dtype=fp16", "float32, bfloat16, float16"),
         ("--loss_agg=mean", "token, sequence, dr_grpo, deepscaler"),
         ("--group_size=1", "a group of one has no advantage"),
         ("--group_size=8,8", "2 entries for 1 stages"),

@@ -357,9 +357,39 @@ def test_a_qwen3_folder_is_planned(tmp_path, capsys):
     assert f"{tmp_path}, 0.596 B weights, bfloat16\n" in report(*flags, capsys=capsys)
 
 
+@pytest.mark.parametrize(
+    "name, weights, kv_bytes",
+    [
+        ("Qwen/Qwen2.5-0.5B-Instruct", 494_032_768, 12_288),  # as their safetensors have it
+        ("Qwen/Qwen2.5-1.5B-Instruct", 1_543_714_304, 28_672),
+        ("Qwen/Qwen3-0.6B", 596_049_920, 114_688),
+        ("Qwen/Qwen3-1.7B-Base", 1_720_574_976, 114_688),
+    ],
+)
+def test_a_hub_model_is_planned_from_its_published_shape(name, weights, kv_bytes, capsys):
+    job = only_job("configs/24k.py", f"--model={name}")
+    assert memory.num_params(job.model) == weights and job.kv_bytes == kv_bytes
+    printed = report("configs/24k.py", f"--model={name}", capsys=capsys)
+    assert f"{name} is not here: sizes of {name.removeprefix('Qwen/')}, " in printed
+
+
+@pytest.mark.parametrize("gpu", ["rtx4090", "rtx3090", "a10", "l4"])
+def test_one_card_of_24_gb_trains_the_small_model_and_not_the_larger_one(gpu):
+    card = ["configs/one_gpu.py", f"--gpu={gpu}", "--gpus=1"]
+    job = only_job(*card)
+    assert memory.misfits(job) == [] and 21 < job.gpu.memory < 24
+    assert memory.misfits(only_job(*card, "--dtype=float16")) == []
+    larger = only_job(*card, "--model=Qwen/Qwen2.5-1.5B-Instruct")
+    without_reference = memory.changed(larger, {"kl_coef": 0.0})
+    half_of_the_moments = part(larger, "Adam moments")[0] / 2 / 2**30
+    assert memory.trainer_peak(without_reference) - half_of_the_moments > job.gpu.memory  # not even with both
+
+
 REFUSED = {
     "--gpu=b200": "--gpu: 'b200' is not one of a100-40, a100-80, h100, h200",
     "--gpu=": "--gpu: ''",
+    "--gpu=t4": "--gpu: t4 has no bfloat16: --dtype=float16",
+    "--model=Qwen/Qwen9-900B": "--model: the shape of Qwen/Qwen9-900B is not known here",
     "--gpus=0": "--gpus: 0 is not 1 or more",
     "--gpus=-8": "--gpus: -8",
     "--gpus=x": "'x' is not an int",

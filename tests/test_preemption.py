@@ -46,7 +46,7 @@ VALIDATION_AT_THE_END_OF_A_STAGE = ("eval.sample", 4, signal.SIGTERM)
 LAST_STEP_OF_A_STAGE = ("train_grpo.sample", 4, signal.SIGTERM)
 FIRST_STEP_OF_A_STAGE = ("train_grpo.sample", 5, signal.SIGTERM)
 SAVE = ("training.checkpoint.save", 1, signal.SIGTERM)
-BEFORE_THE_FIRST_STEP = ("train_grpo.load_model", 1, signal.SIGUSR1)
+BEFORE_THE_FIRST_STEP = ("training.packing.load_model", 1, signal.SIGUSR1)
 # torch.distributed.checkpoint takes whatever is raised in it for a failure of its own
 LOAD_OF_A_CHECKPOINT = ("torch.distributed.checkpoint.FileSystemReader.read_data", 1, signal.SIGTERM)
 

@@ -180,7 +180,7 @@ def test_a_step_without_an_answer_says_what_to_look_at(world, capsys, group_of_o
 def test_a_smoke_run_refuses_what_the_real_run_would(world, tmp_path):
     argv = flags(world, tmp_path, eval_every=3, eval_data=tmp_path / "none.jsonl", smoke="true")
     output = train(argv, status=2)
-    assert "error: " in output and "none.jsonl: cannot" in output and "smoke: FAILED" in output
+    assert "error: eval_data: no file " in output and "none.jsonl" in output and "smoke: FAILED" in output
 
 
 def test_a_smoke_run_with_nothing_to_learn_says_so(world, tmp_path):

@@ -154,7 +154,7 @@ def test_real_problems_with_a_random_model_break_nothing(tmp_path):
 def test_three_updates_in_a_row_that_are_not_finite_stop_the_run(world, tmp_path, monkeypatch):
     optimizer_step, losses = train_grpo.optimizer_step, []
 
-    def with_bad_losses(model, optimizer, loss, cfg):
+    def with_bad_losses(model, optimizer, loss, cfg, loss_scale):
         losses.append(loss)
         bad = len(losses) in (2, 5, 6, 7)
         return optimizer_step(model, optimizer, float("nan") if bad else loss, cfg)
@@ -234,7 +234,7 @@ def test_bad_input_gets_one_line_and_status_2(monkeypatch, world, tmp_path):
     assert "out_dir: cannot write" in refused(out_dir=tmp_path / "file")
     assert "eval_data: the file names" in refused(eval_data="a/test.jsonl,b/test.jsonl")
     assert "wandb: not installed" in refused(wandb="true")
-    assert "cannot read the problems" in refused(eval_data=tmp_path / "none.jsonl", eval_every=1)
+    assert "eval_data: no file " in refused(eval_data=tmp_path / "none.jsonl", eval_every=1)
 
 
 def test_wandb_that_cannot_start_is_refused_before_a_model_loads_and_a_run_has_its_own_id(monkeypatch, world, tmp_path):

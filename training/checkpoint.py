@@ -37,6 +37,8 @@ class RunState:
     order_began: int = 0  # the step after which the data order began
     tokens: int = 0  # generated so far
     skipped: int = 0  # updates without a finite loss and gradient
+    loss_scale: float = 2.0**16  # of a float16 run, see training/loss_scale.py
+    good_updates: int = 0  # of a float16 run: in a row, at this scale
     timeouts: int = 0  # answers lost in the grader
     base: dict[str, Any] | None = None  # the base model's evaluation: {"first": results, "last": results}
     score: float | None = None  # smoothed reward, if this checkpoint competes for the best of its stage

@@ -12,7 +12,8 @@ from typing import Any
 from torch import nn
 
 from configs import Config
-from model import DTYPES, PEAK_FLOPS, Qwen2
+from model import DTYPES, Qwen2
+from training.hardware import PEAK_FLOPS
 
 GIB = 2**30
 CONTEXT = 1.5  # GiB of CUDA's context and NCCL's buffers
@@ -33,8 +34,9 @@ class Gpu:
     name: str
     memory: float  # GiB that torch sees
     bandwidth: float  # bytes/s, data sheet
-    peak: float  # bfloat16 FLOP/s, data sheet
+    peak: float  # FLOP/s in 16 bits, data sheet
     dollars: float  # an hour, assumed
+    bfloat16: bool = True  # else float16 alone
 
 
 GPUS = {
@@ -42,6 +44,11 @@ GPUS = {
     "a100-80": Gpu("a100-80", 79.2, 2.039e12, PEAK_FLOPS["A100"], 1.8),
     "h100": Gpu("h100", 79.1, 3.35e12, PEAK_FLOPS["H100"], 3.0),
     "h200": Gpu("h200", 139.7, 4.8e12, PEAK_FLOPS["H200"], 3.8),
+    "rtx4090": Gpu("rtx4090", 23.6, 1.008e12, PEAK_FLOPS["RTX 4090"], 0.4),
+    "rtx3090": Gpu("rtx3090", 23.6, 0.936e12, PEAK_FLOPS["RTX 3090"], 0.25),
+    "a10": Gpu("a10", 22.0, 0.6e12, PEAK_FLOPS["A10"], 0.75),
+    "l4": Gpu("l4", 22.0, 0.3e12, PEAK_FLOPS["L4"], 0.7),
+    "t4": Gpu("t4", 14.5, 0.32e12, PEAK_FLOPS["T4"], 0.35, bfloat16=False),
 }
 
 

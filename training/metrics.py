@@ -20,10 +20,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from configs import Config, UserError, write_whole
-from model import Qwen2, peak_flops
+from model import Qwen2
 from problems.prompts import ChatTokenizer, Prompt
 from rollout import Rollout, response_text
 from training.checkpoint import RunState, in_one_line, step_name
+from training.hardware import peak_flops
 from training.packing import all_sum, from_rank0, packed_length, print0
 
 # ----------------------------------------------------------------------------------------------------- time and memory
@@ -244,6 +245,13 @@ def check_wandb(cfg: Config) -> None:
     """Raises UserError where wandb is asked for and not installed."""
     if cfg.wandb and importlib.util.find_spec("wandb") is None:
         raise UserError("wandb: not installed; pip install wandb, or leave --wandb=false")
+
+
+def validation_settings(cfg: Config) -> str:
+    """A line on how validation samples."""
+    limit = f"{cfg.eval_max_len} tokens" if cfg.eval_max_len else "the stage's own length"
+    settings = f"temperature {cfg.eval_temperature}, top_p {cfg.eval_top_p}, {limit}"
+    return f"validation: {cfg.eval_k} samples a problem, {settings}: not comparable with eval.py's 32,768"
 
 
 class StepLog:

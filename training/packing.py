@@ -20,9 +20,10 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from configs import Config, UserError
-from model import DTYPES, ModelConfig, Qwen2, full_tensors, peak_flops, token_logprobs
+from model import DTYPES, ModelConfig, Qwen2, full_tensors, token_logprobs
 from problems.prompts import ChatTokenizer, Prompt
 from rollout import Rollout, Sampler
+from training.hardware import peak_flops
 
 Value = TypeVar("Value")
 
@@ -30,14 +31,13 @@ Value = TypeVar("Value")
 
 
 def init_distributed(cfg: Config) -> torch.device:
-    """A process group and this rank's device; without torchrun, a group of one. Raises UserError."""
+    """A process group and this rank's device, which `preflight` has found to be there; without torchrun, a group of
+    one. Raises UserError."""
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size % (cfg.shard_size or 1):
         raise UserError(f"shard_size: {world_size} ranks are no multiple of {cfg.shard_size}")
-    cuda = torch.cuda.is_available() and cfg.device == "auto"
+    cuda = cfg.device == "auto"
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
-    if cuda and cfg.dtype == "float32":
-        raise UserError("dtype: float32 does not run through FlashAttention on a GPU; use bfloat16, or --device=cpu")
     if cuda:
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
@@ -63,6 +63,14 @@ def load_model(cfg: Config, path: Path, device: torch.device, dtype: torch.dtype
     model.vocab_size = min(model.vocab_size, ChatTokenizer(path).size)
     peak_flops(device, DTYPES[cfg.dtype])  # for mfu: measured here, while vLLM sleeps
     return model
+
+
+def load_models(cfg: Config, path: Path, device: torch.device) -> tuple[Qwen2, Qwen2 | None]:
+    """The policy, and the KL reference if there is a KL penalty."""
+    model = load_model(cfg, path, device, torch.float32)
+    model.set_activation_checkpointing(cfg.activation_checkpointing)
+    reference = load_model(cfg, path, device, DTYPES[cfg.dtype]).requires_grad_(False) if cfg.kl_coef else None
+    return model, reference
 
 
 def longest_sequence(cfg: Config, path: Path, benchmarks: dict[str, list[Prompt]]) -> int:

@@ -19,7 +19,7 @@ from statistics import NormalDist, fmean
 import torch
 
 from configs import UserError, load_config, parse_flags
-from model import ModelConfig, Qwen2
+from model import ModelConfig, Qwen2, is_hub_id
 from problems.files import data_files, objects
 from training import memory
 from training.checkpoint import in_bytes, most_saves, save_bytes
@@ -41,6 +41,22 @@ POOR = Stack(overhead=0.014, share=0.33, reward=15, sync=20)
 STACKS = {"good": GOOD, "poor": POOR}
 R1_DISTILL = dict(model_type="qwen2", vocab_size=151936, hidden_size=1536, intermediate_size=8960, num_hidden_layers=28,
                   num_attention_heads=12, num_key_value_heads=2, tie_word_embeddings=False)  # fmt: skip
+QWEN_1_5B = R1_DISTILL | dict(tie_word_embeddings=True)
+QWEN_0_5B = QWEN_1_5B | dict(hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14)
+QWEN3_0_6B = QWEN_1_5B | dict(model_type="qwen3", hidden_size=1024, intermediate_size=3072, num_attention_heads=16,
+                              num_key_value_heads=8, head_dim=128)  # fmt: skip
+QWEN3_1_7B = QWEN3_0_6B | dict(hidden_size=2048, intermediate_size=6144)
+SHAPES = {  # of hub repositories, as published
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B": R1_DISTILL,
+    "Qwen/Qwen2.5-1.5B": QWEN_1_5B,
+    "Qwen/Qwen2.5-1.5B-Instruct": QWEN_1_5B,
+    "Qwen/Qwen2.5-0.5B": QWEN_0_5B,
+    "Qwen/Qwen2.5-0.5B-Instruct": QWEN_0_5B,
+    "Qwen/Qwen3-0.6B": QWEN3_0_6B,
+    "Qwen/Qwen3-0.6B-Base": QWEN3_0_6B,
+    "Qwen/Qwen3-1.7B": QWEN3_1_7B,
+    "Qwen/Qwen3-1.7B-Base": QWEN3_1_7B,
+}
 PROMPT = 150  # tokens
 SIGMA = 0.7  # of the logarithm of response lengths
 MEANS = {8192: 4500, 16384: 4500, 24576: 5500}  # tokens of a response by context: the middle of DeepScaleR's curves
@@ -55,11 +71,38 @@ ASSUMED = f"""assumed, none of it measured (good | poor software):
 - prompts of {PROMPT} tokens, cached; a sample starts at once, or when all of it fits; ranks wait for the longest one
 - engine step: weights at {BANDWIDTH_SHARE:.0%} of bandwidth or products at {DECODE_SHARE:.0%} of peak, + KV, + \
 {1000 * GOOD.overhead:g} | {1000 * POOR.overhead:g} ms (torch sampler {1000 * TORCH_STEP:g})
-- training, log-probabilities: {GOOD.share:.0%} | {POOR.share:.0%} of the bf16 peak, recomputation counted; \
+- training, log-probabilities: {GOOD.share:.0%} | {POOR.share:.0%} of the peak, recomputation counted; \
 all samples train, packs are balanced, no refills
 - reward {GOOD.reward} | {POOR.reward} s; sync with sleep, wake and probe {GOOD.sync} | {POOR.sync} s; checkpoints \
 written at {DISK / 1e9:g} GB/s
 - evaluation: 30 problems where the file is not here, responses 1.5 times as long; base and final ones not counted"""
+
+
+# --------------------------------------------------------------------------------------------------------- the model
+
+
+def known_shape(name: str) -> ModelConfig | None:
+    """Of a model folder that is here, or of a hub repository in the table. Raises UserError for a bad config.json."""
+    if (Path(name) / "config.json").is_file():
+        return ModelConfig.from_folder(name)
+    return ModelConfig.from_dict(SHAPES[name]) if name in SHAPES else None
+
+
+def shape_to_plan(name: str) -> tuple[ModelConfig, str]:
+    """A model's shape, and whose it is where the model is not here. A folder that is not here is taken for the export
+    of a stage before, of DeepScaleR's model. Raises UserError for a hub repository that is not in the table."""
+    shape = known_shape(name)
+    if shape is None and is_hub_id(name):
+        known = ", ".join(SHAPES)
+        raise UserError(f"--model: the shape of {name} is not known here: a folder with its config.json, or {known}")
+    published = "DeepSeek-R1-Distill-Qwen-1.5B" if shape is None else name.partition("/")[2]
+    return shape or ModelConfig.from_dict(R1_DISTILL), "" if Path(name).is_dir() else published
+
+
+def without_weights(shape: ModelConfig) -> Qwen2:
+    """The model on the meta device."""
+    with torch.device("meta"):
+        return Qwen2(shape)
 
 
 # --------------------------------------------------------------------------------------------------------------- time
@@ -211,10 +254,9 @@ def stages(argv: list[str]) -> list[Job]:
     if len(means) != len(contexts) or not all(1 <= mean <= n for mean, n in zip(means, contexts, strict=True)):
         given = ",".join(map(str, means))
         raise UserError(f"--mean_len: {given!r}: one number a stage, between 1 and its limit, of {contexts}")
-    shape = ModelConfig.from_folder(cfg.model) if Path(cfg.model).is_dir() else ModelConfig.from_dict(R1_DISTILL)
-    with torch.device("meta"):
-        model = Qwen2(shape)
-    gpu = GPUS[flags.gpu]
+    model, gpu = without_weights(shape_to_plan(cfg.model)[0]), GPUS[flags.gpu]
+    if cfg.dtype == "bfloat16" and not gpu.bfloat16:
+        raise UserError(f"--gpu: {gpu.name} has no bfloat16: --dtype=float16")
     if cfg.dtype == "float32":
         gpu = replace(gpu, peak=gpu.peak / 16)
     prompt, longest = min(PROMPT, cfg.max_prompt_len), cfg.max_prompt_len + contexts[-1]
@@ -234,7 +276,8 @@ def stages(argv: list[str]) -> list[Job]:
 def main(argv: list[str]) -> None:
     """Print memory, time and cost of every stage. Raises UserError."""
     jobs, cfg = stages(argv), load_config(parse_flags(argv, Flags)[1])
-    known = "" if Path(cfg.model).is_dir() else " is not here: sizes of DeepSeek-R1-Distill-Qwen-1.5B"
+    published = shape_to_plan(cfg.model)[1]
+    known = f" is not here: sizes of {published}" if published else ""
     only = " (runs on the CPU only; bfloat16 runs on a GPU)" if cfg.dtype == "float32" else ""
     print(f"model: {cfg.model}{known}, {num_params(jobs[0].model) / 1e9:.4g} B weights, {cfg.dtype}{only}")
     price = cfg.gpu_dollars_per_hour or jobs[0].gpu.dollars

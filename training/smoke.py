@@ -22,6 +22,8 @@ from model import DTYPES, Qwen2
 from problems.prompts import Prompt, unread_golds
 from rollout import Rollout
 from training import checkpoint, run_folder, watch
+from training.checkpoint import RunState
+from training.loss_scale import loss_scale
 from training.metrics import Timer, check_wandb, is_hopeless
 from training.packing import Batch, Minibatch, fixed_logprobs, from_rank0, pack, print0, sync_weights
 
@@ -156,9 +158,13 @@ def worst_case(run: Any, backward: Callable, optimizer_step: Callable) -> Timer:
             b = replace(b, ref_logprobs=fixed_logprobs(run.reference, [b], cfg)[0])
         for group in optimizer.param_groups:
             group["lr"] = 0.0
-        backward(run.model, [b], minibatch, cfg)
-        if optimizer_step(run.model, optimizer, 0.0, cfg) is None:
-            raise SystemExit("the gradient of the worst pack is not finite")
+        scale = loss_scale(RunState(), cfg)
+        backward(run.model, [b], minibatch, cfg, scale)
+        while optimizer_step(run.model, optimizer, 0.0, cfg, scale) is None:
+            if scale == 1:
+                raise SystemExit("the gradient of the worst pack is not finite")
+            scale /= 2
+            backward(run.model, [b], minibatch, cfg, scale)
     for group in optimizer.param_groups:
         group["lr"] = cfg.lr
     optimizer.state.clear()
