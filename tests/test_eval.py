@@ -27,8 +27,7 @@ from evaluation.stats import macro, majority, paired, pass_at, population_interv
 from grader import pool as grader_pool
 from grader.pool import RewardPool
 from problems.prompts import ChatTokenizer, encode_problems, load_problems
-from problems.rows import Fields
-from problems.sources import benchmark_problem
+from problems.rows import Fields, as_row
 from reward import extract_answer
 from rollout import TorchSampler
 from runs import ROOT, run_here, run_ranks, start_ranks
@@ -229,7 +228,7 @@ def completions_file(path, change):
     with open(path, "w") as f:
         for file, name in NAMES.items():
             for i, raw in enumerate(json.loads((RAW / f"{file}.json").read_text())):
-                gold = benchmark_problem(raw)[1]
+                gold = list(as_row(raw, "x").answers)
                 texts = [change(g) for g in gold]
                 completions = [{"text": t, "tokens": len(t), "finish_reason": "stop"} for t in texts]
                 row = {"benchmark": name, "id": f"{name}-{i}", "answer": gold, "completions": completions}
