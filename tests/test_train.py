@@ -227,7 +227,9 @@ def test_bad_input_gets_one_line_and_status_2(monkeypatch, world, tmp_path):
     assert "model: no such folder" in refused(model=tmp_path / "none")
     assert "tokenizer.json: cannot read" in refused(model=tmp_path)
     (tmp_path / "rows.jsonl").write_text('{"problem": "1+1=?", "answer": "2"}\n{"problem": "1+2=?"}\n')
-    assert f"{tmp_path}/rows.jsonl:2: a row needs an 'answer'" in refused(train_data=tmp_path / "rows.jsonl")
+    assert f"{tmp_path}/rows.jsonl:2: no 'answer' among the columns problem" in refused(
+        train_data=tmp_path / "rows.jsonl"
+    )
     assert "max_position_embeddings=512" in refused(max_response_len="24,600", token_budget=1000)
     assert "prompts_per_step is 100" in refused(prompts_per_step=100)
     (tmp_path / "file").write_text("")
