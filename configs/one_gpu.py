@@ -25,6 +25,7 @@ Config(
     temperature=1.0,
     max_prompt_len=512,
     max_response_len=(1024,),
+    think="optional",  # it answers without tags
     stage_steps=(232,),
     entropy_coef=0.0,
     token_budget=16384,

@@ -1,4 +1,4 @@
-"""Files of objects, whatever they are written in: .jsonl, .json, .csv, .parquet, .arrow, any of the first three as .gz,
+"""Files of objects, whatever they are written in: .jsonl, .json, .csv, .tsv, .parquet, .arrow, any of the texts as .gz,
 folders of them, and comma lists.
 
 `data_files` names the files, `objects` reads one of them, an object at a time. Nothing here knows what a row means:
@@ -21,7 +21,8 @@ MAX_ROWS, MAX_BYTES = 2_000_000, 2**31  # of a compressed file, in which a few b
 MAX_LINE = 64 << 20  # bytes of a line in one
 MAX_CELL = 200_000  # characters of a .csv field: a quote that is never closed would swallow the rows behind it
 CELL_BYTES = 64  # what a value of a .parquet file takes as an object, its text aside
-SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".arrow")
+TEXTS = (".jsonl", ".json", ".csv", ".tsv")
+SUFFIXES = (*TEXTS, ".parquet", ".arrow")
 NO_DATA = re.compile(r"(dataset_info|dataset_infos|dataset_dict|state|sources|config|report)\.json")
 SPLIT = re.compile(r"(?:^|[-_./])(train|test|valid|validation|val|dev)(?=$|[-_./\d])")
 Select = Callable[[list[str]], list[str]]  # gives the columns to read of those that a .parquet or .arrow file has
@@ -33,14 +34,13 @@ class EmptyLine(ValueError):
 
 def suffix_of(path: Path) -> str:
     """.jsonl of a.jsonl and of a.jsonl.gz; "" of what is no file of objects."""
-    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-    known = suffix in (SUFFIXES[:3] if path.suffix == ".gz" else SUFFIXES)
-    return suffix if known else ""
+    suffix = (path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix).lower()
+    return suffix if suffix in (TEXTS if path.suffix == ".gz" else SUFFIXES) else ""
 
 
 def place(path: Path, number: int) -> str:
     """Where an object stands, for a message."""
-    return f"{path}:{number}" if suffix_of(path) in (".jsonl", ".csv") else f"{path}: row {number}"
+    return f"{path}:{number}" if suffix_of(path) in (".jsonl", ".csv", ".tsv") else f"{path}: row {number}"
 
 
 # ----------------------------------------------------------------------------------------------------- names of files
@@ -65,7 +65,8 @@ def _in_folder(folder: Path) -> list[Path]:
     splits = {match[1] for path in files for match in SPLIT.finditer(str(path.relative_to(folder)))}
     for kinds, name in ((splits, "splits"), ({suffix_of(path) for path in files}, "formats")):
         if len(kinds) > 1:  # reading all would train on the test, or read every row twice
-            raise UserError(f"{folder}: holds the {name} {', '.join(sorted(kinds))}: name the file or folder of one")
+            remedy = f"name the files of one, with commas between them, as {files[0]}"
+            raise UserError(f"{folder}: holds the {name} {', '.join(sorted(kinds))}: {remedy}")
     return files
 
 
@@ -82,14 +83,18 @@ def objects(
     """
     suffix = suffix_of(path)
     if not suffix:
-        raise UserError(f"{path}: not a .jsonl, .json, .csv, .parquet or .arrow file")
+        hub = f" (of the hub? `hf download {path} --repo-type=dataset --local-dir=data/{path.name}`)"
+        is_hub_id = not path.exists() and len(path.parts) == 2
+        raise UserError(f"{path}: not a {', '.join(SUFFIXES)} file{hub if is_hub_id else ''}")
     try:
         check_regular(path)  # opening a pipe would wait for its other end
         if suffix in (".parquet", ".arrow"):
             yield from (_parquet if suffix == ".parquet" else _arrow)(path, select)
         else:
             with _opened(path) as f:
-                yield from {".jsonl": _jsonl, ".json": _json, ".csv": _csv}[suffix](f)
+                yield from {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".tsv": _csv}[suffix](f)
+    except UnicodeDecodeError as e:
+        raise UserError(f"{path}: {failure}: not UTF-8 ({e.reason} at byte {e.start}): save it as UTF-8") from None
     except (OSError, EOFError, ValueError, RecursionError, csv.Error, zlib.error) as e:
         raise UserError(f"{path}: {failure}: {' '.join(str(e).split())}") from None
 
@@ -177,9 +182,14 @@ def _of_object(value: Any) -> list[Any]:
 
 
 def _csv(f: BinaryIO) -> Iterator[tuple[int, Any]]:
+    """Between commas, tabs or semicolons, by what the first line has; UTF-16 too, as spreadsheets write it."""
     csv.field_size_limit(MAX_CELL)
-    with io.TextIOWrapper(f, encoding="utf-8-sig", newline="") as text:
-        reader = csv.DictReader(text, strict=True)
+    head = f.peek(2**12)
+    encoding = "utf-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    first_line = head.decode(encoding, "ignore").partition("\n")[0]
+    delimiter = max(",\t;", key=first_line.count)
+    with io.TextIOWrapper(f, encoding=encoding, newline="") as text:
+        reader = csv.DictReader(text, strict=True, delimiter=delimiter)
         start = 2
         for row in reader:
             wrong = None in row or None in row.values()

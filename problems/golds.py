@@ -1,4 +1,4 @@
-"""The answers in what a data set has as an answer, or in a solution.
+"""Values of an object by dotted paths, and the answers in what a data set has as an answer, or in a solution.
 
 Data sets write a number, text, a list, a list as text (`["31", "31.0"]`), a solution that ends in `#### 31` or a box, a
 sentence, or a word that stands for no answer.
@@ -9,6 +9,7 @@ import json
 import math
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 from grader.answers import refusal
@@ -22,13 +23,40 @@ CONTROL = re.compile(
     r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\t(?=imes|ext\s*\{|ext(?:bf|it|rm)|heta|riangle|binom|frac\s*[\d{])"
     r"|\r(?=ight|angle|ho\b|floor|ceil)|\n(?=eq\b|abla|otin)"
 )
-HASHES = re.compile(r"####\s*(.+?)\s*\Z", re.DOTALL)  # GSM8K's end of a solution
+HASHES = re.compile(r"####\s*(\S[^\n]*)")  # GSM8K's end of a solution
 ANSWER_IS = re.compile(
     r"(?:(?:so|thus|hence|therefore),?\s+)?(?:the\s+)?(?:final\s+|correct\s+)?answer\s*(?:is\s*:?|:|=)\s*(.+?)\.?|"
     r"(?:故|所以)?(?:最终)?答案\s*(?:是|为)?\s*[:：]?\s*(.+?)[.。]?",
     re.IGNORECASE | re.DOTALL,
 )
+NUMBER_OF_THINGS = re.compile(r"(-?[\d.,/]+) \([a-z][a-z ]*\)")  # 9 (apples)
+BARE_WORD = re.compile(r"yes|no|true|false|\(?[A-E]\)?|infinity|no solutions?|does not exist", re.IGNORECASE)
 ACCEPTED_TOO = re.compile(r"(.+?)\s*\((?:also\s+)?accept(?:ed|able)?:?\s+(.+)\)", re.IGNORECASE)
+
+
+def normal_name(name: Any) -> str:
+    return re.sub(r"[\s-]+", "_", str(name).strip().lower())
+
+
+@lru_cache(maxsize=1024)
+def own_names(names: tuple[str, ...]) -> dict[str, str]:
+    """An object's names by their normal form; of several the first."""
+    return {normal_name(name): name for name in reversed(names)}
+
+
+def top_name(path: str) -> str:
+    return normal_name(path.partition(".")[0])
+
+
+def find(raw: dict[str, Any], path: str) -> Any:
+    """What stands at a dotted path; None where nothing does."""
+    value: Any = raw
+    for name in path.split("."):
+        value = parsed(value) if isinstance(value, str) else value
+        if not isinstance(value, dict):
+            return None
+        value = value.get(name if name in value else own_names(tuple(value)).get(name.lower()))
+    return value
 
 
 def parsed(text: str) -> Any:
@@ -66,17 +94,21 @@ def damage(text: str) -> str:
 def golds(value: Any) -> list[str]:
     """The answers that a field holds, any of which is right; none for null and for what stands for no answer.
 
-    Text, a number (142.0 is 142), a list of them, or such a list written as text, as Skywork has it; of text what
-    GSM8K's #### or a box ends it with. Raises ValueError.
+    Text, a number (142.0 is 142), a list of texts, or such a list written as text, as Skywork has it; of text what
+    GSM8K's #### or a box ends it with. A list of numbers is one answer, which has them all. Raises ValueError.
     """
     if isinstance(value, str):
         listed = parsed(value)
-        if isinstance(listed, list) and listed and all(isinstance(item, str) for item in listed):  # [1, 2] is an answer
-            value = listed
-        elif isinstance(listed, dict) and listed.get("value") is not None:
+        if isinstance(listed, dict):  # the tests of a program, the constraints of an instruction
+            if listed.get("value") is None:
+                raise ValueError("is neither text nor number")
             value = listed["value"]
-    if isinstance(value, (list, tuple)):
+        elif isinstance(listed, list) and listed and all(isinstance(item, (str, dict)) for item in listed):
+            value = listed  # [1, 2] is an answer
+    if isinstance(value, list):
         found = [gold for item in value for gold in golds(item)]
+        if len(found) > 1 and not any(isinstance(item, str) for item in value):
+            found = [", ".join(found)]
     elif value is None:
         found = []
     elif isinstance(value, str):
@@ -87,19 +119,21 @@ def golds(value: Any) -> list[str]:
         found = [] if value != value else None  # nan, as pandas writes what is missing
     if found is None:
         raise ValueError("is neither text nor number")
-    return [gold for gold in dict.fromkeys(found) if gold.lower() not in SENTINELS]
+    return [gold for gold in dict.fromkeys(found) if gold.lower().rstrip(".") not in SENTINELS]
 
 
 def gold_texts(text: str) -> list[str]:
     """What a text of the answer field answers; several where others are accepted too."""
     text = text.rpartition("</think>")[2].strip()
-    hashes = HASHES.search(text)
+    hashes = HASHES.findall(text)
     if hashes:
-        text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", hashes[1])  # GSM8K's 1,250 is one number
+        text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", hashes[-1].strip())  # GSM8K's 1,250 is one number
     elif "\\boxed" in text or "\\fbox" in text:
         text = boxed(text) or text
-    sentence = ANSWER_IS.fullmatch(text)
+    sentence = ANSWER_IS.fullmatch(text.replace("**", ""))
     text = (sentence[1] or sentence[2]) if sentence else text
+    things = NUMBER_OF_THINGS.fullmatch(text)
+    text = things[1] if things else text
     if text.isdecimal():
         return [text.lstrip("0") or "0"]  # 025
     accepted = ACCEPTED_TOO.fullmatch(text)
@@ -120,6 +154,18 @@ def solution_answer(solution: str) -> str:
     answer = boxed(solution)
     if answer is None and (HASHES.search(solution) or sentence):
         answer = sentence[0] if sentence else solution
-    elif answer is None and re.fullmatch(r"[^\n]{0,100}[\d\\][^\n]{0,100}", solution) and refusal(solution) is None:
+    elif answer is None and is_bare_answer(solution.strip()):
         answer = solution
     return next(iter(golds(answer)), "")
+
+
+def is_bare_answer(text: str) -> bool:
+    """Is this no solution but an answer, as some data sets have it in that field?"""
+    if BARE_WORD.fullmatch(text):
+        return True
+    return bool(re.fullmatch(r"[^\n]{0,100}[\d\\][^\n]{0,100}", text)) and refusal(text) is None
+
+
+def is_prose(answer: str) -> bool:
+    """Is this an explanation that the grader cannot read?"""
+    return len(re.findall(r"[^\W\d_]{2,}", answer)) > 5 and refusal(answer) is not None

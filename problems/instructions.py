@@ -25,20 +25,34 @@ INSTRUCTIONS = (
     r"\s+the\s+problem\.",  # DAPO
     r"solve\s+the\s+following\s+math\s+problem\s+efficiently\s+and\s+clearly[.:](?:(?!think\s+step)[\s\S]){0,900}"
     r"think\s+step\s+by\s+step\s+before\s+answering\.",  # lighteval
+    r"solve\s+the\s+following\s+math\s+problem\s+efficiently\s+and\s+clearly[.:](?:(?!where\s+\[answer\])[\s\S]){0,900}"
+    r"where\s+\[answer\]\s+is\s+just\s+the\s+final\s+number\s+or\s+expression\s+that\s+solves\s+the\s+"
+    r"problem\.",  # Llama
+    r"show\s+your\s+work\s+in\s+<think>\s*</think>\s+tags\.\s+(?:and\s+)?return\s+the\s+final\s+answer\s+in\s+"
+    r"<answer>\s*</answer>\s+tags(?:,\s+for\s+example\s+<answer>[^<\n]{0,80}</answer>)?\.?",  # TinyZero
+    r"you\s+first\s+think\s+about\s+the\s+reasoning\s+process\s+as\s+an\s+internal\s+monologue\s[^\n]{0,300}?"
+    rf"must\s+be\s+put\s+in\s+{BOX}\.?",  # EasyR1
+    r"you\s+must\s+put\s+your\s+answer\s+inside\s+<answer>\s*</answer>\s+tags[^\n]{0,300}\n+this\s+is\s+the\s+"
+    r"problem:",  # Open-Reasoner-Zero
+    r"请(?:你)?(?:一步一步|逐步)地?(?:推理|思考)，?并?(?:将|把)?(?:你的)?最终答案"
+    rf"(?:放在|写在|置于|放入)\s*{BOX}\s*(?:中|内|里)?。?",  # Qwen
 )
 # Longer ones first, so that none takes the beginning of another.
-AT_START = [re.compile(rf"(?:{text})(?:(?<=[.!:])(?=\s)|(?=\s*\n))", re.IGNORECASE) for text in reversed(INSTRUCTIONS)]
+AT_START = [
+    re.compile(rf"(?:{text})(?:(?<=[.!:。])(?=\s)|(?=\s*\n))", re.IGNORECASE) for text in reversed(INSTRUCTIONS)
+]
 AT_END = [re.compile(rf"(?:{text})\s*\Z", re.IGNORECASE) for text in INSTRUCTIONS]
-SENTENCE_END = re.compile(r"(?:[.?!:)$\]}]\s*|\n\s*)\Z")
+SENTENCE_END = re.compile(r"(?:[.?!:)$\]}。？]\s*|\n\s*)\Z")
 RENDERED = [  # the user's turns in a prompt that was rendered for one model
     re.compile(r"<\|im_start\|>user\s*(.*?)(?:<\|im_end\|>|\Z)", re.DOTALL),
     re.compile(r"<[|｜]User[|｜]>(.*?)(?:<[|｜]Assistant[|｜]>|\Z)", re.DOTALL),
     re.compile(r"<\|start_header_id\|>user<\|end_header_id\|>\s*(.*?)(?:<\|eot_id\|>|\Z)", re.DOTALL),
+    re.compile(r"\ABelow is an instruction that .*?### Instruction:\s*(.*?)\s*### Response:", re.DOTALL),
     re.compile(r"\AA conversation between User and Assistant\..*?\bUser:\s*(.*?)\s*Assistant:", re.DOTALL),
 ]
-LABEL = re.compile(r"^(?:Question|Problem|Q)\s*:[ \t]*", re.MULTILINE)
+LABEL = re.compile(r"^(?:Question|Problem|Q|Frage|Pregunta|Вопрос|问题|問題)\s*[:：][ \t]*", re.MULTILINE)
 REPLY_LABEL = re.compile(r"\n\s*(?:Answer|Solution|A)\s*:\s*\Z")
-SPEAKS_OF_FORMAT = re.compile(r"\\boxed|####|Answer:")
+SPEAKS_OF_FORMAT = re.compile(r"\\boxed|####|Answer:|<answer>|<think>|step[ -]by[ -]step", re.IGNORECASE)
 ROLES = {"human": "user", "gpt": "assistant"}
 
 

@@ -212,8 +212,8 @@ def test_every_choice_of_an_algorithm_is_some_config_s():
     for field in dataclasses.fields(Config):
         if get_origin(field.type) is Literal and field.name not in ("kl_estimator", "export_dtype", "stage_reference"):
             used = {getattr(c, field.name) for c in configs}
-            # TRL's correction; the reward that DeepScaleR's begins with; models without <think>; GPUs without bfloat16
-            without_config = {"sequence_mask", "strict", "optional", "float16"}
+            # TRL's correction; the reward that DeepScaleR's begins with; GPUs without bfloat16
+            without_config = {"sequence_mask", "strict", "float16"}
             assert used == set(get_args(field.type)) - without_config, field.name
     for name in ("dual_clip", "overlong_buffer", "refill_attempts", "stage_gpus", "eval_max_len"):
         assert any(getattr(c, name) for c in configs), name

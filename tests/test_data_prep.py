@@ -154,7 +154,7 @@ def test_malformed_lines_are_named_and_skipped_up_to_a_share(tmp_path):
     path = tmp_path / "raw.jsonl"
     path.write_text("\ufeff" + "\n".join([*good, "[1]", '{"id": "r3"}']) + "\n", encoding="utf-8")
     reading = read_rows([path], 0.1)
-    problems = [(21, "not an object"), (22, "no 'problem' among the columns id")]
+    problems = [(21, "not an object"), (22, "no 'problem' among the columns id (--problem_field= names another)")]
     assert len(reading.rows) == 20 and [(m["line"], m["problem"]) for m in reading.malformed] == problems
     with pytest.raises(UserError, match="2 of 22 rows are malformed, the first in line 21"):
         read_rows([path], 0.05)

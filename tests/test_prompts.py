@@ -51,11 +51,14 @@ def test_problems_come_from_the_files_that_the_curation_reads_too(tmp_path):
 @pytest.mark.parametrize(
     "text,message",
     [
-        ('{"problem": "a", "answer": "1"}\n{"problem": "b"}', r":2: no 'answer' among the columns problem$"),
-        ('{"problem": "a", "answer": "  "}', r"no rows with an answer"),
-        ('{"problem": "a", "answer": null}', r"no rows with an answer"),
+        (
+            '{"problem": "a", "answer": "1"}\n{"problem": "b"}',
+            r":2: no 'answer' among the columns problem \(--answer_f",
+        ),
+        ('{"problem": "a", "answer": "  "}', r"no rows that can be used, of 1: .*:1: no answer"),
+        ('{"problem": "a", "answer": null}', r"no rows that can be used, of 1: .*:1: no answer"),
         ('{"problem": "a", "answer": [true]}', r":1: 'answer' is neither text nor number"),
-        ('{"answer": "1", "text": "a"}', r":1: no 'problem' among the columns answer, text$"),
+        ('{"answer": "1", "text": "a"}', r":1: no 'problem' among the columns answer, text \(--problem_field="),
         ('{"problem": " ", "answer": "1"}', r":1: an empty problem"),
         ('{"problem": "a", "answer": "1"}\n{"problem', r":2: not JSON"),
         ("[1]", r":1: not an object"),

@@ -67,7 +67,30 @@ PUBLISHED = {
         f"\n\n{Q}",
         "expected_answer": 5,
     },
-    "MetaMath": {"query": Q, "response": "2 + 3 = 5.\nThe answer is: 5", "original_question": Q, "type": "x"},
+    "MetaMath": {"query": Q, "response": "2 + 3 = 5.\n#### 5\nThe answer is: 5", "original_question": Q, "type": "x"},
+    "MegaScience": {"question": Q, "answer": "Adding the two numbers gives us five.", "reference_answer": "5"},
+    "MGSM": {"question": f"Frage: {Q}", "answer": "Schritt-Antwort: Wir zählen zwei und drei zusammen.",
+             "answer_number": 5},
+    "ASDiv": {"question": Q, "body": "", "answer": "5 (apples)"},
+    "Alpaca": {"instruction": "Solve the following math problem.", "input": Q, "output": SOLVED},
+    "Alpaca, rendered": verl("Below is an instruction that describes a task. Write a response.\n\n### Instruction:\n"
+                             f"{Q}\n\n### Response: Let's think step by step."),
+    "MAWPS, original": {"iIndex": 1, "sQuestion": Q, "lSolutions": [5.0]},
+    "TinyZero": verl(f"A conversation between User and Assistant. It answers.\nUser: {Q} Show your work in <think> "
+                     "</think> tags. And return the final answer in <answer> </answer> tags, for example <answer> 1 "
+                     "</answer>.\nAssistant: Let me solve this.\n<think>"),
+    "EasyR1": verl(f"{Q} You FIRST think about the reasoning process as an internal monologue and then provide the "
+                   "final answer. The reasoning process MUST BE enclosed within <think> </think> tags. The final answer MUST "
+                   "BE put in \\boxed{}."),
+    "Open-Reasoner-Zero's prompt": verl(
+        "You must put your answer inside <answer> </answer> tags, i.e., <answer> answer here </answer>. And your final "
+        f"answer will be extracted automatically by the \\boxed{{}} tag.\nThis is the problem:\n{Q}"),
+    "Llama's evaluations": verl(
+        "Solve the following math problem efficiently and clearly:\n\n- For simple problems (2 steps or fewer):\n"
+        "Provide a concise solution.\n\nRegardless of the approach, always conclude with:\n\nTherefore, the final answer is: "
+        "$\\boxed{answer}$. I hope it is correct.\n\nWhere [answer] is just the final number or expression that solves "
+        f"the problem.\n\nProblem: {Q}"),
+    "Qwen, in Chinese": verl(f"{Q}\n请逐步推理，并将最终答案放在\\boxed{{}}中。"),
     "MathInstruct": {"instruction": Q, "output": "Let us add.\nThe answer is 5.", "source": "x"},
     "Big-Math": {"problem": Q, "answer": "5", "source": "x", "domain": ["Algebra"], "llama8b_solve_rate": 0.5},
     "OlympiadBench": {
@@ -111,8 +134,9 @@ def test_published_rows_are_read_without_a_flag(name):
 
 
 def test_what_was_taken_off_a_prompt_is_said(tmp_path):
-    lines = [PUBLISHED[name] for name in ("DAPO", "RLVR, with examples", "AReaL")]
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    lines = [json.dumps(PUBLISHED[name]) for name in ("DAPO", "RLVR, with examples", "AReaL")]
+    lines = [line.replace("2 + 3", f"2 + {i}") for i, line in enumerate(lines)]  # else they are copies
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
     (note,) = read_all(tmp_path / "a.jsonl").notes()
     for text in ("'Solve the following math problem", "worked examples (1)", "a chat template (1)"):
         assert text in note, note
@@ -142,7 +166,7 @@ def test_an_instruction_that_is_not_known_is_said(tmp_path):
     rows = [{"problem": "Find $x$ and put your answer in \\boxed{}.", "answer": "1"}]
     (tmp_path / "a.json").write_text(json.dumps(rows))
     (note,) = read_all(tmp_path / "a.json").notes()
-    assert "1 problems say themselves how to answer" in note and "put your answer in \\boxed{}." in note
+    assert "1 problems say themselves how to answer" in note and "Find $x$ and put your answer in \\boxed{}" in note
 
 
 @pytest.mark.parametrize(
@@ -156,7 +180,9 @@ def test_an_instruction_that_is_not_known_is_said(tmp_path):
         ("{'value': '31'}", ["31"]), ("so\n#### 1,250", ["1250"]), ("#### 1, 250", ["1, 250"]), ("025", ["25"]),
         ("000", ["0"]), (142.0, ["142"]), (0.5, ["0.5"]), (7, ["7"]), ("\\boxed{31}", ["31"]),
         ("The answer is 31.", ["31"]), ("Answer: 31", ["31"]), ("答案是31", ["31"]), ("<think>7</think>31", ["31"]),
-        ("31 (accept 31.0)", ["31", "31.0"]), ("4, -9", ["4, -9"]), ("\\$12.50", ["\\$12.50"]),
+        ("31 (accept 31.0)", ["31", "31.0"]), ("9 (apples)", ["9"]), ("f(x)", ["f(x)"]), ("**Answer: 12**", ["12"]),
+        ([4.0, -9], ["4, -9"]), ([43.0], ["43"]), ("Proof.", []), ("#### 7\nThe answer is: 7", ["7"]),
+        ("4, -9", ["4, -9"]), ("\\$12.50", ["\\$12.50"]),
         ("notfound", []), ("Not found", []), ("proof", []), ("None", []), ("$$", []), ("", []), (None, []), ([], []),
         (float("nan"), []), ("no solution", ["no solution"]), ("9" * 5000, ["9" * 5000]),
     ],
@@ -165,7 +191,9 @@ def test_golds(value, expected):
     assert golds(value) == expected
 
 
-@pytest.mark.parametrize("value", [True, {"a": 1}, float("inf"), [True], [{"a": 1}]])
+@pytest.mark.parametrize(
+    "value", [True, {"a": 1}, float("inf"), [True], [{"a": 1}], '{"inputs": ["1"]}', '[{"func_name": "f"}]']
+)
 def test_what_is_no_gold_is_refused(value):
     with pytest.raises(ValueError, match="neither text nor number"):
         golds(value)
@@ -196,6 +224,10 @@ def test_answers_of_solutions(solution, answer):
         ({"prompt": chat([{"type": "image_url"}]), "answer": "5"}, "images"),
         ({"question": Q, "answer": "5", "image_1": {"bytes": "x"}}, "shows an image"),
         ({"question": Q, "choices": ["4", "5"], "answer": 1}, "multiple choice"),
+        ({"question": Q, "A": "4", "B": "5", "C": "6", "D": "7", "answer": "B"}, "multiple choice"),
+        ({"Question": "A boy has N_00 apples.", "Answer": 3}, "numbers stand apart"),
+        ({"prompt": chat(Q), "target": 98, "reward_model": {"ground_truth": {"numbers": [1]}}}, "neither text nor"),
+        (verl(Q, '{"inputs": ["1"], "outputs": ["2"]}'), "neither text nor number"),
         ({"problem": "p" * 20_001, "answer": "5"}, "more than 20,000 characters"),
     ],
 )
@@ -337,12 +369,47 @@ def test_repeated_ids_and_rows_without_an_answer_are_said(tmp_path):
     reading = read_all(path)
     assert [row.id for row in reading.rows] == ["a", "a#2", "a#3", "c", "d"]
     notes = " | ".join(reading.notes())
-    assert "1 rows that came before, with the same id, left out" in notes and "2 rows have an id that came" in notes
-    assert "1 rows without an answer left out, the first: " in notes and "a.jsonl:5" in notes
-    assert "1 rows have damaged text" in notes and "a.jsonl:7" in notes
+    assert "left out copies of other rows: 1" in notes and "2 rows have an id that came" in notes
+    assert "left out rows that cannot be used: 1, the first " in notes and "a.jsonl:5: no answer" in notes
+    assert "rows with damaged text (" in notes and "): 1, the first " in notes and "a.jsonl:7" in notes
     curated = read_rows([path], 0.5)  # which keeps what has no answer for other ways to find one
     assert [row.id for row in curated.rows] == ["a", "a#2", "a#3", "b", "c"]
     assert [row["line"] for row in curated.malformed] == [7]
+
+
+def test_rows_of_another_task_are_left_out_and_said(tmp_path):
+    """PRIME mixes mathematics and programs, INTELLECT-2 has each row's gold, or its tests, in a text."""
+    rows = [
+        PUBLISHED["SYNTHETIC-1"],
+        {"prompt": "Sort.", "verification_info": '{"tests": []}'},
+        verl("Sum.", '{"in": 1}'),
+    ]
+    rows += [{"question": "Name it.", "image": "x.png", "answer": "5"}, {"problem": " ", "answer": "5"}]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    reading = read_all(path)
+    assert [row.problem for row in reading.rows] == [Q]
+    assert [line.partition(": ")[2] for line in reading.left_out] == [
+        "no answer, and none to be read from a solution",
+        "'reward_model.ground_truth' is neither text nor number",
+        "the problem shows an image ('image')",
+        "an empty problem",
+    ]
+    assert "left out rows that cannot be used: 4, the first" in reading.notes()[-1]
+
+
+def test_tables_of_spreadsheets_are_read(tmp_path):
+    for name, delimiter, encoding in (
+        ("semicolons.csv", ";", "utf-8-sig"), ("tabs.csv", "\t", "utf-8"), ("tabs.tsv", "\t", "utf-8"),
+        ("wide.tsv", "\t", "utf-16"), ("Commas.CSV", ",", "utf-8"),
+    ):  # fmt: skip
+        text = f"Problem{delimiter}Answer\r\nWas ist 1+1, größer?{delimiter}2\r\n".replace("1+1, größer", "größer")
+        (tmp_path / name).write_bytes(text.encode(encoding))
+        (row,) = read_all(tmp_path / name).rows
+        assert (row.problem, row.answer) == ("Was ist größer?", "2"), name
+    (tmp_path / "a.csv").write_bytes("problem,answer\ngrößer,2\n".encode("cp1252"))
+    with pytest.raises(UserError, match=r"not UTF-8 \(.* at byte \d+\): save it as UTF-8"):
+        read_all(tmp_path / "a.csv")
 
 
 def test_heavy_columns_are_left_in_the_file():
