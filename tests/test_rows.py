@@ -80,16 +80,16 @@ PUBLISHED = {
                      "</think> tags. And return the final answer in <answer> </answer> tags, for example <answer> 1 "
                      "</answer>.\nAssistant: Let me solve this.\n<think>"),
     "EasyR1": verl(f"{Q} You FIRST think about the reasoning process as an internal monologue and then provide the "
-                   "final answer. The reasoning process MUST BE enclosed within <think> </think> tags. The final answer MUST "
-                   "BE put in \\boxed{}."),
+                   "final answer. The reasoning process MUST BE enclosed within <think> </think> tags. The final "
+                   "answer MUST BE put in \\boxed{}."),
     "Open-Reasoner-Zero's prompt": verl(
         "You must put your answer inside <answer> </answer> tags, i.e., <answer> answer here </answer>. And your final "
         f"answer will be extracted automatically by the \\boxed{{}} tag.\nThis is the problem:\n{Q}"),
     "Llama's evaluations": verl(
         "Solve the following math problem efficiently and clearly:\n\n- For simple problems (2 steps or fewer):\n"
-        "Provide a concise solution.\n\nRegardless of the approach, always conclude with:\n\nTherefore, the final answer is: "
-        "$\\boxed{answer}$. I hope it is correct.\n\nWhere [answer] is just the final number or expression that solves "
-        f"the problem.\n\nProblem: {Q}"),
+        "Provide a concise solution.\n\nRegardless of the approach, always conclude with:\n\nTherefore, the final "
+        "answer is: $\\boxed{answer}$. I hope it is correct.\n\nWhere [answer] is just the final number or expression that "
+        f"solves the problem.\n\nProblem: {Q}"),
     "Qwen, in Chinese": verl(f"{Q}\n请逐步推理，并将最终答案放在\\boxed{{}}中。"),
     "MathInstruct": {"instruction": Q, "output": "Let us add.\nThe answer is 5.", "source": "x"},
     "Big-Math": {"problem": Q, "answer": "5", "source": "x", "domain": ["Algebra"], "llama8b_solve_rate": 0.5},
