@@ -192,7 +192,8 @@ def as_row(raw: Any, default_id: str, fields: Fields = THE_TABLES) -> Row:
     before = "" if fields.problem else first_text(raw, "before").strip()
     solution = first_text(raw, "solution") or reply
     answers, gold = answers_of(raw, fields.answer)
-    if answers is None and (fields.answer or not solution):
+    has_solution = solution or {*FIELDS["solution"]} & {*own_names(tuple(raw))}
+    if answers is None and (fields.answer or not has_solution):
         raise ValueError(missing(raw, fields.answer, "answer"))
     if answers and len(answers) > 1 and find(raw, "is_multiple_answer") is True:  # OlympiadBench
         answers = [", ".join(answers)]
@@ -203,7 +204,7 @@ def as_row(raw: Any, default_id: str, fields: Fields = THE_TABLES) -> Row:
     row = Row(
         id=first_text(raw, "id") or default_id,
         source=first_text(raw, "source"),
-        problem=f"{before}\n{problem}" if before and problem and not problem.startswith(before) else problem,
+        problem=f"{before} {problem}" if before and problem and not problem.startswith(before) else problem,
         answers=tuple(answers),
         solution=solution,
         taken=(*taken, *taken_too),
@@ -326,6 +327,8 @@ def read_all(spec: str | Path, fields: Fields = THE_TABLES) -> Reading:
                     raise Unusable("an empty problem")
                 if not row.answers:
                     raise Unusable("no answer, and none to be read from a solution")
+                if all(map(is_prose, row.answers)):
+                    raise Unusable(f"an explanation in place of an answer: {row.answer[:60]!a}")
                 if "surrogate" in row.damage:  # which no tokenizer takes
                     raise ValueError(row.damage)
             except Unusable as e:

@@ -88,8 +88,8 @@ PUBLISHED = {
     "Llama's evaluations": verl(
         "Solve the following math problem efficiently and clearly:\n\n- For simple problems (2 steps or fewer):\n"
         "Provide a concise solution.\n\nRegardless of the approach, always conclude with:\n\nTherefore, the final "
-        "answer is: $\\boxed{answer}$. I hope it is correct.\n\nWhere [answer] is just the final number or expression that "
-        f"solves the problem.\n\nProblem: {Q}"),
+        "answer is: $\\boxed{answer}$. I hope it is correct.\n\nWhere [answer] is just the final number or expression "
+        f"that solves the problem.\n\nProblem: {Q}"),
     "Qwen, in Chinese": verl(f"{Q}\n请逐步推理，并将最终答案放在\\boxed{{}}中。"),
     "MathInstruct": {"instruction": Q, "output": "Let us add.\nThe answer is 5.", "source": "x"},
     "Big-Math": {"problem": Q, "answer": "5", "source": "x", "domain": ["Algebra"], "llama8b_solve_rate": 0.5},
@@ -128,7 +128,7 @@ PUBLISHED = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_rows_are_read_without_a_flag(name):
     row = as_row(PUBLISHED[name], "x")
-    assert row.problem == ("Two and three are numbers.\n" if name == "SVAMP" else "") + Q
+    assert row.problem == ("Two and three are numbers. " if name == "SVAMP" else "") + Q
     assert len(row.answers) == 1 and grade("5", row.answer)
     assert not row.damage
 
@@ -385,6 +385,8 @@ def test_rows_of_another_task_are_left_out_and_said(tmp_path):
         verl("Sum.", '{"in": 1}'),
     ]
     rows += [{"question": "Name it.", "image": "x.png", "answer": "5"}, {"problem": " ", "answer": "5"}]
+    rows += [{"problem": "Sort it.", "ground_truth_solution": None, "test_cases": "[1]"}]
+    rows += [{"question": "Who is next?", "answer": "If Jo stands behind Kim, then she is the next one in line."}]
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     reading = read_all(path)
@@ -394,8 +396,10 @@ def test_rows_of_another_task_are_left_out_and_said(tmp_path):
         "'reward_model.ground_truth' is neither text nor number",
         "the problem shows an image ('image')",
         "an empty problem",
+        "no answer, and none to be read from a solution",
+        "an explanation in place of an answer: 'If Jo stands behind Kim, then she is the next one in line.'",
     ]
-    assert "left out rows that cannot be used: 4, the first" in reading.notes()[-1]
+    assert "left out rows that cannot be used: 6, the first" in reading.notes()[-1]
 
 
 def test_tables_of_spreadsheets_are_read(tmp_path):
