@@ -319,6 +319,9 @@ def report(
             voted = vote([row for row in rows if row.benchmark == name], pool)
             lost = timeouts[name] + pool.timeouts - timeouts_before
             results[name] = summarize(voted) | {"grader_timeouts": lost, **vars(rule)}
+            if results[name]["no_answer_ratio"] == 1:
+                where = "\\boxed{}" + (" after <think> and </think>" if rule.think == "required" else "")
+                print(f"{name}: not one response has an answer in {where}, so none can be right")
             graded += voted
     eval_report.write(out, graded, results, about | vars(rule))
 

@@ -43,8 +43,8 @@ def survey(path: Path, joins: bool) -> Survey:
 
 
 def joined(keys: dict[Key, None], problems: dict[Key, Problem], path: Path) -> dict[Key, Key]:
-    """The problem of each row: the one of its id, or of what stands behind the last "-" or "_" of it, if that is so for
-    all rows. Raises UserError."""
+    """The problem of each row: the one of its id, or if that is so for all rows, of what stands behind the last "-" or
+    "_" of it, or of the number that it ends with. Raises UserError."""
     names: dict[str, list[str]] = {}  # of the benchmarks that have a problem of this id
     for name, problem_id in problems:
         names.setdefault(problem_id, []).append(name)
@@ -58,19 +58,19 @@ def joined(keys: dict[Key, None], problems: dict[Key, Problem], path: Path) -> d
     exact = {key: problem_of(*key) for key in keys}
     if all(exact.values()):
         return exact
-    parts = {key: re.fullmatch("(.*)[-_](.*)", key[1], re.DOTALL) for key in keys}
-    by_end = {key: problem_of(*match.groups()) if match else None for key, match in parts.items()}
-    unknown = [key[1] for key, problem in by_end.items() if problem is None]
-    if unknown:
-        missing = [key[1] for key, problem in exact.items() if problem is None][0]
-        raise UserError(
-            f"{path}: no problem of --benchmarks has the id {missing!r}, nor is there one for the end of each"
-        )
-    heads = {match[1]: key[1] for key, match in parts.items() if match[1] != by_end[key][0]}
-    if len(heads) > 1:  # their ends may be the numbers of samples
-        one, other = list(heads.values())[:2]
-        raise UserError(f"{path}: the ids {one!r} and {other!r} differ before their ends, which alone are a problem's")
-    return by_end
+    missing = next(key[1] for key, problem in exact.items() if problem is None)
+    for pattern in ("(.*)[-_](.*)", r"(.*?)(\d+)"):
+        parts = {key: re.fullmatch(pattern, key[1], re.DOTALL) for key in keys}
+        by_end = {key: problem_of(*match.groups()) if match else None for key, match in parts.items()}
+        if not all(by_end.values()):
+            continue
+        heads = {match[1]: key[1] for key, match in parts.items() if match[1] != by_end[key][0]}
+        if len(heads) > 1:  # their ends may be the numbers of samples
+            one, other = list(heads.values())[:2]
+            reason = f"the ids {one!r} and {other!r} differ before their ends, which alone are a problem's"
+            raise UserError(f"{path}: {reason}")
+        return by_end
+    raise UserError(f"{path}: no problem of --benchmarks has the id {missing!r}, nor is there one for the end of each")
 
 
 @dataclass

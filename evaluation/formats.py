@@ -39,6 +39,7 @@ FORMATS = {
     ),
     "lighteval, older": Format("full_prompt predictions gold", "predictions", "gold", "", "full_prompt"),
     "verl": Format("input output gts", "output", "gts", "", "input"),
+    "OpenCompass": Format("origin_prompt prediction gold", "prediction", "gold", "id", "origin_prompt"),
     "Qwen2.5-Math": Format("code gt", "code", "gt", "idx", "question"),
 }
 # Files of people's own: any of these names, but of two that differ neither is taken for the right one.

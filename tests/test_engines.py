@@ -97,6 +97,10 @@ FORMATS = {
         ],
         RIGHT_WRONG,
     ),
+    "OpenCompass": (
+        [{"id": i, "origin_prompt": "q", "prediction": thought(5), "gold": g} for i, g in enumerate("59")],
+        {"0": [1], "1": [0]},
+    ),
     "ours, lists of texts": (
         [{"benchmark": "own", "id": str(i), "answer": g, "completions": TWO} for i, g in enumerate("59")],
         RIGHT_WRONG,
@@ -344,6 +348,18 @@ def test_ids_without_a_problem_are_refused(tmp_path, ids, message):
     with pytest.raises(UserError, match=message) as refused:
         list(read_engine(write(tmp_path / "out.jsonl", [batch(i, chat(5)) for i in ids]), ASKED))
     assert "\n" not in str(refused.value)
+
+
+def test_a_number_at_the_end_of_an_id_is_the_problem_s_where_all_have_one(pool, tmp_path):
+    ids = sorted(problem_id for _, problem_id in ASKED)
+    path = write(tmp_path / "out.jsonl", [batch(f"req{i}", chat(5)) for i in ids])
+    assert sorted(key for of_one in scores(pool, path, ASKED).values() for key in of_one) == ids
+
+
+def test_texts_without_a_box_are_said(tmp_path, capsys):
+    path = write(tmp_path / "own.jsonl", [{"id": 0, "answer": "5", "response": "The answer is 5."}])
+    evaluation.main([f"--completions={path}", f"--out_dir={tmp_path / 'out'}"])
+    assert "own: not one response has an answer in \\boxed{}, so none can be right" in capsys.readouterr().out
 
 
 def test_a_row_without_an_id_is_not_joined(tmp_path):
