@@ -227,10 +227,10 @@ def as_row(raw: Any, default_id: str, fields: Fields = THE_TABLES) -> Row:
 class Reading:
     """What came of files."""
 
-    drops_copies: bool = False  # rows with the problem and the answers of another; else only those with its id, too
     rows: list[Row] = field(default_factory=list)
     malformed: list[Raw] = field(default_factory=list)  # {file, line, problem}, skipped; unusable ones too
-    copies: int = 0  # left out
+    copies: int = 0  # left out: another row has their id, problem and answers
+    repeats: int = 0  # kept: another row has their problem and answers
     renamed: int = 0  # their ids came before, with another problem
     damaged: list[str] = field(default_factory=list)  # places of rows with damaged text, where those are kept
     left_out: list[str] = field(default_factory=list)  # places of rows that a run cannot use, and why
@@ -240,9 +240,11 @@ class Reading:
     def add(self, row: Row) -> None:
         """Keep the row, unless it is a copy, under an id that none has yet."""
         same = self.questions.setdefault(row.problem, row)
-        if same is not row and same.answers == row.answers and (self.drops_copies or same.id == row.id):
-            self.copies += 1
-            return
+        if same is not row and same.answers == row.answers:
+            if same.id == row.id:
+                self.copies += 1
+                return
+            self.repeats += 1
         if row.id in self.ids:
             self.renamed += 1
             row = replace(row, id=next(name for n in count(2) if (name := f"{row.id}#{n}") not in self.ids))
@@ -261,7 +263,9 @@ class Reading:
             shown = " ".join(marks[0].string[max(0, marks[0].start() - 60) : marks[0].end() + 20].split())
             lines.append(f"{len(marks)} problems say themselves how to answer, which stays there: ...{shown}...")
         if self.copies:
-            lines.append(f"left out copies of other rows: {self.copies}")
+            lines.append(f"left out copies of rows, id and all: {self.copies}")
+        if self.repeats:
+            lines.append(f"rows with the problem and answer of another: {self.repeats}")
         if self.renamed:
             lines.append(f"{self.renamed} rows have an id that came before: they are called ID#2, ID#3, ...")
         if self.damaged:
@@ -312,7 +316,7 @@ def read_rows(
 def read_all(spec: str | Path, fields: Fields = THE_TABLES) -> Reading:
     """The rows of files, folders or a comma list, for a run: a malformed row is refused, one that cannot be used left
     out, damaged text kept, all of it said. A row without an id is named by its place, from 0 on. Raises UserError."""
-    reading, number_of_all = Reading(drops_copies=True), 0
+    reading, number_of_all = Reading(), 0
     for path in data_files(spec):
         for number, raw in objects(path, "cannot read the problems", fields.columns):
             if isinstance(raw, EmptyLine):

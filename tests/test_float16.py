@@ -132,7 +132,7 @@ def test_a_scale_that_falls_from_its_start_ends_no_run_and_a_resume_goes_on_with
     output = train(small(world, tmp_path, run_name="whole"))
     rows = rows_of(tmp_path / "whole")
     skipped, scale = rows[-1]["updates_skipped"], rows[-1]["loss_scale"]
-    assert 3 <= skipped <= 5 and scale == 2.0 ** (28 - skipped)  # three in a row that are broken would end the run
+    assert 3 <= skipped <= 8 and scale == 2.0 ** (28 - skipped)  # three in a row that are broken would end the run
     assert output.count("the gradient overflows float16") == skipped and "not finite" not in output
     assert rows[0]["grad_norm"] is None and rows[-1]["grad_norm"] > 0
     assert all(row["mismatch_k3"] < 1e-5 for row in rows)

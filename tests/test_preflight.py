@@ -83,7 +83,7 @@ def test_the_cheapest_check_comes_first(monkeypatch, world, tmp_path):
     assert refusal(*argv) == f"train_data: no file {tmp_path}/none.jsonl"
     argv.append(f"--train_data={world / 'train.jsonl'}")
     assert refusal(*argv, "--eval_every=1", f"--eval_data={tmp_path}") == (
-        f"eval_data: {tmp_path}: no .jsonl, .json, .csv, .parquet, .arrow file in this folder"
+        f"eval_data: {tmp_path}: no .jsonl, .json, .csv, .tsv, .parquet, .arrow file in this folder"
     )
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))

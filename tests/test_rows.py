@@ -361,20 +361,22 @@ def test_a_gzip_bomb_is_refused(tmp_path, monkeypatch):
 def test_repeated_ids_and_rows_without_an_answer_are_said(tmp_path):
     rows = [
         {"id": "a", **ROWS[0]}, {"id": "a", **ROWS[0]}, {"id": "a", **ROWS[1]}, {"id": "a", **ROWS[2]},
+        {"id": "e", **ROWS[2]},
         {"id": "b", "problem": "Prove it.", "answer": "proof"}, {"id": "c", "problem": "\\times", "answer": "\\frac1"},
         {"id": "d", "problem": "\x0crac12", "answer": "1"},
     ]  # fmt: skip
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     reading = read_all(path)
-    assert [row.id for row in reading.rows] == ["a", "a#2", "a#3", "c", "d"]
+    assert [row.id for row in reading.rows] == ["a", "a#2", "a#3", "e", "c", "d"]
     notes = " | ".join(reading.notes())
-    assert "left out copies of other rows: 1" in notes and "2 rows have an id that came" in notes
-    assert "left out rows that cannot be used: 1, the first " in notes and "a.jsonl:5: no answer" in notes
-    assert "rows with damaged text (" in notes and "): 1, the first " in notes and "a.jsonl:7" in notes
+    assert "left out copies of rows, id and all: 1" in notes and "2 rows have an id that came" in notes
+    assert "left out rows that cannot be used: 1, the first " in notes and "a.jsonl:6: no answer" in notes
+    assert "rows with the problem and answer of another: 1" in notes
+    assert "rows with damaged text (" in notes and "): 1, the first " in notes and "a.jsonl:8" in notes
     curated = read_rows([path], 0.5)  # which keeps what has no answer for other ways to find one
-    assert [row.id for row in curated.rows] == ["a", "a#2", "a#3", "b", "c"]
-    assert [row["line"] for row in curated.malformed] == [7]
+    assert [row.id for row in curated.rows] == ["a", "a#2", "a#3", "e", "b", "c"]
+    assert [row["line"] for row in curated.malformed] == [8]
 
 
 def test_rows_of_another_task_are_left_out_and_said(tmp_path):
