@@ -269,6 +269,8 @@ class RowReader:
         failed = failure(row) if where is FORMATS["OpenAI batch"] else ""
         benchmark = first(row, where.benchmark) if where.benchmark else None
         benchmark = name if benchmark is None else benchmark
+        if where is FORMATS["lighteval"]:  # suite|task|examples
+            benchmark = re.sub(r"^[^|]*\|([^|]+)(\|.*)?$", r"\1", str(benchmark))
         ours = {"benchmark": benchmark, "id": self.id_of(row, where, str(benchmark), question), "failed": failed}
         ours["answer"] = None if self.joins or failed else answer_of(row, where)
         if ours["answer"] is None and not self.joins and not failed:

@@ -191,10 +191,10 @@ def test_a_folder_of_an_evaluation_is_its_completions(pool, tmp_path):
 def test_benchmarks_are_called_by_row_task_or_file(pool, tmp_path):
     harness_file = write(tmp_path / "samples_aime24_2025-05-01T00-00-00.123.jsonl", [harness(0, "5", TWO)])
     assert list(scores(pool, harness_file)) == ["aime24"]
-    doc = {"query": "q", "choices": ["5"], "gold_index": [0], "id": "0", "task_name": "lighteval|aime24|0"}
+    doc = {"query": "q", "choices": ["5"], "gold_index": [0], "id": "0", "task_name": "lighteval|amc23|0"}
     lighteval = write(tmp_path / "details.jsonl", [{"doc": doc, "model_response": {"text": TWO}}])
-    assert list(scores(pool, lighteval)) == ["lighteval|aime24|0"]
-    assert set(scores(pool, tmp_path)) == {"aime24", "lighteval|aime24|0"}
+    assert list(scores(pool, lighteval)) == ["amc23"]
+    assert set(scores(pool, tmp_path)) == {"aime24", "amc23"}
 
 
 def test_thinking_beside_the_text_is_put_before_it(pool, tmp_path):
