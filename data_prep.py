@@ -33,8 +33,9 @@ from problems.files import data_files, objects
 from problems.golds import damage
 from problems.parametric import TEMPLATES
 from problems.parametric import problems as parametric_problems
+from problems.reading import Reading, read_all, read_rows
 from problems.report import Curation, as_markdown, make_report
-from problems.rows import THE_TABLES, Fields, Raw, Reading, Row, as_row, read_all, read_rows
+from problems.rows import THE_TABLES, Fields, Raw, Row, as_row, as_test
 from problems.similarity import Embedder
 from problems.sources import BENCHMARKS, TRAINING, Source, checksum, fetch, files_in
 from problems.tiny import make_tiny_world
@@ -337,7 +338,10 @@ def curate_files(s: Settings) -> None:
     origins, tests = {"input": checksums(paths)}, Reading()
     if s.against:
         test_paths = data_files(s.against)
-        tests = read_rows(test_paths, s.max_malformed)
+        tests = read_rows(test_paths, s.max_malformed, fields=replace(fields, or_table=True), read=as_test)
+        if not tests.rows:
+            raise UserError(f"--against: {s.against} has no rows")
+        print(f"{s.against}: {len(tests.rows)} test problems, {len(tests.malformed)} malformed rows")
         origins["against"] = checksums(test_paths)
     Path(s.out_dir).mkdir(parents=True, exist_ok=True)
     curate(reading.rows, tests.rows, s, reading.malformed + tests.malformed, origins)

@@ -75,7 +75,7 @@ class Config:
     # model and data
     model: str = "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"  # folder or hub id
     train_data: str = "data/train.jsonl"  # rows of any published schema: a file, a folder, or several with commas
-    problem_field: str = ""  # where a row of train_data has its problem, as a.b; "" = where problems/rows.py looks
+    problem_field: str = ""  # where a row has its problem, as a.b; "" = where problems/rows.py looks (eval_data: else)
     answer_field: str = ""  # where it has its answer
     eval_data: tuple[str, ...] = ("data/aime24.jsonl",)  # files or folders; each is reported as eval_<file stem>
     # texts or ids of tokens that end a response, beside those of the model folder: the chat template's own, say
@@ -276,7 +276,7 @@ class Config:
 def dataset_name(path: str) -> str:
     """What a problem file or folder is called in results: its stem, or of a shard (train-00000-of-00001.parquet) the
     name of the data set's folder."""
-    stem = re.sub(r"\.(jsonl|json|csv|parquet|arrow)(\.gz)?$", "", Path(path).name)
+    stem = re.sub(r"\.(jsonl|json|csv|tsv|parquet|arrow)(\.gz)?$", "", Path(path).name)
     folders = [part for part in Path(path).parts[:-1] if part.strip("./") and part not in ("data", "main", "default")]
     return folders[-1] if folders and re.search(r"-\d{5}-of-\d{5}$", stem) else stem
 

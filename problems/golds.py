@@ -9,6 +9,7 @@ import json
 import math
 import re
 from collections.abc import Iterable
+from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
@@ -17,19 +18,20 @@ from reward import last_boxed
 
 # What data sets write where they have no answer.
 SENTINELS = {"", "none", "nan", "null", "inf", "n/a", "notfound", "not found", "not_found", "proof", "-", "?", "$$"}
+MAX_ANSWER = 1_000  # characters of an answer that is looked at more closely
 MAX_PARSED = 20_000  # characters of a list or an object that is written as text
 # Traces of LaTeX whose backslashes were not escaped: the \t of \times became a tab, the \n of \neq a line end.
 CONTROL = re.compile(
     r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\t(?=imes|ext\s*\{|ext(?:bf|it|rm)|heta|riangle|binom|frac\s*[\d{])"
     r"|\r(?=ight|angle|ho\b|floor|ceil)|\n(?=eq\b|abla|otin)"
 )
-HASHES = re.compile(r"####\s*(\S[^\n]*)")  # GSM8K's end of a solution
+HASHES = re.compile(r"(?:^|[ \t])####[ \t]*(\S[^\n]*)(?:\n+The answer is[^\n]*)?\Z", re.MULTILINE)  # GSM8K's last line
 ANSWER_IS = re.compile(
     r"(?:(?:so|thus|hence|therefore),?\s+)?(?:the\s+)?(?:final\s+|correct\s+)?answer\s*(?:is\s*:?|:|=)\s*(.+?)\.?|"
     r"(?:故|所以)?(?:最终)?答案\s*(?:是|为)?\s*[:：]?\s*(.+?)[.。]?",
     re.IGNORECASE | re.DOTALL,
 )
-NUMBER_OF_THINGS = re.compile(r"(-?[\d.,/]+) \([a-z][a-z ]*\)")  # 9 (apples)
+NUMBER_OF_THINGS = re.compile(r"(-?[\d.,/]+) \((?!base|mod)[a-z][a-z ]*\)")  # 9 (apples)
 BARE_WORD = re.compile(r"yes|no|true|false|\(?[A-E]\)?|infinity|no solutions?|does not exist", re.IGNORECASE)
 ACCEPTED_TOO = re.compile(r"(.+?)\s*\((?:also\s+)?accept(?:ed|able)?:?\s+(.+)\)", re.IGNORECASE)
 
@@ -51,6 +53,8 @@ def top_name(path: str) -> str:
 def find(raw: dict[str, Any], path: str) -> Any:
     """What stands at a dotted path; None where nothing does."""
     value: Any = raw
+    if path in raw:  # a column whose name has dots
+        return raw[path]
     for name in path.split("."):
         value = parsed(value) if isinstance(value, str) else value
         if not isinstance(value, dict):
@@ -67,10 +71,10 @@ def parsed(text: str) -> Any:
     for read in (json.loads, lambda t: json.loads(t.replace("\\", "\\\\")), ast.literal_eval):  # \frac unescaped, too
         try:
             value = read(text)
+            if isinstance(value, (list, dict)) and not CONTROL.search("".join(texts_of(value))):
+                return value
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             continue
-        if isinstance(value, (list, dict)) and not CONTROL.search("".join(texts_of(value))):
-            return value
     return text
 
 
@@ -94,25 +98,27 @@ def damage(text: str) -> str:
 def golds(value: Any) -> list[str]:
     """The answers that a field holds, any of which is right; none for null and for what stands for no answer.
 
-    Text, a number (142.0 is 142), a list of texts, or such a list written as text, as Skywork has it; of text what
-    GSM8K's #### or a box ends it with. A list of numbers is one answer, which has them all. Raises ValueError.
+    Text, a number (142.0 is 142), a list of them, or such a list written as text, as Skywork has it; of text what a box
+    or GSM8K's #### ends it with. Raises ValueError.
     """
     if isinstance(value, str):
         listed = parsed(value)
-        if isinstance(listed, dict):  # the tests of a program, the constraints of an instruction
+        if isinstance(listed, dict) and listed:  # the tests of a program, the constraints of an instruction
             if listed.get("value") is None:
                 raise ValueError("is neither text nor number")
             value = listed["value"]
         elif isinstance(listed, list) and listed and all(isinstance(item, (str, dict)) for item in listed):
             value = listed  # [1, 2] is an answer
     if isinstance(value, list):
+        if any(isinstance(item, list) and any(isinstance(inner, list) for inner in item) for item in value):
+            raise ValueError("is nested too deeply")
         found = [gold for item in value for gold in golds(item)]
-        if len(found) > 1 and not any(isinstance(item, str) for item in value):
-            found = [", ".join(found)]
     elif value is None:
         found = []
     elif isinstance(value, str):
         found = [gold.strip() for gold in gold_texts(value)]
+    elif isinstance(value, Decimal) and value.is_finite():
+        found = [format(value.normalize(), "f")]
     elif isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf:
         found = [str(int(value) if isinstance(value, float) and value.is_integer() else value)]
     else:
@@ -125,11 +131,13 @@ def golds(value: Any) -> list[str]:
 def gold_texts(text: str) -> list[str]:
     """What a text of the answer field answers; several where others are accepted too."""
     text = text.rpartition("</think>")[2].strip()
-    hashes = HASHES.findall(text)
-    if hashes:
-        text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", hashes[-1].strip())  # GSM8K's 1,250 is one number
-    elif "\\boxed" in text or "\\fbox" in text:
+    hashes = HASHES.search(text)
+    if "\\boxed" in text or "\\fbox" in text:
         text = boxed(text) or text
+    elif hashes:
+        text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", hashes[1].strip())  # GSM8K's 1,250 is one number
+    if len(text) > MAX_ANSWER:
+        return [text]
     sentence = ANSWER_IS.fullmatch(text.replace("**", ""))
     text = (sentence[1] or sentence[2]) if sentence else text
     things = NUMBER_OF_THINGS.fullmatch(text)
@@ -150,11 +158,12 @@ def boxed(text: str) -> str | None:
 def solution_answer(solution: str) -> str:
     """The answer that a solution ends with: its last box, what stands behind ####, or `The answer is: ...`; or all of
     it where it is nothing but an answer. "" where there is none."""
-    sentence = ANSWER_IS.fullmatch(re.split(r"[\n.]\s+", solution.strip())[-1])
+    solution = solution.strip()
+    sentence = ANSWER_IS.fullmatch(re.split(r"[\n.]\s+", solution)[-1])
     answer = boxed(solution)
     if answer is None and (HASHES.search(solution) or sentence):
         answer = sentence[0] if sentence else solution
-    elif answer is None and is_bare_answer(solution.strip()):
+    elif answer is None and is_bare_answer(solution):
         answer = solution
     return next(iter(golds(answer)), "")
 

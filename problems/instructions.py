@@ -42,16 +42,14 @@ AT_START = [
     re.compile(rf"(?:{text})(?:(?<=[.!:。])(?=\s)|(?=\s*\n))", re.IGNORECASE) for text in reversed(INSTRUCTIONS)
 ]
 AT_END = [re.compile(rf"(?:{text})\s*\Z", re.IGNORECASE) for text in INSTRUCTIONS]
-SENTENCE_END = re.compile(r"(?:[.?!:)$\]}。？]\s*|\n\s*)\Z")
+SENTENCE_ENDS = ".?!:)$]}。？"
 RENDERED = [  # the user's turns in a prompt that was rendered for one model
     re.compile(r"<\|im_start\|>user\s*(.*?)(?:<\|im_end\|>|\Z)", re.DOTALL),
     re.compile(r"<[|｜]User[|｜]>(.*?)(?:<[|｜]Assistant[|｜]>|\Z)", re.DOTALL),
     re.compile(r"<\|start_header_id\|>user<\|end_header_id\|>\s*(.*?)(?:<\|eot_id\|>|\Z)", re.DOTALL),
-    re.compile(r"\ABelow is an instruction that .*?### Instruction:\s*(.*?)\s*### Response:", re.DOTALL),
-    re.compile(r"\AA conversation between User and Assistant\..*?\bUser:\s*(.*?)\s*Assistant:", re.DOTALL),
 ]
 LABEL = re.compile(r"^(?:Question|Problem|Q|Frage|Pregunta|Вопрос|问题|問題)\s*[:：][ \t]*", re.MULTILINE)
-REPLY_LABEL = re.compile(r"\n\s*(?:Answer|Solution|A)\s*:\s*\Z")
+REPLY_LABEL = re.compile(r"^[ \t]*(?:Answer|Solution|A)[ \t]*[:：]", re.MULTILINE)
 SPEAKS_OF_FORMAT = re.compile(r"\\boxed|####|Answer:|<answer>|<think>|step[ -]by[ -]step", re.IGNORECASE)
 ROLES = {"human": "user", "gpt": "assistant"}
 
@@ -87,16 +85,11 @@ def of_chat(chat: list[Any]) -> tuple[str, str, list[str]]:
 
 def bare_problem(prompt: str) -> tuple[str, list[str]]:
     """(the problem alone, what was taken off it)."""
-    text, taken = prompt.strip(), []
-    for pattern in RENDERED:
-        shown = pattern.findall(text)
-        if shown:
-            text = shown[-1].strip()
-            taken.append("a chat template")
+    text, taken = without_template(prompt)
     labelled = bool(LABEL.match(text))
     while True:
         text, examples = behind_label(text)
-        text = REPLY_LABEL.sub("", text).strip() if labelled else text
+        text = without_last_label(text) if labelled else text
         taken += ["worked examples"] if examples else []
         instruction = find_instruction(text)
         if instruction is None:
@@ -106,13 +99,35 @@ def bare_problem(prompt: str) -> tuple[str, list[str]]:
         text = (text[: instruction.start()] + text[instruction.end() :]).strip()
 
 
+def without_template(prompt: str) -> tuple[str, list[str]]:
+    """(the user's last turn in a prompt that was rendered for one model, what was taken off); else the prompt."""
+    text = prompt.strip()
+    for pattern in RENDERED:
+        shown = pattern.findall(text)
+        if shown:
+            return shown[-1].strip(), ["a chat template"]
+    for start, question, reply in (
+        ("Below is an instruction that", "### Instruction:", "### Response:"),  # Alpaca
+        ("A conversation between User and Assistant.", "User:", "Assistant:"),  # R1-Zero
+    ):
+        if text.startswith(start) and question in text:
+            return text.partition(question)[2].partition(reply)[0].strip(), ["a chat template"]
+    return text, []
+
+
 def behind_label(text: str) -> tuple[str, bool]:
     """(what stands behind `Question:`, whether solved examples stood before it)."""
     if not LABEL.match(text):
         return text, False
     *earlier, last = LABEL.split(text)[1:]
-    examples = bool(earlier) and all(re.search("answer|solution|boxed", part, re.IGNORECASE) for part in earlier)
+    examples = bool(earlier) and all(REPLY_LABEL.search(part) for part in earlier)
     return (last if examples else text[LABEL.match(text).end() :]).strip(), examples
+
+
+def without_last_label(text: str) -> str:
+    """Without an `Answer:` that ends the text."""
+    before, _, last_line = text.strip().rpartition("\n")
+    return before.strip() if REPLY_LABEL.fullmatch(last_line.rstrip()) else text.strip()
 
 
 def find_instruction(text: str) -> re.Match | None:
@@ -123,6 +138,12 @@ def find_instruction(text: str) -> re.Match | None:
             return match
     for pattern in AT_END:
         match = pattern.search(text)
-        if match and match.start() and SENTENCE_END.search(text, 0, match.start()):
+        if match and match.start() and ends_sentence(text[: match.start()]):
             return match
     return None
+
+
+def ends_sentence(text: str) -> bool:
+    """Does a sentence or a line end here?"""
+    bare = text.rstrip()
+    return not bare or bare[-1] in SENTENCE_ENDS or "\n" in text[len(bare) :]

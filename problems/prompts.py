@@ -14,7 +14,8 @@ from tokenizers import Tokenizer
 
 from configs import Config, UserError, check_regular, dataset_name
 from model import read_object
-from problems.rows import THE_TABLES, Fields, read_all
+from problems.reading import read_all
+from problems.rows import THE_TABLES, Fields
 from problems.templates import MAX_RENDERED, compile_template, map_in_child
 from reward import Problem, gold_problem
 
@@ -259,7 +260,7 @@ def load_benchmarks(cfg: Config, tokenizer: ChatTokenizer) -> tuple[dict[str, li
     UserError."""
     benchmarks, notes = {}, []
     for path in cfg.eval_data if cfg.eval_every else ():
-        problems, file_notes = load_problems(path)
+        problems, file_notes = load_problems(path, Fields(cfg.problem_field, cfg.answer_field, or_table=True))
         benchmarks[dataset_name(path)] = encode_problems(problems, tokenizer, cfg.prompt_suffix)
         notes += file_notes
     return benchmarks, notes

@@ -5,15 +5,9 @@ curation see the same rows of a file. What cannot be read, or was damaged on its
 """
 
 import re
-from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from itertools import count
-from pathlib import Path
 from typing import Any
 
-from configs import UserError
-from problems.files import EmptyLine, data_files, objects, place
 from problems.golds import (
     HASHES,
     damage,
@@ -27,7 +21,7 @@ from problems.golds import (
     texts_of,
     top_name,
 )
-from problems.instructions import SPEAKS_OF_FORMAT, bare_problem, of_chat
+from problems.instructions import bare_problem, of_chat
 
 # Where a field is looked for: the first path that holds something counts. Names are compared without case, a dot leads
 # into an object, also into one that is written as text. A problem may be a chat: [{role, content}] or [{from, value}].
@@ -46,6 +40,7 @@ FIELDS = {
     "source": ("source", "data_source", "dataset"),
     "before": ("context", "body"),  # what the question refers to
     "options": ("choices", "options"),  # of multiple choice
+    "several": ("is_multiple_answer",),  # OlympiadBench: the answers of a list belong together
     "image": ("image", "images", "image_1", "image_path", "picture"),
 }  # fmt: skip
 LETTERS = {"a", "b", "c", "d"}  # columns of multiple choice
@@ -67,6 +62,7 @@ class Row:
     answers: tuple[str, ...]  # any of them is right; () where there is none
     solution: str
     taken: tuple[str, ...] = field(default=(), compare=False)  # what was taken off its problem
+    found: tuple[str, ...] = field(default=(), compare=False)  # FIELDS that it was put together from, besides the usual
     damage: str = field(default="", compare=False)  # what is wrong with its texts, "" for nothing
 
     @property
@@ -86,10 +82,19 @@ class Fields:
 
     problem: str = ""
     answer: str = ""
+    or_table: bool = False  # where a row has no such field, the table's count
+
+    def of(self, raw: Raw) -> "Fields":
+        """Those that count for a row."""
+        if not self.or_table:
+            return self
+        problem, answer = (path if path and find(raw, path) is not None else "" for path in (self.problem, self.answer))
+        return Fields(problem, answer)
 
     def columns(self, columns: list[str]) -> list[str]:
         """The columns of a file that are read."""
-        named = {top_name(path) for path in (self.problem, self.answer) if path}
+        paths = [path for path in (self.problem, self.answer) if path]
+        named = {top_name(path) for path in paths} | {*map(normal_name, paths)}
         wanted = {top_name(path) for paths in FIELDS.values() for path in paths} | named
         if {*map(normal_name, columns)} & ({top_name(path) for path in FIELDS["problem"]} - {*CHATS}):
             wanted -= {*CHATS} - named
@@ -126,19 +131,27 @@ def first_text(raw: Raw, role: str) -> str:
 def problem_of(raw: Raw, path: str) -> tuple[str, str, list[str]]:
     """(the prompt, the reply of a chat or "", what else stood in the chat) from `path`, or where the table finds it.
     Raises ValueError."""
+    blank = False
     for name in [path] if path else FIELDS["problem"]:
         value = find(raw, name)
         value = parsed(value) if isinstance(value, str) and value.strip().startswith("[{") else value
         if value is None or isinstance(value, dict):
+            blank |= name in own_names(tuple(raw))
             continue
         text, reply, left_out = of_chat(value) if isinstance(value, list) else (value, "", [])
         if not isinstance(text, str):
             raise ValueError(f"{name!r} is not text")
-        if name == "instruction" and isinstance(raw.get("input"), str):  # Alpaca
-            text = f"{text}\n{raw['input']}".strip()
+        if not text.strip():
+            blank = True
+            continue
+        extra = find(raw, "input") if name == "instruction" else None
+        if isinstance(extra, str):  # Alpaca
+            text = f"{text}\n{extra}".strip()
+        if len(text) > 4 * MAX_CHARS["problem"]:  # with worked examples and instructions
+            raise ValueError(f"{name!r} has {len(text):,} characters")
         return text, reply, left_out
-    if not path and {*FIELDS["problem"]} & {*own_names(tuple(raw))}:
-        return "", "", []  # null
+    if blank:
+        return "", "", []
     raise ValueError(missing(raw, path, "problem"))
 
 
@@ -180,12 +193,26 @@ def check_askable(raw: Raw) -> None:
         raise Unusable("multiple choice, its options apart ('A', 'B', 'C', 'D')")
 
 
+def as_test(raw: Any, default_id: str, fields: Fields) -> Row:
+    """The row of a test problem, which is there to be recognized: no answer is needed, and an image or options do no
+    harm. Raises ValueError."""
+    raw = as_object(raw)
+    prompt, _, _ = problem_of(raw, fields.of(raw).problem)
+    try:
+        answers, _ = answers_of(raw, fields.of(raw).answer)
+    except Unusable:
+        answers = None
+    own_id, source = first_text(raw, "id") or default_id, first_text(raw, "source")
+    return Row(own_id, source, bare_problem(prompt)[0], tuple(answers or ()), first_text(raw, "solution"))
+
+
 def as_row(raw: Any, default_id: str, fields: Fields = THE_TABLES) -> Row:
     """The row in an object of any schema. An answer that is missing, or stands for none, is read from the solution.
 
     Raises ValueError, with what is wrong, for missing fields and fields of a wrong type, and Unusable.
     """
     raw = as_object(raw)
+    fields = fields.of(raw)
     check_askable(raw)
     prompt, reply, taken = problem_of(raw, fields.problem)
     problem, taken_too = bare_problem(prompt)
@@ -195,11 +222,14 @@ def as_row(raw: Any, default_id: str, fields: Fields = THE_TABLES) -> Row:
     has_solution = solution or {*FIELDS["solution"]} & {*own_names(tuple(raw))}
     if answers is None and (fields.answer or not has_solution):
         raise ValueError(missing(raw, fields.answer, "answer"))
-    if answers and len(answers) > 1 and find(raw, "is_multiple_answer") is True:  # OlympiadBench
+    if answers and len(answers) > 1 and find(raw, FIELDS["several"][0]) is True:
         answers = [", ".join(answers)]
-    if not answers:
-        answers = [answer for answer in [solution_answer(solution)] if answer and not damage(solution)]
-    elif not solution and isinstance(gold, str) and HASHES.search(gold):
+    from_solution = ""
+    if solution and not damage(solution) and all(map(is_prose, answers or ())):
+        from_solution = solution_answer(solution)
+    if from_solution or not answers:
+        answers, gold = [from_solution] if from_solution else [], None
+    elif not solution and isinstance(gold, str) and HASHES.search(gold.strip()):
         solution = gold  # GSM8K
     row = Row(
         id=first_text(raw, "id") or default_id,
@@ -208,6 +238,7 @@ def as_row(raw: Any, default_id: str, fields: Fields = THE_TABLES) -> Row:
         answers=tuple(answers),
         solution=solution,
         taken=(*taken, *taken_too),
+        found=tuple(name for name in ("solution" * bool(from_solution), "before" * bool(before)) if name),
     )
     if PLACEHOLDER.search(problem):
         raise Unusable("the problem's numbers stand apart (N_00)")
@@ -218,132 +249,3 @@ def as_row(raw: Any, default_id: str, fields: Fields = THE_TABLES) -> Row:
     texts = {"problem": prompt, "answer": "\n".join(texts_of(gold)), "source": row.source, "id": row.id}
     damages = [f"{name!r} has {damage(text)}" for name, text in texts.items() if damage(text)]
     return replace(row, damage=damages[0] if damages else "")
-
-
-# ---------------------------------------------------------------------------------------------------------- whole files
-
-
-@dataclass
-class Reading:
-    """What came of files."""
-
-    rows: list[Row] = field(default_factory=list)
-    malformed: list[Raw] = field(default_factory=list)  # {file, line, problem}, skipped; unusable ones too
-    copies: int = 0  # left out: another row has their id, problem and answers
-    repeats: int = 0  # kept: another row has their problem and answers
-    renamed: int = 0  # their ids came before, with another problem
-    damaged: list[str] = field(default_factory=list)  # places of rows with damaged text, where those are kept
-    left_out: list[str] = field(default_factory=list)  # places of rows that a run cannot use, and why
-    ids: set[str] = field(default_factory=set)
-    questions: dict[str, Row] = field(default_factory=dict)  # the first row of each problem
-
-    def add(self, row: Row) -> None:
-        """Keep the row, unless it is a copy, under an id that none has yet."""
-        same = self.questions.setdefault(row.problem, row)
-        if same is not row and same.answers == row.answers:
-            if same.id == row.id:
-                self.copies += 1
-                return
-            self.repeats += 1
-        if row.id in self.ids:
-            self.renamed += 1
-            row = replace(row, id=next(name for n in count(2) if (name := f"{row.id}#{n}") not in self.ids))
-        self.ids.add(row.id)
-        self.rows.append(row)
-
-    def notes(self) -> list[str]:
-        """A line on each thing that was done to the rows, or left undone."""
-        lines = []
-        taken = Counter(text for row in self.rows for text in row.taken)
-        if taken:
-            listed = ", ".join(f"{text} ({number})" for text, number in taken.most_common(4))
-            lines.append(f"taken off the problems: {listed}")
-        marks = [mark for row in self.rows if (mark := SPEAKS_OF_FORMAT.search(row.problem))]
-        if marks:
-            shown = " ".join(marks[0].string[max(0, marks[0].start() - 60) : marks[0].end() + 20].split())
-            lines.append(f"{len(marks)} problems say themselves how to answer, which stays there: ...{shown}...")
-        if self.copies:
-            lines.append(f"left out copies of rows, id and all: {self.copies}")
-        if self.repeats:
-            lines.append(f"rows with the problem and answer of another: {self.repeats}")
-        if self.renamed:
-            lines.append(f"{self.renamed} rows have an id that came before: they are called ID#2, ID#3, ...")
-        if self.damaged:
-            remedy = "`python data_prep.py curate` leaves them out"
-            lines.append(f"rows with damaged text ({remedy}): {len(self.damaged)}, the first {self.damaged[0]}")
-        if self.left_out:
-            lines.append(f"left out rows that cannot be used: {len(self.left_out)}, the first {self.left_out[0]}")
-        return lines
-
-
-def read_rows(
-    paths: list[Path],
-    max_malformed: float,
-    source: str = "",
-    keep: Callable[[Raw], bool] = lambda raw: True,
-    fields: Fields = THE_TABLES,
-) -> Reading:
-    """The rows of files, but for those that `keep` says are another source's.
-
-    A row of a `source`, and any without an id, is named by source (or "line") and place: amc-1, amc-2, ... Raises
-    UserError where a file cannot be read, or more than the share `max_malformed` of its rows is malformed.
-    """
-    reading, number_of_all = Reading(), 0
-    for path in paths:
-        unusable, malformed, rows_here = [], [], 0
-        for number, raw in objects(path, select=fields.columns):
-            number_of_all += 1
-            default_id = f"{source or 'line'}-{number_of_all}"
-            try:
-                raw = as_object(raw)
-                if not keep(raw):
-                    continue
-                row = as_row(raw, default_id, fields)
-                if row.damage:
-                    raise ValueError(row.damage)
-                reading.add(replace(row, id=default_id, source=source) if source else row)
-            except ValueError as e:
-                problems = unusable if isinstance(e, Unusable) else malformed
-                problems.append({"file": path.name, "line": number, "problem": str(e)})
-            rows_here += 1
-        if len(malformed) > max_malformed * rows_here:
-            first = f"the first in line {malformed[0]['line']}: {malformed[0]['problem']}"
-            raise UserError(f"{path}: {len(malformed)} of {rows_here} rows are malformed, {first}")
-        reading.malformed += sorted([*unusable, *malformed], key=lambda problem: problem["line"])
-    return reading
-
-
-def read_all(spec: str | Path, fields: Fields = THE_TABLES) -> Reading:
-    """The rows of files, folders or a comma list, for a run: a malformed row is refused, one that cannot be used left
-    out, damaged text kept, all of it said. A row without an id is named by its place, from 0 on. Raises UserError."""
-    reading, number_of_all = Reading(), 0
-    for path in data_files(spec):
-        for number, raw in objects(path, "cannot read the problems", fields.columns):
-            if isinstance(raw, EmptyLine):
-                continue
-            where = place(path, number)
-            if isinstance(raw, ValueError):
-                raise UserError(f"{where}: not {'CSV' if '.csv' in path.name else 'JSON'}: {raw}")
-            number_of_all += 1
-            try:
-                row = as_row(raw, str(number_of_all - 1), fields)
-                if not row.problem:
-                    raise Unusable("an empty problem")
-                if not row.answers:
-                    raise Unusable("no answer, and none to be read from a solution")
-                if all(map(is_prose, row.answers)):
-                    raise Unusable(f"an explanation in place of an answer: {row.answer[:60]!a}")
-                if "surrogate" in row.damage:  # which no tokenizer takes
-                    raise ValueError(row.damage)
-            except Unusable as e:
-                reading.left_out.append(f"{where}: {e}")
-                continue
-            except ValueError as e:
-                raise UserError(f"{where}: {e}") from None
-            if row.damage:
-                reading.damaged.append(f"{where}: {row.damage}")
-            reading.add(row)
-    if not reading.rows:
-        reason = f" that can be used, of {number_of_all}: {reading.left_out[0]}" if reading.left_out else ""
-        raise UserError(f"{spec}: no rows{reason}")
-    return reading

@@ -14,7 +14,8 @@ from configs import UserError
 from grader.text import answer_key, normal_form
 from problems.choices import letter_and_value, opened, split_choices, stated, value
 from problems.duplicates import Pair, clusters, made_integer, one_has_all
-from problems.rows import Row, as_row, read_rows
+from problems.reading import read_rows
+from problems.rows import Row, as_row
 from problems.similarity import Embedder, close_pairs, numbers, text_similarity, without_figures
 from runs import FORKS
 

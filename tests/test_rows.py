@@ -1,8 +1,10 @@
 """Rows of published schemas: which field holds what, what a prompt says besides, and files of every shape."""
 
+import contextlib
 import csv
 import gzip
 import json
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,8 @@ from configs import UserError, dataset_name
 from problems.files import data_files, objects
 from problems.golds import golds, solution_answer
 from problems.instructions import bare_problem
-from problems.rows import Fields, as_row, read_all, read_rows
+from problems.reading import read_all, read_rows
+from problems.rows import Fields, as_row
 from reward import grade
 
 SAMPLES = Path(__file__).parents[1].parent / "shared" / "samples"
@@ -72,6 +75,10 @@ PUBLISHED = {
     "MGSM": {"question": f"Frage: {Q}", "answer": "Schritt-Antwort: Wir zählen zwei und drei zusammen.",
              "answer_number": 5},
     "ASDiv": {"question": Q, "body": "", "answer": "5 (apples)"},
+    "an empty field before": {"problem": "", "question": Q, "answer": "5"},
+    "prose beside a box": {"problem": Q, "answer": "We add both of the numbers and get their sum.", "solution": SOLVED},
+    "names with dots": {"problem": Q, "reward_model.ground_truth": "5"},
+    "Alpaca, capitals": {"Instruction": "Solve the following problem.", "Input": Q, "Output": SOLVED},
     "Alpaca": {"instruction": "Solve the following math problem.", "input": Q, "output": SOLVED},
     "Alpaca, rendered": verl("Below is an instruction that describes a task. Write a response.\n\n### Instruction:\n"
                              f"{Q}\n\n### Response: Let's think step by step."),
@@ -137,7 +144,7 @@ def test_what_was_taken_off_a_prompt_is_said(tmp_path):
     lines = [json.dumps(PUBLISHED[name]) for name in ("DAPO", "RLVR, with examples", "AReaL")]
     lines = [line.replace("2 + 3", f"2 + {i}") for i, line in enumerate(lines)]  # else they are copies
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
-    (note,) = read_all(tmp_path / "a.jsonl").notes()
+    note = read_all(tmp_path / "a.jsonl").notes()[0]
     for text in ("'Solve the following math problem", "worked examples (1)", "a chat template (1)"):
         assert text in note, note
     system = {"messages": [{"role": "system", "content": "Be brief."}, *chat(Q)], "answer": "5"}
@@ -153,6 +160,7 @@ def test_what_was_taken_off_a_prompt_is_said(tmp_path):
         "Think of a number. Question: is it even?",
         "Please reason step by step.",  # all there is
         "Problem: a train leaves.\nQuestion: when does it arrive?",
+        "Problem: A solution contains 30% acid.\nQuestion: How many litres of acid are there in the boxed bottle?",
         "How many steps are there if we think step by step about $3$ stairs",
         "Put your answer in \\boxed{} if it is even, and double it otherwise. What is $2+3$?",
     ],
@@ -181,7 +189,10 @@ def test_an_instruction_that_is_not_known_is_said(tmp_path):
         ("000", ["0"]), (142.0, ["142"]), (0.5, ["0.5"]), (7, ["7"]), ("\\boxed{31}", ["31"]),
         ("The answer is 31.", ["31"]), ("Answer: 31", ["31"]), ("答案是31", ["31"]), ("<think>7</think>31", ["31"]),
         ("31 (accept 31.0)", ["31", "31.0"]), ("9 (apples)", ["9"]), ("f(x)", ["f(x)"]), ("**Answer: 12**", ["12"]),
-        ([4.0, -9], ["4, -9"]), ([43.0], ["43"]), ("Proof.", []), ("#### 7\nThe answer is: 7", ["7"]),
+        ([4.0, -9], ["4", "-9"]), (Decimal("12.50"), ["12.5"]), ("21 (base eight)", ["21 (base eight)"]),
+        ("{}", ["{}"]),
+        ("### Solution\n#### Step 1: add\nAdd.\n\\boxed{5}", ["5"]), ("4 + 1 #### 5", ["5"]),
+        ("Proof.", []), ("#### 7\nThe answer is: 7", ["7"]),
         ("4, -9", ["4, -9"]), ("\\$12.50", ["\\$12.50"]),
         ("notfound", []), ("Not found", []), ("proof", []), ("None", []), ("$$", []), ("", []), (None, []), ([], []),
         (float("nan"), []), ("no solution", ["no solution"]), ("9" * 5000, ["9" * 5000]),
@@ -206,6 +217,7 @@ def test_what_is_no_gold_is_refused(value):
         ("By a formula.", ""),
         ("So we add. The final answer is $7$.", "$7$"), ("$\\frac{1}{2}$", "$\\frac{1}{2}$"), ("", ""),
         ("Take 3 apples and cut them.", ""), ("Let $x = 3$. Then it holds for all $n$.", ""), ("\\boxed{proof}", ""),
+        ("#### Step 1: Add\n2+3=5\n#### Conclusion\nThe sum is 5.", ""),
     ],
 )  # fmt: skip
 def test_answers_of_solutions(solution, answer):
@@ -416,6 +428,60 @@ def test_tables_of_spreadsheets_are_read(tmp_path):
     (tmp_path / "a.csv").write_bytes("problem,answer\ngrößer,2\n".encode("cp1252"))
     with pytest.raises(UserError, match=r"not UTF-8 \(.* at byte \d+\): save it as UTF-8"):
         read_all(tmp_path / "a.csv")
+
+
+def test_values_that_belong_together_are_one_answer_in_every_file(tmp_path):
+    row = {"question": "Solve it.", "final_answer": ["2", "3"], "is_multiple_answer": True}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "a.parquet")
+    for name in ("a.jsonl", "a.parquet"):
+        assert read_all(tmp_path / name).rows[0].answers == ("2, 3",)
+
+
+def test_what_a_row_was_put_together_from_is_said(tmp_path):
+    rows = [
+        {"prompt": "What?", "response": "It is \\boxed{7}"},
+        {"question": "What is it?", "context": "\x1b[31mAn egg falls.", "answer": "3"},
+    ]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    notes = read_all(tmp_path / "a.json").notes()
+    assert notes[:2] == ["answers read from solutions: 1", "problems with their context before: 1"]
+    assert "\x1b" not in "".join(notes)
+
+
+def test_fields_named_for_another_file_leave_the_table():
+    fields = Fields("task.text", "task.gold", or_table=True)
+    assert as_row({"task": {"text": Q, "gold": "5"}}, "x", fields).answers == ("5",)
+    assert as_row({"problem": Q, "answer": "5"}, "x", fields).problem == Q
+
+
+def test_hostile_rows_take_no_more_than_linear_time_and_one_line():
+    """A row of 20,000 characters for each pattern that could walk back and forth; minutes, or a traceback, before."""
+    floods = ["\n" * 20_000, " " * 20_000, "please " * 2800, "put your " * 2000, "Question: a\n" * 1500]
+    floods += [start + fill + "x" for fill in (" " * 20_000, "\n" * 20_000) for start in (
+        "Below is an instruction that ### Instruction:", "A conversation between User and Assistant. User:",
+        "<|im_start|>user", "Solve the following math problem efficiently and clearly:", "The answer is", "31 (accept",
+        "请逐步推理，",
+    )]  # fmt: skip
+    for text in floods:
+        row = {"problem": "Q" + text + "x", "answer": text + ")", "solution": text}
+        for raw in (row, row | {"problem": text + "?"}):
+            with contextlib.suppress(ValueError):
+                as_row(raw, "x")
+    deep = "[" * 900 + '"a"' + "]" * 900
+    for raw in ({"problem": Q, "answer": json.loads(deep)}, {"problem": Q, "answer": deep}):
+        with contextlib.suppress(ValueError):
+            assert not as_row(raw, "x").answers or raw["answer"] == deep
+
+
+def test_many_rows_with_one_id_take_no_more_than_linear_time(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"id": "a", "problem": f"p{i}", "answer": "1"}) + "\n" for i in range(20_000)))
+    rows = read_all(path).rows
+    assert rows[-1].id == "a#20000" and len({row.id for row in rows}) == 20_000
 
 
 def test_heavy_columns_are_left_in_the_file():

@@ -24,7 +24,8 @@ from configs import UserError
 from problems.choices import letter_and_value, opened, split_choices
 from problems.endpoint import Endpoint, NoAnswer
 from problems.files import objects
-from problems.rows import THE_TABLES, as_row, read_rows
+from problems.reading import read_rows
+from problems.rows import THE_TABLES, as_row
 from problems.sources import BENCHMARKS, TRAINING, files_in
 from test_data_prep import need_embeddings, read_jsonl, with_shared_cache
 

@@ -13,12 +13,13 @@ from problems.files import data_files
 from training.checkpoint import in_bytes, save_bytes
 from training.plan import known_shape, num_params, without_weights
 
+BENCHMARKS = ("aime24", "amc23", "math500", "minerva", "olympiad")  # the paper's
 MADE_BY = (  # what makes the files under a path
     ("data/tiny/", "`python data_prep.py tiny` makes it"),
     ("data/gsm8k/", "`hf download openai/gsm8k --repo-type=dataset --local-dir=data/gsm8k` fetches it"),
     ("data/train.jsonl", "`python data_prep.py train --source=deepscaler` makes it"),
     ("data/parametric.jsonl", "`python data_prep.py parametric` makes it"),
-    ("data/", "`python data_prep.py bench` makes the paper's five benchmarks"),
+    *((f"data/{name}.jsonl", "`python data_prep.py bench` makes it") for name in BENCHMARKS),
 )
 
 
