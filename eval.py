@@ -377,6 +377,8 @@ def grade_completions(options: Options, given: set[str], others: list[str]) -> N
     if unused or not options.out_dir or given - {"completions", "out_dir", "workers", *of_benchmarks}:
         flags = "--out_dir=DIR, --benchmarks=FILE, --workers=N, --reward=RULE and --think=RULE"
         raise UserError(f"--completions takes {flags}, nothing else: all of it is graded")
+    if given & of_benchmarks and not options.benchmarks:
+        raise UserError("--problem_field and --answer_field are of --benchmarks=FILE, not of the completions")
     cfg = load_config(others)
     # Others' prompts, which may open <think>, are not in their files: lenient, unless it is asked for.
     rule = Rule(cfg.reward, cfg.think if any(flag.startswith("--think=") for flag in others) else "optional")

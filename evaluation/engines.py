@@ -13,7 +13,7 @@ from typing import Any
 
 from configs import UserError
 from evaluation.completions import check_all_read
-from evaluation.formats import engine_rows
+from evaluation.formats import engine_rows, files_of
 from evaluation.grade import Key, Response
 from reward import Problem
 
@@ -115,6 +115,9 @@ def read_engine(path: Path, asked: dict[Key, Problem]) -> Iterator[Response]:
     Files hold no question in a form of ours, so problems have an empty one, but for those that are asked for. Raises
     UserError, for a problem without completions only at the end.
     """
+    files = files_of(path)
+    if len(files) > 1:
+        print(f"{path}: {len(files)} files are graded as one, from {files[0]} to {files[-1]}")
     found, reading = survey(path, bool(asked)), Reading()
     keys = joined(found.keys, asked, path) if asked else {}
     for row in engine_rows(path, bool(asked)):

@@ -356,6 +356,19 @@ def test_a_number_at_the_end_of_an_id_is_the_problem_s_where_all_have_one(pool, 
     assert sorted(key for of_one in scores(pool, path, ASKED).values() for key in of_one) == ids
 
 
+def test_fields_of_benchmarks_are_not_those_of_completions(tmp_path):
+    path = write(tmp_path / "own.jsonl", [{"id": 0, "answer": "5", "my_gold": "6", "response": "\\boxed{5}"}])
+    with pytest.raises(UserError, match="are of --benchmarks=FILE, not of the completions"):
+        evaluation.main([f"--completions={path}", f"--out_dir={tmp_path / 'out'}", "--answer_field=my_gold"])
+
+
+def test_several_files_that_count_as_one_are_said(tmp_path, pool, capsys):
+    for name in ("a", "b"):
+        write(tmp_path / f"{name}.jsonl", [{"benchmark": "x", "id": 0, "answer": "5", "response": thought(5)}])
+    assert scores(pool, tmp_path) == {"x": {"0": [1, 1]}}
+    assert "2 files are graded as one, from " in capsys.readouterr().out
+
+
 def test_texts_without_a_box_are_said(tmp_path, capsys):
     path = write(tmp_path / "own.jsonl", [{"id": 0, "answer": "5", "response": "The answer is 5."}])
     evaluation.main([f"--completions={path}", f"--out_dir={tmp_path / 'out'}"])
