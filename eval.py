@@ -320,8 +320,8 @@ def report(
             lost = timeouts[name] + pool.timeouts - timeouts_before
             results[name] = summarize(voted) | {"grader_timeouts": lost, **vars(rule)}
             if results[name]["no_answer_ratio"] == 1:
-                where = "\\boxed{}" + (" after <think> and </think>" if rule.think == "required" else "")
-                print(f"{name}: not one response has an answer in {where}, so none can be right")
+                tags = " after <think> and </think> (--think=optional: without)" if rule.think == "required" else ""
+                print(f"{name}: not one response has an answer in \\boxed{{}}{tags}, so none can be right")
             graded += voted
     eval_report.write(out, graded, results, about | vars(rule))
 

@@ -205,6 +205,8 @@ def as_completion(item: Any, thinking: Any, finish: Any, tokens: Any) -> dict[st
 
 def completions_of(row: dict[str, Any], where: Format) -> list[dict[str, Any]]:
     given = only(row, where.texts, "the texts") if where is OWN else first(row, where.texts)
+    if given is None and isinstance(first(row, THINKING_BESIDE), str):
+        given = ""  # a model that thought until it was cut off
     if given is None:
         needs = "needs a list of completions, or a format of evaluation/README.md"
         raise ValueError(f"no texts in the columns {columns_of(row)}: {needs}")
@@ -275,7 +277,7 @@ class RowReader:
         ours["answer"] = None if self.joins or failed else answer_of(row, where)
         if ours["answer"] is None and not self.joins and not failed:
             where_else = "or --benchmarks=FILE, which has it by id"
-            raise ValueError(f"needs an 'answer' among the columns {columns_of(row)}, {where_else}")
+            raise ValueError(f"needs an 'answer' with a value among the columns {columns_of(row)}, {where_else}")
         ours |= {"completions": [] if failed else completions_of(row, where), "problem": question}
         ours |= {"opened": row["opened"]} if where is FORMATS["ours"] and "opened" in row else {}
         ours = checked_row(ours, has_answer=not self.joins and not failed)

@@ -49,7 +49,7 @@ def place(path: Path, number: int) -> str:
 def data_files(spec: str | Path) -> list[Path]:
     """The files of a path, a folder, or a comma list of both. Raises UserError where a folder has none, or several of
     which it is not clear that they belong together."""
-    names = [str(spec)] if Path(spec).exists() else [name for name in str(spec).split(",") if name]
+    names = [str(spec)] if Path(spec).exists() else [name.strip() for name in str(spec).split(",") if name.strip()]
     paths = [Path(name).expanduser() for name in names]
     return [file for path in paths for file in (_in_folder(path) if path.is_dir() else [path])]
 

@@ -135,6 +135,8 @@ def problem_of(raw: Raw, path: str) -> tuple[str, str, list[str]]:
     for name in [path] if path else FIELDS["problem"]:
         value = find(raw, name)
         value = parsed(value) if isinstance(value, str) and value.strip().startswith("[{") else value
+        if path and isinstance(value, dict):
+            raise ValueError(missing(raw, path, "problem"))
         if value is None or isinstance(value, dict):
             blank |= name in own_names(tuple(raw))
             continue
@@ -148,7 +150,7 @@ def problem_of(raw: Raw, path: str) -> tuple[str, str, list[str]]:
         if isinstance(extra, str):  # Alpaca
             text = f"{text}\n{extra}".strip()
         if len(text) > 4 * MAX_CHARS["problem"]:  # with worked examples and instructions
-            raise ValueError(f"{name!r} has {len(text):,} characters")
+            raise Unusable(f"{name!r} has {len(text):,} characters")
         return text, reply, left_out
     if blank:
         return "", "", []
@@ -159,6 +161,10 @@ def missing(raw: Raw, path: str, role: str) -> str:
     """That a row has no such field, and which it has."""
     names = ", ".join(map(str, raw))
     names = names if len(names) <= 300 else names[:297] + "..."
+    value = find(raw, path) if path else None
+    if isinstance(value, dict):
+        inner = ", ".join(map(str, value))
+        return f"{path!r} is an object with {inner[:300]}: name one, as {path}.{next(iter(value), '')}"
     return f"no {path or role!r} among the columns {names}" + ("" if path else f" (--{role}_field= names another)")
 
 
@@ -172,6 +178,8 @@ def answers_of(raw: Raw, path: str) -> tuple[list[str] | None, Any]:
             if any(find(raw, deeper) is not None for deeper in FIELDS["answer"] if deeper.startswith(f"{name}.")):
                 continue
         present |= value is not None or (top_name(name) in names and top_name(name) not in FIELDS["problem"])
+        if path and isinstance(value, dict):
+            raise ValueError(missing(raw, path, "answer"))
         try:
             found = golds(value)
         except ValueError as e:
@@ -244,7 +252,7 @@ def as_row(raw: Any, default_id: str, fields: Fields = THE_TABLES) -> Row:
         raise Unusable("the problem's numbers stand apart (N_00)")
     for name, limit in MAX_CHARS.items():
         if any(len(text) > limit for text in (row.answers if name == "answer" else [getattr(row, name)])):
-            raise ValueError(f"{name!r} has more than {limit:,} characters")
+            raise Unusable(f"{name!r} has more than {limit:,} characters")
     # looked for in what stands there: a tab or form feed at an end is gone from the row
     texts = {"problem": prompt, "answer": "\n".join(texts_of(gold)), "source": row.source, "id": row.id}
     damages = [f"{name!r} has {damage(text)}" for name, text in texts.items() if damage(text)]

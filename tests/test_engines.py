@@ -201,6 +201,14 @@ def test_thinking_beside_the_text_is_put_before_it(pool, tmp_path):
     """And what is cut off within it has no answer."""
     hidden = {"reasoning_content": "\\boxed{9}?", "content": "\\boxed{5}"}
     newer = {"reasoning": "\\boxed{9}?", "content": "\\boxed{5}"}
+    unfinished = {
+        "id": 0,
+        "answer": "5",
+        "response": None,
+        "reasoning_content": "\\boxed{5}",
+        "finish_reason": "length",
+    }
+    assert scores(pool, write(tmp_path / "cut.jsonl", [unfinished])) == {"cut": {"0": [0]}}
     cut = {"reasoning_content": "It is \\boxed{5}", "content": None}
     rows = [
         {"id": 0, "answer": "5", "choices": [chat(1, **hidden), chat(1, **newer), chat(1, "length", **cut)]},
@@ -306,7 +314,7 @@ def test_a_batch_is_graded_on_the_command_line(tmp_path):
 
 @pytest.mark.parametrize("row, message", [
     ({"id": 0, "answer": "5", "tokens": 3}, r"no texts in the columns 'id', 'answer', 'tokens'"),
-    ({"id": 0, "response": "x", "score": 1.0}, "an 'answer' among the columns 'id', 'response', 'score', or --b"),
+    ({"id": 0, "response": "x", "score": 1.0}, "a value among the columns 'id', 'response', 'score', or --b"),
     ({"id": 0, "answer": "5", "response": "x", "output": "y"}, "'response' and 'output' may both be the texts"),
     ({"id": 0, "answer": "5", "ground_truth": "6", "output": "y"}, "'answer' and 'ground_truth' may both be the right"),
     ({"id": 0, "answer": "5", "responses": ["x", 7]}, "needs a text"),
@@ -318,7 +326,7 @@ def test_a_batch_is_graded_on_the_command_line(tmp_path):
     (harness(0, "5", [[-1.5, False]]), "needs a text"),  # log-likelihoods
     ({"full_prompt": "q", "gold": "['5']", "predictions": "[array('x')]"}, "no list as Python writes it"),
     ({"doc": {"choices": ["5"], "gold_index": 3, "id": "0"}, "model_response": {"text": ["x"]}}, "gold_index .3. is "),
-    (batch("b-0", chat(5)), "needs an 'answer' among the columns .*, or --benchmarks=FILE"),
+    (batch("b-0", chat(5)), "needs an 'answer' with a value among the columns .*, or --benchmarks=FILE"),
     ("text", "needs an object"), (None, "needs an object"),
 ])  # fmt: skip
 def test_what_is_not_understood_is_named_in_one_line(tmp_path, row, message):

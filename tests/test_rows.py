@@ -254,7 +254,9 @@ def test_named_fields_take_the_place_of_the_table(tmp_path):
     assert (read.problem, read.answer) == (Q, "5")
     for fields, message in ((Fields("task.name"), "no 'task.name' among the columns problem, task, answer, out, Key"),
                             (Fields(answer="gold"), "no 'gold' among the columns"),
-                            (Fields(answer="out"), "'out' is neither text nor number")):  # fmt: skip
+                            (Fields(answer="out"), "'out' is neither text nor number"),
+                            (Fields("task"), "'task' is an object with text: name one, as task.text"),
+                            (Fields("task.text", "task"), "'task' is an object with text: name one")):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             as_row(row, "x", fields)
 
@@ -326,7 +328,7 @@ def test_folders_and_lists_are_read_in_order_and_what_does_not_belong_together_i
     ]
     other = tmp_path / "b.jsonl"
     other.write_text(json.dumps(ROWS[0]))
-    assert len(data_files(f"{other},{tmp_path / 'set'}")) == 3
+    assert len(data_files(f"{other}, {tmp_path / 'set'}")) == 3
     (tmp_path / "set" / "data" / "test-00000-of-00001.jsonl").write_text("{}")
     with pytest.raises(UserError, match="holds the splits test, train: name the file"):
         read_all(tmp_path / "set")

@@ -95,7 +95,9 @@ def test_a_damaged_row_is_named_by_file_and_line_and_skipped(tmp_path, line, pro
     bad = reading.malformed
     assert [(b["file"], b["line"]) for b in bad] == [("a.jsonl", 2)] and problem in bad[0]["problem"]
     path.write_bytes(path.read_bytes() + b"\n \n")  # empty lines at the end are no rows
-    if "neither text nor number" in problem:  # readable, but nothing for this project: no sign of a damaged file
+    if (
+        "neither text nor number" in problem or "more than" in problem
+    ):  # readable, but nothing for this project: no sign of a damaged file
         assert read_rows([path], 0.0, "still").malformed == bad
         return
     with pytest.raises(UserError, match=r"a\.jsonl: 1 of 3 rows are malformed, the first in line 2"):
