@@ -62,6 +62,9 @@ class Reading:
         ):
             number = sum(name in row.found for row in self.rows)
             lines += [f"{what}: {number}"] if number else []
+        several = sum(len(row.answers) > 1 for row in self.rows)
+        if several:
+            lines.append(f"rows with several answers, any of which is right: {several}")
         if self.copies:
             lines.append(f"left out copies of rows, id and all: {self.copies}")
         if self.repeats:

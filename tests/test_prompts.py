@@ -26,7 +26,8 @@ def test_rows_of_every_format_with_every_kind_of_answer(tmp_path):
         {"problem": "c", "answer": ["1", "2"]},
     ]
     jsonl, notes = load_problems(write(tmp_path / "p.jsonl", "\ufeff" + "\n\n".join(map(json.dumps, rows))))
-    assert jsonl == load_problems(write(tmp_path / "p.json", json.dumps(rows)))[0] and notes == []
+    assert jsonl == load_problems(write(tmp_path / "p.json", json.dumps(rows)))[0]
+    assert notes == [f"{tmp_path}/p.jsonl: rows with several answers, any of which is right: 1"]
     assert [p.answer for p in jsonl] == ["1", "142", ["1", "2"]] and [p.id for p in jsonl] == ["0", "7", "2"]
 
 
