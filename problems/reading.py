@@ -60,7 +60,7 @@ class Reading:
             ("solution", "answers read from solutions"),
             ("before", "problems with their context before"),
         ):
-            number = sum(name in row.found for row in self.rows)
+            number = sum(name in row.also_from for row in self.rows)
             lines += [f"{what}: {number}"] if number else []
         several = sum(len(row.answers) > 1 for row in self.rows)
         if several:

@@ -62,7 +62,7 @@ class Row:
     answers: tuple[str, ...]  # any of them is right; () where there is none
     solution: str
     taken: tuple[str, ...] = field(default=(), compare=False)  # what was taken off its problem
-    found: tuple[str, ...] = field(default=(), compare=False)  # FIELDS that it was put together from, besides the usual
+    also_from: tuple[str, ...] = field(default=(), compare=False)  # "solution": its answer is; "before": its problem
     damage: str = field(default="", compare=False)  # what is wrong with its texts, "" for nothing
 
     @property
@@ -181,13 +181,13 @@ def answers_of(raw: Raw, path: str) -> tuple[list[str] | None, Any]:
         if path and isinstance(value, dict):
             raise ValueError(missing(raw, path, "answer"))
         try:
-            found = golds(value)
+            answers = golds(value)
         except ValueError as e:
             raise Unusable(f"{name!r} {e}") from None
-        if found and not all(map(is_prose, found)):
-            return found, value
-        if found and not first[0]:  # a worked solution, unless another field has its answer
-            first = found, value
+        if answers and not all(map(is_prose, answers)):
+            return answers, value
+        if answers and not first[0]:  # a worked solution, unless another field has its answer
+            first = answers, value
     return first if present else (None, None)
 
 
@@ -239,6 +239,8 @@ def as_row(raw: Any, default_id: str, fields: Fields = THE_TABLES) -> Row:
         answers, gold = [from_solution] if from_solution else [], None
     elif not solution and isinstance(gold, str) and HASHES.search(gold.strip()):
         solution = gold  # GSM8K
+    also_from = ["solution"] if from_solution else []
+    also_from += ["before"] if before else []
     row = Row(
         id=first_text(raw, "id") or default_id,
         source=first_text(raw, "source"),
@@ -246,7 +248,7 @@ def as_row(raw: Any, default_id: str, fields: Fields = THE_TABLES) -> Row:
         answers=tuple(answers),
         solution=solution,
         taken=(*taken, *taken_too),
-        found=tuple(name for name in ("solution" * bool(from_solution), "before" * bool(before)) if name),
+        also_from=tuple(also_from),
     )
     if PLACEHOLDER.search(problem):
         raise Unusable("the problem's numbers stand apart (N_00)")
