@@ -64,9 +64,7 @@ def batches(responses: Iterable[Response]) -> Iterator[list[Response]]:
         yield batch
 
 
-def grade(
-    responses: Iterable[Response], pool: RewardPool, think: str = "required"
-) -> tuple[list[Graded], Counter[str]]:
+def grade(responses: Iterable[Response], pool: RewardPool, think: str) -> tuple[list[Graded], Counter[str]]:
     """Each problem's samples with their scores, and how many responses of each benchmark ran into the grader's limits.
     think: the setting.
 

@@ -143,7 +143,7 @@ def is_hopeless(row: dict[str, Any]) -> bool:
     return row["reward_mean"] <= 0 and row["answered_ratio"] == 0
 
 
-def warn_if_nothing_can_be_earned(row: dict[str, Any], tokenizer: ChatTokenizer, think: str = "required") -> None:
+def warn_if_nothing_can_be_earned(row: dict[str, Any], tokenizer: ChatTokenizer, think: str) -> None:
     """Say what to look at after a step in which all responses were cut off, or none had an answer. think: the
     setting."""
     step, clipped = row["step"], row["response_clip_ratio"] == 1
