@@ -28,12 +28,13 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from configs import HELP, Config, UserError, dataset_name, load_config, parse_flags, run, show_help, write_whole
+from configs._model import resolve_model
 from evaluation import report as eval_report
 from evaluation.completions import RESERVED, append_rows, completion_rows, read_responses
 from evaluation.engines import read_engine
 from evaluation.grade import Graded, Key, Response, grade, summarize, vote
 from grader.pool import RewardPool
-from model import DTYPES, ModelConfig, resolve_model
+from model import DTYPES, ModelConfig
 from problems.files import suffix_of
 from problems.prompts import ChatTokenizer, Prompt, encode_problems, load_problems, unmatched_golds
 from problems.rows import Fields

@@ -7,12 +7,13 @@ Parameter names are Hugging Face's, so a checkpoint loads and saves tensor by te
 Dimensions: T packed tokens, S sequences, D hidden, H query heads, K key/value heads, E head size, F MLP, V vocabulary.
 """
 
+import importlib.util
 import inspect
 import json
 import math
 import shutil
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,10 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
-from configs import UserError, check_regular, read_json
+from configs import UserError, check_regular
+from configs._model import ARCHITECTURES, ModelConfig, read_object
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}  # model_type: its class in transformers
 CARRIED_FILES = (  # with an export, so that it is a whole model folder
     "tokenizer.json",
     "tokenizer_config.json",
@@ -40,147 +41,51 @@ CARRIED_FILES = (  # with an export, so that it is a whole model folder
     "chat_template.jinja",
     "generation_config.json",
 )
-# What a config.json may ask for, from 1 on: far beyond any model, and little enough to be built and refused in seconds.
-LIMITS = dict(vocab_size=10_000_000, hidden_size=100_000, intermediate_size=1_000_000, num_hidden_layers=1_000,
-              num_attention_heads=10_000, num_key_value_heads=10_000, head_dim=100_000,
-              max_position_embeddings=1_000_000_000)  # fmt: skip
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file of a model folder. Raises UserError."""
-    try:
-        value = read_json(path)
-    except OSError as e:
-        raise UserError(f"{path.parent}: not a model folder: {e.strerror}: {path.name}") from None
-    except ValueError as e:
-        raise UserError(f"{path}: not JSON: {e}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: not a JSON object")
-    return value
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """The part of a Hugging Face `config.json` the forward pass needs; `raw` keeps the whole file."""
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    rope_theta: float
-    rms_norm_eps: float
-    max_position_embeddings: int
-    tie_word_embeddings: bool
-    qkv_bias: bool  # Qwen2: q, k and v have biases
-    qk_norm: bool  # Qwen3: each head of q and k is normalised before the rotary embedding
-    raw: dict = field(repr=False, compare=False)
-
-    @classmethod
-    def from_dict(cls, raw: dict[str, Any], where: str = "config.json") -> "ModelConfig":
-        """Raises UserError for anything this forward pass does not compute: another architecture, rope scaling,
-        sliding windows, another activation; and for values of the wrong kind."""
-        try:
-            return cls._from_dict(raw, where)
-        except KeyError as e:
-            raise UserError(f"{where}: {e.args[0]} is missing") from None
-        except (TypeError, ValueError, AttributeError, ArithmeticError) as e:
-            raise UserError(f"{where}: a value is of the wrong kind: {e}") from None
-
-    @classmethod
-    def _from_dict(cls, raw: dict[str, Any], where: str) -> "ModelConfig":
-        rope = raw.get("rope_parameters") or {}
-        scaling = raw.get("rope_scaling") or {}
-        kinds = {s.get("rope_type", s.get("type", "default")) for s in (rope, scaling)}
-        thetas = {float(t) for t in (raw.get("rope_theta"), rope.get("rope_theta")) if t is not None}
-        if raw.get("model_type") not in ARCHITECTURES:
-            raise UserError(f"{where}: model_type is {raw.get('model_type')!r}; only 'qwen2' and 'qwen3' are supported")
-        qwen3 = raw["model_type"] == "qwen3"
-        if qwen3 and raw.get("attention_bias"):  # also of o_proj to transformers, not to vLLM
-            raise UserError(f"{where}: attention_bias is not supported in a Qwen3 model")
-        if kinds != {"default"}:
-            raise UserError(f"{where}: rope scaling {sorted(kinds - {'default'})} is not supported")
-        if raw.get("use_sliding_window") or set(raw.get("layer_types") or ()) - {"full_attention"}:
-            raise UserError(f"{where}: sliding-window attention is not supported, only full attention in every layer")
-        if raw.get("hidden_act", "silu") != "silu":
-            raise UserError(f"{where}: hidden_act {raw['hidden_act']!r} is not supported, only 'silu'")
-        if len(thetas) > 1:
-            raise UserError(f"{where}: rope_theta and rope_parameters disagree: {sorted(thetas)}")
-        heads, hidden = raw["num_attention_heads"], raw["hidden_size"]
-        config = cls(
-            vocab_size=raw["vocab_size"],
-            hidden_size=hidden,
-            intermediate_size=raw["intermediate_size"],
-            num_hidden_layers=raw["num_hidden_layers"],
-            num_attention_heads=heads,
-            num_key_value_heads=raw.get("num_key_value_heads") or heads,
-            head_dim=raw.get("head_dim", 128) if qwen3 else raw.get("head_dim") or hidden // heads,
-            rope_theta=thetas.pop() if thetas else 10_000.0,
-            rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
-            max_position_embeddings=raw.get("max_position_embeddings", 32_768),
-            tie_word_embeddings=raw.get("tie_word_embeddings", False),
-            qkv_bias=not qwen3,
-            qk_norm=qwen3,
-            raw=raw,
-        )
-        for name, limit in LIMITS.items():
-            value = getattr(config, name)
-            if type(value) is not int or not 1 <= value <= limit:
-                raise UserError(f"{where}: {name} is {value!r:.60}, not a whole number from 1 to {limit:,}")
-        if not (0 < config.rope_theta < math.inf and 0 < config.rms_norm_eps < math.inf):
-            values = f"rope_theta {config.rope_theta} or rms_norm_eps {config.rms_norm_eps}"
-            raise UserError(f"{where}: {values} not above 0")
-        if type(config.tie_word_embeddings) is not bool:
-            raise UserError(f"{where}: tie_word_embeddings is not true or false")
-        if config.num_attention_heads % config.num_key_value_heads or config.head_dim % 2:
-            sizes = f"{heads} heads, {config.num_key_value_heads} kv heads and head_dim {config.head_dim}"
-            raise UserError(f"{where}: {sizes} do not fit together")
-        return config
-
-    @classmethod
-    def from_folder(cls, path: str | Path) -> "ModelConfig":
-        return cls.from_dict(read_object(Path(path) / "config.json"), f"{path}/config.json")
-
-
-def is_hub_id(name: str) -> bool:
-    """Is this the name of a Hugging Face hub repository, and no folder here?"""
-    return name.count("/") == 1 and not name.startswith(("/", ".", "~", "out/")) and not Path(name).is_dir()
-
-
-def resolve_model(name: str) -> Path:
-    """The folder `name`, or a snapshot of the Hugging Face hub repository `name`, downloaded once. Raises UserError."""
-    if Path(name).is_dir():
-        return Path(name)
-    if is_hub_id(name):
-        from huggingface_hub import snapshot_download
-
-        try:
-            return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"]))
-        except Exception as e:  # the hub's errors share no base class, and each of them means: no model
-            reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-            raise UserError(f"model: no folder {name}, and the hub did not give it: {reason}") from None
-    raise UserError(f"model: no such folder: {name}")
-
 
 # ---------------------------------------------------------------------------------------------------------- attention
 
 
-def attention_backend(device: torch.device) -> str:
-    """The varlen attention for a device: `flash_attn` if installed, torch's own on CUDA otherwise; both need compute
-    capability 8.0, so a CPU and an older GPU (a T4: unproven, none was at hand) take SDPA."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
-        return "sdpa"
+def flash_attention() -> Callable[..., Tensor] | None:
+    """flash-attn's kernel for packed sequences, where it is installed. The import of the package alone proves nothing:
+    flash-attn 4 brings `flash_attn.cute` and nothing else under that name."""
     try:
-        import flash_attn  # noqa: F401
+        from flash_attn import flash_attn_varlen_func
     except ImportError:
-        return "torch_varlen"
-    return "flash_attn"
+        return None
+    return flash_attn_varlen_func
 
 
-def attention_layout(cu_seqlens: Tensor, backend: str) -> Any:
-    """What attention needs to know of the pack, computed once a forward pass.
+def attention_backend(device: torch.device, wanted: str = "auto") -> str:
+    """The attention kernel for a device and the setting `attention`; "fa3" and "fa4" also switch torch's own kernel, in
+    the whole process. Raises UserError for one that is not there.
+
+    Kernels for packed sequences need compute capability 8.0, so a CPU and an older GPU (a T4: unproven, none was at
+    hand) take SDPA.
+    """
+    varlen_runs = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    has_varlen = importlib.util.find_spec("torch.nn.attention.varlen") is not None  # torch 2.10 and later
+    if wanted == "auto" and not varlen_runs:
+        return "sdpa"
+    if not varlen_runs:
+        raise UserError(f"attention: {wanted} needs a GPU of compute capability 8.0 or more: --attention=auto")
+    if wanted == "flash_attn" or (wanted == "auto" and not has_varlen):
+        if flash_attention() is None:
+            remedy = "requirements-gpu.txt says how to build it, or --attention=auto"
+            raise UserError(f"attention: there is no flash_attn.flash_attn_varlen_func: {remedy}")
+        return "flash_attn"
+    if wanted in ("fa3", "fa4"):
+        try:
+            torch.nn.attention.activate_flash_attention_impl(wanted.upper())
+        except (ImportError, AttributeError, RuntimeError, ValueError) as e:
+            raise UserError(
+                f"attention: torch {torch.__version__} has no {wanted} here: {e}: --attention=auto"
+            ) from None
+    return "torch_varlen"
+
+
+def attention_layout(cu_seqlens: Tensor, backend: str, longest: int | None = None) -> Any:
+    """What attention needs to know of the pack, computed once a forward pass. longest: tokens of the longest sequence;
+    without it a GPU is asked, and waited for.
 
     Varlen: (cu_seqlens, longest). SDPA: sequences of similar length share a right-padded block, so the number of its
     calls grows with the logarithm of the length range, not with S. Each block is an index (B, L) into the T axis; the
@@ -188,7 +93,7 @@ def attention_layout(cu_seqlens: Tensor, backend: str) -> Any:
     """
     lengths, device = cu_seqlens.diff(), cu_seqlens.device
     if backend != "sdpa":
-        return cu_seqlens, int(lengths.max())
+        return cu_seqlens, longest or int(lengths.max())
     lengths, order = lengths.long().sort()
     starts = cu_seqlens[:-1].long()[order]
     sizes, blocks, rows, first, offset = lengths.tolist(), [], [], 0, 0
@@ -209,10 +114,8 @@ def attention_layout(cu_seqlens: Tensor, backend: str) -> Any:
 def attention(q: Tensor, k: Tensor, v: Tensor, layout: Any, backend: str) -> Tensor:
     """Causal self-attention within each packed sequence. q (T, H, E), k and v (T, K, E) -> (T, H, E)."""
     if backend == "flash_attn":
-        from flash_attn import flash_attn_varlen_func
-
         cu_seqlens, longest = layout
-        return flash_attn_varlen_func(q, k, v, cu_seqlens, cu_seqlens, longest, longest, causal=True)
+        return flash_attention()(q, k, v, cu_seqlens, cu_seqlens, longest, longest, causal=True)
     if backend == "torch_varlen":
         return torch_varlen_attention(q, k, v, *layout)
     blocks, row_of_token = layout
@@ -226,16 +129,14 @@ def attention(q: Tensor, k: Tensor, v: Tensor, layout: Any, backend: str) -> Ten
 
 
 def torch_varlen_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, longest: int) -> Tensor:
-    """`torch.nn.attention.varlen`, whose signature moved: 2.10 has `is_causal`, 2.12 `enable_gqa`."""
+    """`torch.nn.attention.varlen`, whose signature moved: 2.10 has `is_causal`, 2.11 `window_size` instead, 2.12 also
+    `enable_gqa`. Without the last, fewer key and value heads are simply passed: the kernel tells from the shapes."""
     from torch.nn.attention.varlen import varlen_attn
 
     known = inspect.signature(varlen_attn).parameters
-    options = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
-    if q.shape[1] != k.shape[1]:
-        if "enable_gqa" in known:
-            options["enable_gqa"] = True
-        else:
-            k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+    options: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
+    if "enable_gqa" in known:
+        options["enable_gqa"] = q.shape[1] != k.shape[1]
     return varlen_attn(q, k, v, cu_seqlens, cu_seqlens, longest, longest, **options)
 
 
@@ -266,14 +167,14 @@ class Attention(nn.Module):
         self.q_norm = nn.RMSNorm(c.head_dim, eps=c.rms_norm_eps) if c.qk_norm else nn.Identity()
         self.k_norm = nn.RMSNorm(c.head_dim, eps=c.rms_norm_eps) if c.qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, position_ids: Tensor, layout: Any, backend: str) -> Tensor:
+    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (T, H, E), keys and values (T, K, E) of normalised x (T, D), for `attention`."""
         # rollout.TorchSampler._forward repeats this computation: change both
         q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        q, k = self.q_norm(q), self.k_norm(k)  # (T, H, E) and (T, K, E)
+        q, k = self.q_norm(q), self.k_norm(k)
         # Angles come from the integer positions here: FSDP2 casts every float it passes to a layer to bf16.
         cos, sin = rotary_angles(position_ids, self.head_dim, self.rope_theta)
-        out = attention(apply_rotary(q, cos, sin), apply_rotary(k, cos, sin), v, layout, backend)  # (T, H, E)
-        return self.o_proj(out.flatten(1))
+        return apply_rotary(q, cos, sin), apply_rotary(k, cos, sin), v
 
 
 class MLP(nn.Module):
@@ -302,7 +203,16 @@ class DecoderLayer(nn.Module):
         return self.block(x, position_ids, layout, backend)
 
     def block(self, x: Tensor, position_ids: Tensor, layout: Any, backend: str) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), position_ids, layout, backend)
+        q, k, v = self.before_attention(x, position_ids)
+        return self.after_attention(x, attention(q, k, v, layout, backend))
+
+    # The two parts of a block around the attention kernel, which `Qwen2.compile_layers` compiles.
+
+    def before_attention(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.self_attn(self.input_layernorm(x), position_ids)
+
+    def after_attention(self, x: Tensor, out: Tensor) -> Tensor:
+        x = x + self.self_attn.o_proj(out.flatten(1))
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -330,9 +240,12 @@ class Qwen2(nn.Module):
         else:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
-    def forward(self, input_ids: Tensor, position_ids: Tensor, cu_seqlens: Tensor) -> Tensor:
-        """Hidden states (T, D) after the final norm; logits are `hidden @ model.lm_head.weight.T`, tied or not."""
-        layout = attention_layout(cu_seqlens, self.backend)
+    def forward(
+        self, input_ids: Tensor, position_ids: Tensor, cu_seqlens: Tensor, longest: int | None = None
+    ) -> Tensor:
+        """Hidden states (T, D) after the final norm; logits are `hidden @ model.lm_head.weight.T`, tied or not.
+        longest: tokens of the longest sequence, so that a GPU need not be asked."""
+        layout = attention_layout(cu_seqlens, self.backend, longest)
         x = self.model.embed_tokens(input_ids)  # (T, D)
         for layer in self.model.layers:
             x = layer(x, position_ids, layout, self.backend)
@@ -375,6 +288,12 @@ class Qwen2(nn.Module):
     def set_activation_checkpointing(self, on: bool) -> None:
         for layer in self.model.layers:
             layer.checkpointing = on
+
+    def compile_layers(self) -> None:
+        """Fuse what stands around the attention kernel, with torch.compile: one graph for all lengths and layers."""
+        for layer in self.model.layers:
+            layer.before_attention = compiled(layer.before_attention)
+            layer.after_attention = compiled(layer.after_attention)
 
     @torch.no_grad()
     def load_weights(self, named_tensors: Iterable[tuple[str, Tensor]], where: str = "weights") -> None:
@@ -465,58 +384,101 @@ def stream_weights(path: str | Path, only_shapes: bool = False) -> Iterator[tupl
 # -------------------------------------------------------------------------------------------------- log-probabilities
 
 
-def _aligned_rows(vocab_size: int | None, rows: int) -> int:
+def _aligned_rows(vocab_size: int, rows: int) -> int:
     """Rows of the head that are multiplied: those of the tokens, up to a multiple of 128, which tensor cores want."""
-    return rows if vocab_size is None else min(rows, math.ceil(vocab_size / 128) * 128)
+    return min(rows, math.ceil(vocab_size / 128) * 128)
 
 
-def _chunk_logits(hidden: Tensor, weight: Tensor, temperature: float, vocab_size: int | None) -> Tensor:
-    """(C, rows); what is no token gets no probability, by a finite number, since 0 * -inf would be nan."""
-    logits = torch.matmul(hidden, weight.T).float().div_(temperature)
-    if vocab_size is not None:
-        logits[:, vocab_size:] = -1e30
-    return logits
+# The elementwise work on a chunk's logits, as two functions without side effects: torch.compile makes one or two passes
+# over the logits of each, where eager PyTorch makes about thirty.
+
+
+def tempered(logits: Tensor, temperature: float, vocab_size: int) -> Tensor:
+    """logits / temperature in float32, (C, rows), a new tensor; rows that are no token get no probability, by a finite
+    number, since 0 * -inf would be nan."""
+    scaled = logits.to(torch.float32, copy=True).div_(temperature)
+    scaled[:, vocab_size:] = -1e30
+    return scaled
+
+
+def chunk_scores(
+    logits: Tensor, targets: Tensor, temperature: float, vocab_size: int, with_entropy: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """logits (C, rows), targets (C,) -> logsumexp, log-probability of the target, entropy, each (C,) float32."""
+    logits = tempered(logits, temperature, vocab_size)
+    lse = logits.logsumexp(-1)
+    logits.sub_(lse[:, None])  # log-softmax; entropy as lse - sum(p z) would lose digits where lse is large
+    logprobs = logits.gather(-1, targets[:, None]).squeeze(-1)
+    return lse, logprobs, logits.exp().mul_(logits).sum(-1).neg_() if with_entropy else None
+
+
+def chunk_gradient(
+    logits: Tensor,
+    targets: Tensor,
+    lse: Tensor,
+    entropy: Tensor,
+    grad_logprobs: Tensor,
+    grad_entropy: Tensor,
+    temperature: float,
+    vocab_size: int,
+) -> Tensor:
+    """The gradient (C, rows) of the logits, in their type, from those of log-probabilities and entropy, (C,)."""
+    dtype, logits = logits.dtype, tempered(logits, temperature, vocab_size).sub_(lse[:, None])  # log-softmax
+    probs = logits.exp()
+    # d logprob = onehot - p;  d entropy = -p (log p + entropy)
+    logits.add_(entropy[:, None]).mul_(grad_entropy[:, None]).add_(grad_logprobs[:, None])
+    gradient = probs.mul_(logits).neg_()
+    gradient.scatter_add_(-1, targets[:, None], grad_logprobs[:, None])
+    del logits  # no more than two chunks in float32 exist at once
+    return gradient.div_(temperature).to(dtype)
+
+
+@cache
+def compiled(function: Callable) -> Callable:
+    """Compiled at its first call, with lengths as variables: one graph for all of them."""
+    return torch.compile(function, fullgraph=True, dynamic=True)
+
+
+def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a @ b in place; `total` is float32."""
+    if a.dtype == total.dtype:
+        total.addmm_(a, b)
+    elif total.is_cuda:  # the product is summed on from `total`: neither rounded nor stored before
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
+    else:
+        total += a @ b
 
 
 class _TokenLogprobs(torch.autograd.Function):
     """Keeps hidden (T, D) and three (T,) vectors; both passes see C x V logits at a time, never T x V."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, targets, temperature, chunk, vocab_size):
-        size = hidden.shape[0]
-        lse, logprobs, entropy = (torch.empty(size, device=hidden.device) for _ in range(3))
-        for i in range(0, size, chunk):
-            j = slice(i, i + chunk)
-            logits = _chunk_logits(hidden[j], weight[: _aligned_rows(vocab_size, len(weight))], temperature, vocab_size)
-            lse[j] = logits.logsumexp(-1)
-            logits.sub_(lse[j, None])  # log-softmax; entropy as lse - sum(p z) would lose digits where lse is large
-            logprobs[j] = logits.gather(-1, targets[j, None]).squeeze(-1)
-            entropy[j] = logits.exp().mul_(logits).sum(-1).neg_()
-        ctx.save_for_backward(hidden, weight, targets, lse, entropy)
-        ctx.temperature, ctx.chunk, ctx.vocab_size = temperature, chunk, vocab_size
+    def forward(ctx, hidden, weight, targets, temperature, chunk, vocab_size, with_entropy, fused):
+        scores = compiled(chunk_scores) if fused else chunk_scores
+        chunks, weight_of_tokens = math.ceil(len(hidden) / chunk), weight[: _aligned_rows(vocab_size, len(weight))]
+        results = []
+        for h, t in zip(hidden.chunk(chunks), targets.chunk(chunks), strict=True):
+            results.append(scores(h @ weight_of_tokens.T, t, temperature, vocab_size, with_entropy))
+        lse, logprobs, entropy = zip(*results, strict=True)
+        logprobs, entropy = torch.cat(logprobs), torch.cat(entropy) if with_entropy else None
+        ctx.save_for_backward(hidden, weight, targets, torch.cat(lse), entropy)
+        ctx.temperature, ctx.chunks, ctx.vocab_size, ctx.fused = temperature, chunks, vocab_size, fused
         return logprobs, entropy
 
     @staticmethod
     def backward(ctx, grad_logprobs, grad_entropy):
         hidden, weight, targets, lse, entropy = ctx.saved_tensors
-        grad_hidden = torch.empty_like(hidden)
+        gradient_of = compiled(chunk_gradient) if ctx.fused else chunk_gradient
         grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)  # sums over chunks
-        rows = _aligned_rows(ctx.vocab_size, len(weight))
-        weight, grad_of_rows = weight[:rows], grad_weight[:rows]
-        for i in range(0, hidden.shape[0], ctx.chunk):
-            j = slice(i, i + ctx.chunk)
-            logits = _chunk_logits(hidden[j], weight, ctx.temperature, ctx.vocab_size).sub_(lse[j, None])  # log-softmax
-            probs = logits.exp()
-            # d logprob = onehot - p;  d entropy = -p (log p + entropy)
-            logits.add_(entropy[j, None]).mul_(grad_entropy[j, None]).add_(grad_logprobs[j, None])
-            grad_logits = probs.mul_(logits).neg_()
-            del logits, probs  # so that no more than two chunks exist at once
-            grad_logits.scatter_add_(-1, targets[j, None], grad_logprobs[j, None])
-            grad_logits = grad_logits.div_(ctx.temperature).to(hidden.dtype)
-            grad_hidden[j] = grad_logits @ weight
-            grad_of_rows += grad_logits.T @ hidden[j]
-            del grad_logits
-        return grad_hidden, grad_weight.to(weight.dtype), None, None, None, None
+        rows, grads_hidden = _aligned_rows(ctx.vocab_size, len(weight)), []
+        per_token = hidden, targets, lse, entropy, grad_logprobs, grad_entropy
+        for h, t, z, e, grad_logp, grad_e in zip(*(x.chunk(ctx.chunks) for x in per_token), strict=True):
+            # not kept under a name here, so that `gradient_of` can free the logits
+            grad_logits = gradient_of(h @ weight[:rows].T, t, z, e, grad_logp, grad_e, ctx.temperature, ctx.vocab_size)
+            grads_hidden.append(grad_logits @ weight[:rows])
+            add_product(grad_weight[:rows], grad_logits.T, h)
+            del grad_logits  # before the next chunk's exist
+        return torch.cat(grads_hidden), grad_weight.to(weight.dtype), None, None, None, None, None, None
 
 
 def token_logprobs(
@@ -526,12 +488,16 @@ def token_logprobs(
     temperature: float,
     chunk: int,
     vocab_size: int | None = None,
-) -> tuple[Tensor, Tensor]:
+    with_entropy: bool = True,
+    fused: bool = False,
+) -> tuple[Tensor, Tensor | None]:
     """Log-probability of each target and entropy of each distribution, of softmax(logits / temperature).
 
-    hidden (T, D), lm_head_weight (V, D), targets (T,) -> (T,), (T,), float32. `chunk` tokens' logits exist at once;
-    the backward pass computes them again. Only the first `vocab_size` rows of the head are tokens (all, if None): what
-    pads the vocabulary has no probability, here as in both samplers. Without padding this matches verl's
-    logprobs_from_logits and entropy_from_logits.
+    hidden (T, D), lm_head_weight (V, D), targets (T,) -> (T,), (T,), float32. At most `chunk` tokens' logits exist at
+    once; the backward pass computes them again. Only the first `vocab_size` rows of the head are tokens (all, if None):
+    what pads the vocabulary has no probability, here as in both samplers. Without padding this matches verl's
+    logprobs_from_logits and entropy_from_logits. with_entropy=False returns None for it, and has no gradient; `fused`
+    compiles the elementwise work.
     """
-    return _TokenLogprobs.apply(hidden, lm_head_weight, targets, temperature, chunk, vocab_size)
+    options = chunk, len(lm_head_weight) if vocab_size is None else vocab_size, with_entropy, fused
+    return _TokenLogprobs.apply(hidden, lm_head_weight, targets, temperature, *options)

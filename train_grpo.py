@@ -22,6 +22,7 @@ from torch import Tensor
 
 from configs import HELP, Config, Preempted, load_config, show_help
 from configs import run as run_command
+from configs._model import resolve_model
 from eval import evaluate
 from evaluation.report import validation_lines
 from grader.pool import RewardPool
@@ -36,7 +37,7 @@ from losses import (
     rollout_weights,
     sequence_logratio,
 )
-from model import DTYPES, Qwen2, resolve_model
+from model import DTYPES, Qwen2
 from problems.prompts import ChatTokenizer, Prompt, load_benchmarks, load_prompts, unmatched_golds
 from reward import after_thinking, extract_answer, graded_text
 from rollout import Rollout, Sampler, make_sampler, sample_seed

@@ -140,6 +140,11 @@ class Config:
     token_budget: int = 32768  # tokens a micro-batch on a rank
     logprob_chunk: int = 2048  # tokens whose logits exist at once
     activation_checkpointing: bool = True
+    # The trainer's attention. auto: torch's varlen kernel on GPUs from the A100 on, else SDPA; flash_attn: the package;
+    # fa3, fa4: torch's own switch to kernels for Hopper, a prototype (torch.nn.attention.activate_flash_attention_impl)
+    attention: Literal["auto", "flash_attn", "fa3", "fa4"] = "auto"
+    # What torch.compile fuses: nothing; the elementwise work on logits; also what stands around attention in each layer
+    compile: Literal["none", "head", "layers"] = "none"
     shard_size: int = 0  # ranks that share one copy of the weights (HSDP: the GPUs of a node); 0 = all of them (FSDP)
     gpu_dollars_per_hour: float = 0.0  # for the ledger; 0 = no dollars
     reward: Literal["exact", "strict", "deepscaler"] = "exact"  # when an answer counts as right, see reward.RULES

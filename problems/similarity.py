@@ -19,8 +19,8 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from configs import UserError
+from configs._model import resolve_model
 from grader.text import THOUSANDS_SEPARATOR
-from model import resolve_model
 
 WINDOW, OVERLAP = 254, 64  # tokens; the model reads 256, two of which are its own
 BATCH = 16  # windows a forward pass

@@ -210,7 +210,8 @@ def test_every_choice_of_an_algorithm_is_some_config_s():
     """A switch that no config uses does not exist. (The KL estimators are those of DeepScaleR, verl and TRL.)"""
     configs = [load_config([str(path)]) for path in (ROOT / "configs").glob("[!_]*.py")]
     for field in dataclasses.fields(Config):
-        if get_origin(field.type) is Literal and field.name not in ("kl_estimator", "export_dtype", "stage_reference"):
+        others = ("kl_estimator", "export_dtype", "stage_reference", "attention", "compile")  # the last two: how fast
+        if get_origin(field.type) is Literal and field.name not in others:
             used = {getattr(c, field.name) for c in configs}
             # TRL's correction; the reward that DeepScaleR's begins with; GPUs without bfloat16
             without_config = {"sequence_mask", "strict", "float16"}

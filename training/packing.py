@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from configs import Config, UserError
-from model import DTYPES, ModelConfig, Qwen2, full_tensors, token_logprobs
+from model import DTYPES, ModelConfig, Qwen2, attention_backend, full_tensors, token_logprobs
 from problems.prompts import ChatTokenizer, Prompt
 from rollout import Rollout, Sampler
 from training.hardware import peak_flops
@@ -61,6 +61,9 @@ def load_model(cfg: Config, path: Path, device: torch.device, dtype: torch.dtype
     """The model of a folder, sharded over all ranks, parameters in `dtype`."""
     model = Qwen2.from_pretrained(path, dtype, device, device_mesh(cfg, device), DTYPES[cfg.dtype])
     model.vocab_size = min(model.vocab_size, ChatTokenizer(path).size)
+    model.backend = attention_backend(device, cfg.attention)
+    if cfg.compile == "layers":
+        model.compile_layers()
     peak_flops(device, DTYPES[cfg.dtype])  # for mfu: measured here, while vLLM sleeps
     return model
 
@@ -222,6 +225,7 @@ class Batch:
     rollout_logprobs: Tensor  # (T,) the sampler's
     old_logprobs: Tensor | None = None  # (T,); None = on-policy: the training forward's own
     ref_logprobs: Tensor | None = None  # (T,); None without a KL penalty
+    longest: int | None = None  # tokens of the longest sequence, for attention; None: it asks the GPU, and waits
 
 
 def pack(rollouts: list[Rollout], mask_truncated: bool, device: torch.device) -> Batch:
@@ -248,6 +252,7 @@ def pack(rollouts: list[Rollout], mask_truncated: bool, device: torch.device) ->
         targets=joined([i[1:] for i in ids]),
         position_ids=joined([range(len(i) - 1) for i in ids]),
         cu_seqlens=torch.tensor([0, *np.cumsum([len(i) - 1 for i in ids])], dtype=torch.int32, device=device),
+        longest=max(len(i) - 1 for i in ids),
         response_mask=per_token(masks),
         advantages=per_token([[r.advantage] * len(r.response_ids) for r in rollouts]),
         rollout_logprobs=per_token([r.logprobs for r in rollouts]),
@@ -259,16 +264,16 @@ def pack_share(minibatch: Minibatch, cfg: Config, device: torch.device) -> list[
     return [pack(m.rollouts, cfg.mask_truncated, device) for m in minibatch.micro_batches[dist.get_rank()]]
 
 
-def batch_logprobs(model: Qwen2, b: Batch, cfg: Config) -> tuple[Tensor, Tensor]:
+def batch_logprobs(model: Qwen2, b: Batch, cfg: Config, with_entropy: bool = True) -> tuple[Tensor, Tensor | None]:
     """Log-probability of each target and entropy of each position, at the sampling temperature. (T,), (T,)"""
-    hidden = model(b.input_ids, b.position_ids, b.cu_seqlens)
-    head = model.lm_head.weight
-    return token_logprobs(hidden, head, b.targets, cfg.temperature, cfg.logprob_chunk, model.vocab_size)
+    hidden = model(b.input_ids, b.position_ids, b.cu_seqlens, b.longest)
+    options = cfg.temperature, cfg.logprob_chunk, model.vocab_size, with_entropy, cfg.compile != "none"
+    return token_logprobs(hidden, model.lm_head.weight, b.targets, *options)
 
 
 @torch.no_grad()
 def fixed_logprobs(model: Qwen2, batches: list[Batch], cfg: Config) -> list[Tensor]:
     """Log-probabilities (T,) of each batch without a gradient: old ones and the reference's."""
-    logprobs = [batch_logprobs(model, b, cfg)[0] for b in batches]
+    logprobs = [batch_logprobs(model, b, cfg, with_entropy=False)[0] for b in batches]
     model.reshard()  # without a backward pass FSDP2 leaves the root's parameters unsharded
     return logprobs

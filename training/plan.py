@@ -19,7 +19,8 @@ from statistics import NormalDist, fmean
 import torch
 
 from configs import UserError, load_config, parse_flags
-from model import ModelConfig, Qwen2, is_hub_id
+from configs._model import is_hub_id
+from model import ModelConfig, Qwen2
 from problems.files import data_files, objects
 from training import memory
 from training.checkpoint import in_bytes, most_saves, save_bytes
