@@ -153,7 +153,8 @@ def backward(
     scale = loss_scale * (1 if cfg.loss_agg == "deepscaler" else dist.get_world_size())
     counts = minibatch.num_tokens, minibatch.num_sequences, minibatch.max_len  # of all ranks
     correction = cfg.rollout_correction, cfg.rollout_correction_low, cfg.rollout_correction_high
-    for b in batches:
+    for i, b in enumerate(batches):
+        model.set_requires_all_reduce(i + 1 == len(batches))  # HSDP: the copies' gradients are summed once, at the end
         logprobs, entropy = packing.batch_logprobs(model, b, cfg)  # (T,), (T,)
         old_logprobs = logprobs.detach() if b.old_logprobs is None else b.old_logprobs
         pg, clips = policy_losses(logprobs, old_logprobs, b, cfg)
@@ -262,6 +263,7 @@ def set_up(cfg: Config, hook: Any, preemption: Preemption, started: float) -> tu
         model, reference = packing.load_models(cfg, path, device)
     betas = cfg.adam_beta1, cfg.adam_beta2
     optimizer = torch.optim.AdamW(model.parameters(), cfg.lr, betas, cfg.adam_eps, cfg.weight_decay)
+    checkpoint.create_moments(model, optimizer)
     pool = RewardPool(cfg.reward_workers, cfg.reward_timeout, rule=cfg.reward)
     benchmarks = {} if cfg.smoke else benchmarks  # a smoke run only checks that they can be read and fit
     run = Run(

@@ -109,17 +109,20 @@ def gradient(model_dir, case, device):
         def aggregate(losses, mask, *rest):
             return (losses * mask).sum() / mask.sum().clamp(min=1) / packs
 
-    if by_hand:
-        backward_by_hand(model, batches, ranks, cfg)
-    else:
-        with mock.patch.object(train_grpo, "aggregate", aggregate):
-            train_grpo.backward(model, batches, minibatch, cfg)
+    with mock.patch.object(dist, "all_reduce", wraps=dist.all_reduce) as all_reduce:
+        if by_hand:
+            backward_by_hand(model, batches, ranks, cfg)
+        else:
+            with mock.patch.object(train_grpo, "aggregate", aggregate):
+                train_grpo.backward(model, batches, minibatch, cfg)
     mesh = next(model.parameters()).device_mesh
     return {
         "gradients": {name: p.grad.full_tensor() for name, p in model.named_parameters()},
         "packs": [len(micro_batches) for micro_batches in minibatch.micro_batches],
         "empty": sum(not m.rollouts for micro_batches in minibatch.micro_batches for m in micro_batches),
         "copies": mesh.size() // mesh["shard"].size(),
+        "all_reduces": all_reduce.call_count,
+        "units": 1 + len(model.model.layers),  # of FSDP: the layers, and the root with the rest
     }
 
 

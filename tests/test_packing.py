@@ -74,7 +74,8 @@ def test_deepscaler_aggregation_sums_means_of_micro_batches_and_averages_ranks(g
 def test_shards_within_a_node_and_copies_across_nodes_do_not_change_gradients(gradient, shard_size):
     """HSDP: four ranks as copies of the model, each in `shard_size` shards."""
     split = gradient(4, SMALL, f"shard_size={shard_size}")
-    assert split["copies"] == 4 // shard_size
+    assert split["copies"] == 4 // shard_size and max(split["packs"]) > 1
+    assert split["all_reduces"] == (split["units"] if shard_size < 4 else 0)  # after the last micro-batch alone
     assert largest_difference(split, gradient(1, WHOLE)) < 1e-6
 
 

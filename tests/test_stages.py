@@ -185,7 +185,8 @@ def test_the_next_stage_begins_with_the_best_weights(world, tmp_path, group_of_o
     assert state.stage == 1 and state.stage_began == 3 and state.reference == "step_000002"
     assert state.decision is None and state.history == ()
     steps = {float(s["step"]) for s in optimizer.state.values()}
-    assert steps == ({2.0} if choice == "keep" else set())
+    assert steps == ({2.0} if choice == "keep" else {0.0})
+    assert all(s["exp_avg"].full_tensor().any() == (choice == "keep") for s in optimizer.state.values())
 
 
 def test_the_command_for_more_nodes(monkeypatch):

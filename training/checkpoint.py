@@ -86,16 +86,29 @@ def checkpoint_dirs(run_dir: Path) -> list[Path]:
 # ---------------------------------------------------------------------------------------------------------------- save
 
 
-def tensors(model: Qwen2, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Everything that training changes, by name. Creates the optimizer's moments if there are none yet: `load` fills
-    them."""
-    by_name = {}
-    for name, p in model.named_parameters():
+def create_moments(model: Qwen2, optimizer: torch.optim.Optimizer) -> None:
+    """Adam's moments, all zero, where there are none yet. The optimizer would create them at its first step, in the
+    memory that activations have left: on a GPU the larger ones then no longer fit in there."""
+    for p in model.parameters():
         state = optimizer.state[p]
         if not state:
             state.update(step=torch.tensor(0.0), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+
+
+def reset_moments(optimizer: torch.optim.Optimizer) -> None:
+    """As of a new optimizer, in place."""
+    for state in optimizer.state.values():
+        for tensor in state.values():
+            tensor.zero_()
+
+
+def tensors(model: Qwen2, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Everything that training changes, by name."""
+    create_moments(model, optimizer)
+    by_name = {}
+    for name, p in model.named_parameters():
         by_name[name] = p.detach()
-        by_name.update({f"optimizer.{key}.{name}": value for key, value in state.items()})
+        by_name.update({f"optimizer.{key}.{name}": value for key, value in optimizer.state[p].items()})
     return by_name
 
 

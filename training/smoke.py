@@ -167,7 +167,7 @@ def worst_case(run: Any, backward: Callable, optimizer_step: Callable) -> Timer:
             backward(run.model, [b], minibatch, cfg, scale)
     for group in optimizer.param_groups:
         group["lr"] = cfg.lr
-    optimizer.state.clear()
+    checkpoint.reset_moments(optimizer)
     return timer
 
 

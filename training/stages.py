@@ -138,7 +138,7 @@ def begin_next(
             name = best
             checkpoint.load(cfg.run_dir / "ckpt" / name, model, optimizer)
     if cfg.stage_optimizer == "reset":
-        optimizer.state.clear()
+        checkpoint.reset_moments(optimizer)
     if reference and cfg.stage_reference == "reset":
         reference.load_weights(full_tensors(model, DTYPES[cfg.dtype]))
         state = replace(state, reference=name if cfg.save_every else None)  # where a resume finds it
