@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch._dynamo.utils import counters
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -399,6 +400,44 @@ def test_token_logprobs_match_deepscaler():
                 results = (logprobs, want["logprobs"]), (entropy, want["entropy"]), (hidden.grad, gradients["dhidden"])
                 for got, expected in (*results, (weight.grad, gradients["dlm_head"])):
                     torch.testing.assert_close(got.detach(), torch.tensor(expected), rtol=2e-5, atol=2e-5)
+
+
+def largest_differences(gradients: dict[str, Tensor], others: dict[str, Tensor]) -> dict[str, float]:
+    """name -> norm of the difference, over the gradient's own."""
+    return {n: float((g - others[n]).norm() / g.norm()) for n, g in gradients.items()}
+
+
+def test_compiled_gradients_equal_eager_ones_and_one_graph_serves_all_lengths(mesh, tmp_path):
+    """Sharded, with checkpointing, by inductor: as a run on GPUs with compile=layers."""
+    torch._dynamo.reset()
+    model_file.compiled.cache_clear()
+    counters.clear()
+    eager, compiled = (ours_of(hf_model(), tmp_path, mesh=mesh) for _ in range(2))
+    for model in (eager, compiled):
+        model.set_activation_checkpointing(True)
+    compiled.compile_layers()
+
+    def gradients(model: Qwen2, lengths: tuple, fused: bool = False, shift: int = 0) -> dict[str, Tensor]:
+        ids, position_ids, cu_seqlens = packed(lengths)
+        hidden = model(ids, position_ids + shift, cu_seqlens, max(lengths))
+        logprobs, entropy = token_logprobs(hidden, model.lm_head.weight, ids, 0.6, 64, 90, fused=fused)
+        (logprobs.sum() + 0.1 * entropy.sum()).backward()
+        by_name = {n: p.grad.full_tensor() for n, p in model.named_parameters()}
+        model.zero_grad()
+        return by_name
+
+    packs = (LENGTHS, (200,), (3, 3, 3, 3), (64, 64), (17, 80, 2))
+    for lengths in packs:
+        expected = gradients(eager, lengths)
+        differences = largest_differences(expected, gradients(compiled, lengths, fused=True))
+        # Attention knows differences of positions only, so that a shift shows how much rounding alone changes: most in
+        # what belongs to q and k, whose gradients are small differences of large terms.
+        rounding = largest_differences(expected, gradients(eager, lengths, shift=1))
+        for name, difference in differences.items():
+            assert difference < max(1e-6, 2 * rounding[name]), f"{name}: {difference}, {rounding[name]}"
+            assert difference < 1e-6 or ".q_" in name or ".k_" in name, f"{name}: {difference}"
+    # before and after attention, and a chunk's scores and their gradient; each of its backward passes belongs to it
+    assert counters["stats"]["unique_graphs"] == 4 and not counters["graph_break"]
 
 
 class Memory(TorchDispatchMode):
