@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import weakref
 from pathlib import Path
 
@@ -27,7 +28,16 @@ from transformers import (
 
 import model as model_file
 from configs import UserError
-from model import ModelConfig, Qwen2, full_tensors, stream_weights, token_logprobs
+from model import (
+    ModelConfig,
+    Qwen2,
+    attention,
+    attention_backend,
+    attention_layout,
+    full_tensors,
+    stream_weights,
+    token_logprobs,
+)
 
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no golden files at {GOLDEN}")
@@ -335,6 +345,62 @@ def test_sharded_gradients_equal_plain_ones(model_type, mesh, tmp_path):
     assert results[0].keys() == results[1].keys()
     for name, gradient in results[0].items():
         assert torch.equal(gradient, results[1][name]), name
+
+
+# ------------------------------------------------------------------------------------------------ choice of attention
+
+
+@pytest.fixture
+def card(monkeypatch):
+    """Pretends that there is a GPU of a compute capability."""
+    return lambda capability: monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+
+
+CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
+
+
+def package(folder: Path, monkeypatch, files: dict[str, str]) -> None:
+    """A package flash_attn of these files, in place of an installed one."""
+    for module in [m for m in sys.modules if m.split(".")[0] == "flash_attn"]:
+        monkeypatch.delitem(sys.modules, module)
+    for name, text in files.items():
+        path = folder / "flash_attn" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    monkeypatch.syspath_prepend(folder)
+
+
+def test_torchs_varlen_kernel_comes_first_also_where_flash_attn_is_installed(card, tmp_path, monkeypatch):
+    package(tmp_path, monkeypatch, {"__init__.py": "def flash_attn_varlen_func(q, *args, **options): return q + 1"})
+    for device, capability, backend in ((CPU, (9, 0), "sdpa"), (CUDA, (7, 5), "sdpa"), (CUDA, (8, 0), "torch_varlen")):
+        card(capability)
+        assert attention_backend(device) == backend
+    assert attention_backend(CUDA, "flash_attn") == "flash_attn"
+    q, cu_seqlens = torch.zeros(3, 2, 8), torch.tensor([0, 3]).int()
+    assert (attention(q, q, q, attention_layout(cu_seqlens, "flash_attn", 3), "flash_attn") == 1).all()
+
+
+@pytest.mark.parametrize("wanted", ["flash_attn", "fa3", "fa4"])
+def test_an_attention_that_is_not_there_is_refused_in_one_line(card, tmp_path, monkeypatch, wanted):
+    package(
+        tmp_path, monkeypatch, {"cute/other.py": ""}
+    )  # flash-attn 4 has no more than this under the name flash_attn
+    with pytest.raises(UserError, match=f"attention: {wanted} needs a GPU .* 8.0"):
+        attention_backend(CPU, wanted)
+    card((9, 0))
+    with pytest.raises(UserError, match="^attention: .*--attention=auto$"):
+        attention_backend(CUDA, wanted)
+
+
+def test_hopper_kernels_come_by_torchs_own_switch(card, tmp_path, monkeypatch):
+    kernels = "def _flash_attn_fwd(): ...\ndef _flash_attn_bwd(): ..."
+    package(tmp_path, monkeypatch, {"cute/interface.py": kernels})
+    card((9, 0))
+    try:
+        assert attention_backend(CUDA, "fa4") == "torch_varlen"
+        assert torch.nn.attention.current_flash_attention_impl() == "FA4"
+    finally:
+        torch.nn.attention.restore_flash_attention_impl()
 
 
 # ---------------------------------------------------------------------------------------------------- log-probabilities
