@@ -212,9 +212,7 @@ def prepare(cfg: Config, options: Options) -> Evaluation:
     max_tokens = min(options.max_tokens, ModelConfig.from_folder(model).max_position_embeddings - longest)
     if max_tokens < 1:
         raise UserError(f"--model: {model} has no positions left behind the longest prompt")
-    cfg = replace(
-        cfg, eval_k=options.k, eval_temperature=options.temperature, eval_top_p=options.top_p, vllm_sleep_level=1
-    )
+    cfg = replace(cfg, eval_k=options.k, eval_temperature=options.temperature, eval_top_p=options.top_p)
     return Evaluation(cfg, model, benchmarks, [*notes, unmatched_golds(benchmarks)], max_tokens, longest + max_tokens)
 
 
@@ -280,8 +278,9 @@ def generate(evaluation: Evaluation, device: torch.device, dtype: str, file: Pat
         return None
     # A rank with nothing to do goes on all the same: vLLM's engines start on all ranks together.
     rank_requests = requests[rank::world]
-    sampler = make_sampler(cfg, evaluation.model, device, evaluation.longest, dtype)
-    sampler.wake()
+    sampler = make_sampler(
+        replace(cfg, dtype=dtype), evaluation.model, device, evaluation.longest, beside_trainer=False
+    )
     print0(f"{world} x {device.type}, {dtype}, sampler: {sampler.name}")
     tokenizer = ChatTokenizer(evaluation.model, cfg.stop_tokens)
     batch_size = max(1, 4 * cfg.max_num_seqs // cfg.eval_k)  # problems
@@ -290,7 +289,6 @@ def generate(evaluation: Evaluation, device: torch.device, dtype: str, file: Pat
         groups = sample(sampler, tokenizer, rank_requests[start : start + batch_size], cfg, evaluation.max_tokens)
         append_rows(file, [completions_row(responses) for responses in groups])
         bar.update(sum(len(responses) for responses in groups))
-    sampler.sleep()
     return sampler
 
 

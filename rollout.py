@@ -7,6 +7,7 @@ random numbers of a sequence depend on its seed and the position only. Reads mod
 Dimensions: N live sequences, L cache positions, V vocabulary; H, K, E as in model.py.
 """
 
+import atexit
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -344,21 +345,23 @@ class VLLMSampler:
         max_num_seqs: int,
         max_model_len: int,
         gpu_memory_utilization: float = 0.6,
-        sleep_level: int = 1,
+        sleep_level: int | None = 1,
         stop_tokens: tuple[str, ...] = (),
     ) -> None:
-        """Raises UserError where vLLM is not installed or cannot run this model. (The engine is asked for one token,
-        since some refusals come only then.)"""
-        self.cuda = torch.device(device).type == "cuda"
-        self.sleep_level, self.max_model_len = sleep_level, max_model_len
+        """sleep_level: None where no trainer wants the memory: `sleep` and `wake` then do nothing. Raises UserError
+        where vLLM is not installed or cannot run this model. (The engine is asked for one token, since some refusals
+        come only then.)"""
+        cuda = torch.device(device).type == "cuda"
+        self.sleep_level, self.max_model_len = sleep_level if cuda else None, max_model_len
         config, tokenizer = ModelConfig.from_folder(path), ChatTokenizer(path, stop_tokens)
         self.shapes = model_shapes(config)
         self.tied, self.eos_ids = config.tie_word_embeddings, tokenizer.eos_ids
         self.cached_tokens = 0  # prompt tokens the last `generate` took from the prefix cache: the engine's own counter
         # rows that pad the checkpoint's vocabulary are no tokens: e^-100 leaves them no probability
         self.logit_bias = dict.fromkeys(range(tokenizer.size, config.vocab_size), -100.0) or None
-        if self.cuda:
-            options = {"gpu_memory_utilization": gpu_memory_utilization, "enable_sleep_mode": True}
+        if cuda:
+            can_sleep = sleep_level is not None
+            options = {"gpu_memory_utilization": gpu_memory_utilization, "enable_sleep_mode": can_sleep}
         else:
             options = cpu_options(config, dtype, max_num_seqs, max_model_len, gpu_memory_utilization)
         options |= {"dtype": str(dtype).removeprefix("torch."), "max_model_len": max_model_len}
@@ -366,7 +369,8 @@ class VLLMSampler:
             self.llm = new_engine(path, {**options, "max_num_seqs": max_num_seqs})
             self.cache_awake = True
             self.generate([[0]], [[0]], 1, 1.0, 1.0)
-        self.name = check_engine(self.llm, path, self.shapes, self.cuda)
+        atexit.register(self.close)  # should nobody call it: handlers of vLLM's, which come later, would not wake it
+        self.name = check_engine(self.llm, path, self.shapes, cuda)
 
     def generate(
         self, prompts: list[list[int]], seeds: list[list[int]], max_tokens: int, temperature: float, top_p: float
@@ -423,35 +427,46 @@ class VLLMSampler:
 
     def sleep(self) -> None:
         """Give the GPU's memory away: KV cache dropped, weights waiting in RAM (level 1) or dropped too (level 2)."""
-        if self.cuda and self.cache_awake:
+        if self.sleep_level is not None and self.cache_awake:
             self.llm.sleep(level=self.sleep_level)
             self.cache_awake = False
 
     def wake(self) -> None:
         """Take the weights' memory back; the KV cache's comes back with `load_weights` or `generate`."""
-        if self.cuda and not self.cache_awake:
+        if not self.cache_awake:
             torch.cuda.empty_cache()  # what torch keeps for later, vLLM cannot have
             self.llm.wake_up(tags=["weights"])
 
     def _wake_cache(self) -> None:
-        if self.cuda and not self.cache_awake:
+        if not self.cache_awake:
             self.llm.wake_up(tags=["kv_cache"])
             self.cache_awake = True
 
     def close(self) -> None:
-        """End the engine, and with it the process group: the last thing to do."""
+        """End the engine, and with it the process group: the last thing to do.
+
+        One that sleeps is woken before: vLLM's allocator (CuMemAllocator, 0.32) releases all that it frees on CUDA,
+        also what it has released to sleep (github.com/vllm-project/vllm/issues/36651).
+        """
+        atexit.unregister(self.close)
+        if not self.cache_awake:
+            torch.cuda.empty_cache()
+            self.llm.wake_up()  # all that still sleeps
+            self.cache_awake = True
         self.llm.llm_engine.engine_core.shutdown()
 
 
 Sampler = TorchSampler | VLLMSampler
 
 
-def make_sampler(cfg: Config, path: Path, device: torch.device, longest: int, dtype: str = "") -> Sampler:
-    """The engine of `cfg.sampler`, asleep. `longest`: tokens of a prompt and its response. dtype: else the config's."""
-    compute_dtype = DTYPES[dtype or cfg.dtype]
+def make_sampler(cfg: Config, path: Path, device: torch.device, longest: int, beside_trainer: bool = True) -> Sampler:
+    """The engine of `cfg.sampler`. longest: tokens of a prompt and its response. Beside a trainer it is asleep when it
+    comes, and can be put to sleep again; else it is awake for good."""
+    dtype = DTYPES[cfg.dtype]
     if cfg.sampler == "torch":
-        return TorchSampler(path, compute_dtype, device, cfg.max_num_seqs, cfg.stop_tokens)
-    options = cfg.vllm_gpu_memory_utilization, cfg.vllm_sleep_level, cfg.stop_tokens
-    engine = VLLMSampler(path, compute_dtype, device, cfg.max_num_seqs, longest, *options)
+        return TorchSampler(path, dtype, device, cfg.max_num_seqs, cfg.stop_tokens)
+    sleep_level = cfg.vllm_sleep_level if beside_trainer else None
+    options = cfg.vllm_gpu_memory_utilization, sleep_level, cfg.stop_tokens
+    engine = VLLMSampler(path, dtype, device, cfg.max_num_seqs, longest, *options)
     engine.sleep()
     return engine
