@@ -6,10 +6,11 @@
 
 The second form grades what any engine wrote (evaluation/README.md has the formats); benchmarks give it the right
 answers that the file lacks. Benchmarks are names (`data/<name>.jsonl`; `all`: the paper's five) or files of your own.
-torchrun runs it data-parallel. `--dtype=float32,bfloat16,float16` evaluates in each format on the same seeds, and
-compares. Reads a model folder; writes to --out_dir `completions.jsonl` as they come, then `graded.jsonl`,
-`results.json`, `results.md` and `accuracy.png`. Started again it goes on; with a larger k it adds samples. All settings
-of the config are flags too: `python train_grpo.py --help` lists them.
+torchrun runs it data-parallel. `--dtype=float32,bfloat16,float16` evaluates in each format on the same seeds, one
+process after the other, and compares. On a GPU vLLM takes 0.9 of the memory, unless `--vllm_gpu_memory_utilization`
+says otherwise here: a config file's is for training. Reads a model folder; writes to --out_dir `completions.jsonl` as
+they come, then `graded.jsonl`, `results.json`, `results.md` and `accuracy.png`. Started again it goes on; with a larger
+k it adds samples. All settings of the config are flags too: `python train_grpo.py --help` lists them.
 """
 
 import hashlib
@@ -30,6 +31,7 @@ from tqdm import tqdm
 from configs import HELP, Config, UserError, dataset_name, load_config, parse_flags, run, show_help, write_whole
 from configs._model import resolve_model
 from evaluation import report as eval_report
+from evaluation.child import free_port, run_child
 from evaluation.completions import RESERVED, append_rows, completion_rows, read_responses
 from evaluation.engines import read_engine
 from evaluation.grade import Graded, Key, Response, grade, summarize, vote
@@ -39,13 +41,14 @@ from problems.files import suffix_of
 from problems.prompts import ChatTokenizer, Prompt, encode_problems, load_problems, unmatched_golds
 from problems.rows import Fields
 from reward import Problem
-from rollout import Sampler, VLLMSampler, make_sampler, response_text, sample_seed
+from rollout import Sampler, make_sampler, response_text, sample_seed
 from training.checkpoint import check_model_folder
-from training.packing import init_distributed, print0
+from training.packing import from_rank0, init_distributed, print0
 from training.preemption import Preemption
 from training.preflight import check_machine
 
 Benchmarks = dict[str, list[Prompt]]  # prompts by the benchmark's name
+MEMORY_SHARE = 0.9  # of a GPU, which vLLM takes where no trainer is beside it
 
 
 @dataclass(frozen=True)
@@ -157,7 +160,7 @@ def evaluate(
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is asked of a model; compute types and ranks share it."""
+    """What is asked of a model; ranks share it."""
 
     cfg: Config  # eval_k, eval_temperature and eval_top_p are those of the command line
     model: Path
@@ -206,17 +209,14 @@ def prepare(cfg: Config, options: Options) -> Evaluation:
     tokenizer = ChatTokenizer(model, cfg.stop_tokens)
     check_model_folder(model)
     stop_warning = tokenizer.stop_warning()
-    if stop_warning and os.environ.get("RANK", "0") == "0":
-        print(stop_warning, flush=True)
     benchmarks = {name: encode_problems(rows, tokenizer, cfg.prompt_suffix) for name, rows in problems.items()}
     longest = max([cfg.max_prompt_len, *(len(p.ids) for prompts in benchmarks.values() for p in prompts)])
     max_tokens = min(options.max_tokens, ModelConfig.from_folder(model).max_position_embeddings - longest)
     if max_tokens < 1:
         raise UserError(f"--model: {model} has no positions left behind the longest prompt")
-    cfg = replace(
-        cfg, eval_k=options.k, eval_temperature=options.temperature, eval_top_p=options.top_p, vllm_sleep_level=1
-    )
-    return Evaluation(cfg, model, benchmarks, [*notes, unmatched_golds(benchmarks)], max_tokens, longest + max_tokens)
+    cfg = replace(cfg, eval_k=options.k, eval_temperature=options.temperature, eval_top_p=options.top_p)
+    notes = [*([stop_warning] if stop_warning else []), *notes, unmatched_golds(benchmarks)]
+    return Evaluation(cfg, model, benchmarks, notes, max_tokens, longest + max_tokens)
 
 
 def digest(problem: Problem) -> str:
@@ -268,7 +268,7 @@ def completions_row(responses: list[Response]) -> dict[str, Any]:
     return head | {"completions": [{name: getattr(r, name) for name in kept} for r in responses]}
 
 
-def generate(evaluation: Evaluation, device: torch.device, dtype: str, file: Path) -> Sampler | None:
+def generate(evaluation: Evaluation, device: torch.device, file: Path) -> Sampler | None:
     """Adds to the file of completions what it lacks, each rank its share of the problems, a few at a time, so that an
     interruption costs little. Returns the sampler, if one was needed."""
     cfg, rank, world = evaluation.cfg, dist.get_rank(), dist.get_world_size()
@@ -281,9 +281,8 @@ def generate(evaluation: Evaluation, device: torch.device, dtype: str, file: Pat
         return None
     # A rank with nothing to do goes on all the same: vLLM's engines start on all ranks together.
     rank_requests = requests[rank::world]
-    sampler = make_sampler(cfg, evaluation.model, device, evaluation.longest, dtype)
-    sampler.wake()
-    print0(f"{world} x {device.type}, {dtype}, sampler: {sampler.name}")
+    sampler = make_sampler(cfg, evaluation.model, device, evaluation.longest, beside_trainer=False)
+    print0(f"{world} x {device.type}, {cfg.dtype}, sampler: {sampler.name}")
     tokenizer = ChatTokenizer(evaluation.model, cfg.stop_tokens)
     batch_size = max(1, 4 * cfg.max_num_seqs // cfg.eval_k)  # problems
     bar = tqdm(total=sum(len(r.samples) for r in rank_requests), desc="sampling", unit=" samples", disable=rank > 0)
@@ -291,7 +290,6 @@ def generate(evaluation: Evaluation, device: torch.device, dtype: str, file: Pat
         groups = sample(sampler, tokenizer, rank_requests[start : start + batch_size], cfg, evaluation.max_tokens)
         append_rows(file, [completions_row(responses) for responses in groups])
         bar.update(sum(len(responses) for responses in groups))
-    sampler.sleep()
     return sampler
 
 
@@ -327,48 +325,71 @@ def report(
     eval_report.write(out, graded, results, about | vars(rule))
 
 
-def run_model(cfg: Config, options: Options) -> None:
-    """Samples and scores, once for each compute type."""
-    check_machine(cfg, options.dtype or (cfg.dtype,), trains=False)
+def run_model(cfg: Config, options: Options, argv: list[str]) -> None:
+    """Samples and scores; where there are several compute types, in a process each, and compares."""
+    dtypes = options.dtype or (cfg.dtype,)
+    check_machine(cfg, dtypes, trains=False)
     evaluation = prepare(cfg, options)
     root = Path(options.out_dir or f"out/eval/{str(evaluation.model).strip('./').replace('/', '_')}")
-    dtypes = options.dtype or (cfg.dtype,)
     folders = {dtype: root / dtype if len(dtypes) > 1 else root for dtype in dtypes}
     about = {dtype: describe(out, evaluation, dtype) for dtype, out in folders.items()}
     if os.environ.get("RANK", "0") == "0":  # none is refused any more
         for dtype, out in folders.items():
             out.mkdir(parents=True, exist_ok=True)
             write_whole(out / "eval.json", json.dumps(about[dtype], indent=1) + "\n")
+    if len(dtypes) > 1:
+        run_dtypes(cfg, folders, argv)
+    else:
+        cfg = replace(evaluation.cfg, dtype=dtypes[0])
+        run_dtype(replace(evaluation, cfg=cfg), options, root, about[dtypes[0]])
+
+
+def run_dtype(evaluation: Evaluation, options: Options, out: Path, about: dict[str, Any]) -> None:
+    """Samples and scores in the config's compute type."""
+    cfg = evaluation.cfg
     device = init_distributed(cfg)
     print0(*evaluation.notes, sep="\n")
     if evaluation.max_tokens < options.max_tokens:
         print0(f"at most {evaluation.max_tokens} tokens a response: the model has no more positions")
-    engines = []  # vLLM's take the process group with them when they end: none may go before the work is done
-    for dtype, out in folders.items():
-        sampler = generate(evaluation, device, dtype, out / "completions.jsonl")
-        if isinstance(sampler, VLLMSampler):
-            engines.append(sampler)
-        dist.barrier()
-        if dist.get_rank() == 0:
-            asked, rule = evaluation.problems(), Rule(cfg.reward, cfg.think)
-            responses = read_responses(out / "completions.jsonl", asked, options.k)
-            report(responses, asked, options.workers, rule, out, about[dtype])
-    if dist.get_rank() == 0:
-        for dtype in dtypes[1:]:
-            eval_report.compare(folders[dtypes[0]], folders[dtype])
+    sampler = generate(evaluation, device, out / "completions.jsonl")
     dist.barrier()
-    leave(engines)
-
-
-def leave(engines: list[VLLMSampler]) -> None:
-    """Ends engines and process group."""
-    if len(engines) > 1:  # at exit each would end the process group that the others still hold
-        sys.stdout.flush()
-        os._exit(0)
-    if engines:
-        engines[0].close()
-    else:
+    if dist.get_rank() == 0:
+        asked, rule = evaluation.problems(), Rule(cfg.reward, cfg.think)
+        responses = read_responses(out / "completions.jsonl", asked, options.k)
+        report(responses, asked, options.workers, rule, out, about)
+    dist.barrier()
+    if sampler:
+        sampler.close()
+    if dist.is_initialized():  # vLLM ends the process group with its engine
         dist.destroy_process_group()
+
+
+def run_dtypes(cfg: Config, folders: dict[str, Path], argv: list[str]) -> None:
+    """This command once for each compute type, into its folder, and what distinguishes the others from the first. Every
+    rank starts its rank of each. Ends with the status of one that fails."""
+    init_distributed(replace(cfg, device="cpu"))  # the GPUs are for the children
+    for dtype, out in folders.items():
+        environment = {}
+        if "RANK" in os.environ:  # they are to meet one another, and not where these ranks have met
+            environment = {"MASTER_PORT": str(from_rank0(free_port)), "TORCHELASTIC_USE_AGENT_STORE": "False"}
+        sys.stdout.flush()
+        run_child([sys.executable, __file__, *argv, f"--dtype={dtype}", f"--out_dir={out}"], environment)
+    if dist.get_rank() == 0:
+        first, *others = folders.values()
+        for out in others:
+            eval_report.compare(first, out)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def model_config(argv: list[str]) -> Config:
+    """The config of a model run. Its share of a GPU's memory is the command line's or MEMORY_SHARE; a config file's
+    leaves room for a trainer."""
+    cfg = load_config(argv)
+    name = "vllm_gpu_memory_utilization"
+    if cfg.device == "cpu" or any(argument.partition("=")[0] == f"--{name}" for argument in argv):
+        return cfg
+    return replace(cfg, vllm_gpu_memory_utilization=MEMORY_SHARE)
 
 
 def grade_completions(options: Options, given: set[str], others: list[str]) -> None:
@@ -405,7 +426,7 @@ def main(argv: list[str]) -> None:
     options = Options(**values)
     try:
         if not options.completions:
-            run_model(load_config(others), options)
+            run_model(model_config(others), options, argv)
             return
         grade_completions(options, set(values), others)
     except OSError as e:  # reading has its own messages

@@ -7,29 +7,21 @@ random numbers of a sequence depend on its seed and the position only. Reads mod
 Dimensions: N live sequences, L cache positions, V vocabulary; H, K, E as in model.py.
 """
 
+import atexit
 import hashlib
-import importlib.util
-import math
-import os
-import random
-import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from configs import Config, UserError
+from engines.vllm_engine import check_engine, cpu_options, globals_kept, model_shapes, new_engine, starting
 from model import (
     DTYPES,
     ModelConfig,
-    Qwen2,
     apply_rotary,
     attention,
     attention_backend,
@@ -338,31 +330,6 @@ class TorchSampler:
 # ---------------------------------------------------------------------------------------------------------------- vLLM
 
 
-@contextmanager
-def globals_kept() -> Iterator[None]:
-    """vLLM reseeds and consumes every random generator, disables torch.set_num_threads and edits the environment that
-    torchrun and child processes read; all of it is put back."""
-    names = ("LOCAL_WORLD_SIZE", "LD_PRELOAD", "RANK", "LOCAL_RANK")
-    environment = {name: os.environ.get(name) for name in names}
-    threads, set_num_threads = torch.get_num_threads(), torch.set_num_threads
-    generators = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
-    try:
-        yield
-    finally:
-        torch.set_num_threads = set_num_threads
-        torch.set_num_threads(threads)
-        random.setstate(generators[0])
-        np.random.set_state(generators[1])
-        torch.set_rng_state(generators[2])
-        if cuda is not None:
-            torch.cuda.set_rng_state(cuda)
-        for name, value in environment.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
-
-
 class VLLMSampler:
     """vLLM beside the trainer: one engine a rank, tensor parallel 1, in this process, asleep while the trainer works.
 
@@ -378,70 +345,32 @@ class VLLMSampler:
         max_num_seqs: int,
         max_model_len: int,
         gpu_memory_utilization: float = 0.6,
-        sleep_level: int = 1,
+        sleep_level: int | None = 1,
         stop_tokens: tuple[str, ...] = (),
     ) -> None:
-        """Raises UserError where vLLM is not installed or cannot run this model."""
-        if importlib.util.find_spec("vllm") is None:
-            raise UserError("sampler: vllm is not installed: pip install -r requirements-gpu.txt, or --sampler=torch")
-        self.cuda = torch.device(device).type == "cuda"
-        self.sleep_level, self.max_model_len = sleep_level, max_model_len
+        """sleep_level: None where no trainer wants the memory: `sleep` and `wake` then do nothing. Raises UserError
+        where vLLM is not installed or cannot run this model. (The engine is asked for one token, since some refusals
+        come only then.)"""
+        cuda = torch.device(device).type == "cuda"
+        self.sleep_level, self.max_model_len = sleep_level if cuda else None, max_model_len
         config, tokenizer = ModelConfig.from_folder(path), ChatTokenizer(path, stop_tokens)
-        with torch.device("meta"):
-            self.shapes = {name: tuple(p.shape) for name, p in Qwen2(config).named_parameters()}
+        self.shapes = model_shapes(config)
         self.tied, self.eos_ids = config.tie_word_embeddings, tokenizer.eos_ids
         self.cached_tokens = 0  # prompt tokens the last `generate` took from the prefix cache: the engine's own counter
         # rows that pad the checkpoint's vocabulary are no tokens: e^-100 leaves them no probability
         self.logit_bias = dict.fromkeys(range(tokenizer.size, config.vocab_size), -100.0) or None
-        if self.cuda:
-            options = {"gpu_memory_utilization": gpu_memory_utilization, "enable_sleep_mode": True}
+        if cuda:
+            can_sleep = sleep_level is not None
+            options = {"gpu_memory_utilization": gpu_memory_utilization, "enable_sleep_mode": can_sleep}
         else:
             options = cpu_options(config, dtype, max_num_seqs, max_model_len, gpu_memory_utilization)
         options |= {"dtype": str(dtype).removeprefix("torch."), "max_model_len": max_model_len}
-        self._start(path, {**options, "max_num_seqs": max_num_seqs})
-        self._check(path)
-
-    def _start(self, path: str | Path, options: dict[str, Any]) -> None:
-        """Start the engine and ask it for one token, since some refusals come only then. Raises UserError."""
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine lives in this process, with its process group
-        os.environ["VLLM_NO_USAGE_STATS"] = "1"  # no telemetry
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        with globals_kept(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            os.environ.setdefault("RANK", "0")  # it reads these where torchrun did not set them
-            os.environ.setdefault("LOCAL_RANK", "0")
-            import vllm
-
-            try:
-                self.llm = vllm.LLM(
-                    str(path),
-                    tensor_parallel_size=1,
-                    distributed_executor_backend="external_launcher",
-                    seed=dist.get_rank(),
-                    logprobs_mode="processed_logprobs",
-                    generation_config="vllm",
-                    skip_tokenizer_init=True,
-                    use_tqdm_on_load=False,
-                    **options,
-                )
-                self.cache_awake = True
-                self.generate([[0]], [[0]], 1, 1.0, 1.0)
-            except (ValueError, RuntimeError) as e:
-                raise UserError(f"sampler: vLLM cannot run {path} here: {str(e).strip().splitlines()[0]}") from e
-        self.name = f"vllm {vllm.__version__}"
-
-    def _check(self, path: str | Path) -> None:
-        """Raises UserError for an engine that is too slow for seeded requests, or reads the model differently."""
-        runner = self.llm.llm_engine.model_executor.driver_worker.worker.model_runner
-        self.name += f", {type(runner).__module__}.{type(runner).__name__}"
-        if self.cuda and type(runner).__module__ != "vllm.v1.worker.gpu.model_runner":
-            reason = "draws seeded requests in a Python loop a token, model runner V2 does not"
-            raise UserError(f"sampler: {self.name} {reason}: install triton, and unset VLLM_USE_V2_MODEL_RUNNER")
-        theirs = engine_shapes(runner.get_model())
-        if theirs != self.shapes:
-            name = min(n for n in {*theirs, *self.shapes} if theirs.get(n) != self.shapes.get(n))
-            shapes = f"{theirs.get(name)} there, {self.shapes.get(name)} here"
-            raise UserError(f"{path}: vLLM reads this model differently: {name} is {shapes}")
+        with starting(path):
+            self.llm = new_engine(path, {**options, "max_num_seqs": max_num_seqs})
+            self.cache_awake = True
+            self.generate([[0]], [[0]], 1, 1.0, 1.0)
+        atexit.register(self.close)  # should nobody call it: handlers of vLLM's, which come later, would not wake it
+        self.name = check_engine(self.llm, path, self.shapes, cuda)
 
     def generate(
         self, prompts: list[list[int]], seeds: list[list[int]], max_tokens: int, temperature: float, top_p: float
@@ -498,69 +427,46 @@ class VLLMSampler:
 
     def sleep(self) -> None:
         """Give the GPU's memory away: KV cache dropped, weights waiting in RAM (level 1) or dropped too (level 2)."""
-        if self.cuda and self.cache_awake:
+        if self.sleep_level is not None and self.cache_awake:
             self.llm.sleep(level=self.sleep_level)
             self.cache_awake = False
 
     def wake(self) -> None:
         """Take the weights' memory back; the KV cache's comes back with `load_weights` or `generate`."""
-        if self.cuda and not self.cache_awake:
+        if not self.cache_awake:
             torch.cuda.empty_cache()  # what torch keeps for later, vLLM cannot have
             self.llm.wake_up(tags=["weights"])
 
     def _wake_cache(self) -> None:
-        if self.cuda and not self.cache_awake:
+        if not self.cache_awake:
             self.llm.wake_up(tags=["kv_cache"])
             self.cache_awake = True
 
     def close(self) -> None:
-        """End the engine, and with it the process group: the last thing to do."""
+        """End the engine, and with it the process group: the last thing to do.
+
+        One that sleeps is woken before: vLLM's allocator (CuMemAllocator, 0.32) releases all that it frees on CUDA,
+        also what it has released to sleep (github.com/vllm-project/vllm/issues/36651).
+        """
+        atexit.unregister(self.close)
+        if not self.cache_awake:
+            torch.cuda.empty_cache()
+            self.llm.wake_up()  # all that still sleeps
+            self.cache_awake = True
         self.llm.llm_engine.engine_core.shutdown()
-
-
-def engine_shapes(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
-    """Hugging Face name -> shape of every tensor vLLM's model takes; its fused products are split again. Read from the
-    layers, since the CPU build packs weights away and leaves empty parameters."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name, p in model.named_parameters():
-        path, _, kind = name.rpartition(".")
-        layer, (parent, _, leaf) = model.get_submodule(path), path.rpartition(".")
-        if hasattr(layer, "org_vocab_size"):
-            shapes[name] = (layer.org_vocab_size, layer.embedding_dim)
-        elif hasattr(layer, "input_size"):
-            parts = model.packed_modules_mapping.get(leaf, [leaf])
-            for part, size in zip(parts, getattr(layer, "output_sizes", [layer.output_size]), strict=True):
-                shapes[f"{parent}.{part}.{kind}"] = (size, layer.input_size) if kind == "weight" else (size,)
-        else:
-            shapes[name] = tuple(p.shape)
-    return shapes
-
-
-def cpu_options(
-    config: ModelConfig, dtype: torch.dtype, max_num_seqs: int, max_model_len: int, memory_share: float
-) -> dict[str, Any]:
-    """What vLLM's CPU build needs to be told: a cache for `max_num_seqs` whole sequences, if that share of the memory
-    suffices, and no chunked prefill, which dies there on seeded requests ("CPU Generator does not use offset")."""
-    bytes_per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * dtype.itemsize
-    blocks = max_num_seqs * math.ceil(max_model_len / 128)  # of 128 tokens
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {
-        "kv_cache_memory_bytes": int(min(blocks * 128 * bytes_per_token, memory_share * memory)),
-        "enforce_eager": True,
-        "enable_chunked_prefill": False,
-        "max_num_batched_tokens": max(8192, max_model_len),
-    }
 
 
 Sampler = TorchSampler | VLLMSampler
 
 
-def make_sampler(cfg: Config, path: Path, device: torch.device, longest: int, dtype: str = "") -> Sampler:
-    """The engine of `cfg.sampler`, asleep. `longest`: tokens of a prompt and its response. dtype: else the config's."""
-    compute_dtype = DTYPES[dtype or cfg.dtype]
+def make_sampler(cfg: Config, path: Path, device: torch.device, longest: int, beside_trainer: bool = True) -> Sampler:
+    """The engine of `cfg.sampler`. longest: tokens of a prompt and its response. Beside a trainer it is asleep when it
+    comes, and can be put to sleep again; else it is awake for good."""
+    dtype = DTYPES[cfg.dtype]
     if cfg.sampler == "torch":
-        return TorchSampler(path, compute_dtype, device, cfg.max_num_seqs, cfg.stop_tokens)
-    options = cfg.vllm_gpu_memory_utilization, cfg.vllm_sleep_level, cfg.stop_tokens
-    engine = VLLMSampler(path, compute_dtype, device, cfg.max_num_seqs, longest, *options)
+        return TorchSampler(path, dtype, device, cfg.max_num_seqs, cfg.stop_tokens)
+    sleep_level = cfg.vllm_sleep_level if beside_trainer else None
+    options = cfg.vllm_gpu_memory_utilization, sleep_level, cfg.stop_tokens
+    engine = VLLMSampler(path, dtype, device, cfg.max_num_seqs, longest, *options)
     engine.sleep()
     return engine

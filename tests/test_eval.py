@@ -6,6 +6,7 @@ import math
 import os
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import eval as evaluation
 from configs import UserError, load_config
 from conftest import SHARED
 from evaluation import stats as eval_stats
+from evaluation.child import run_child
 from evaluation.engines import opening
 from evaluation.grade import Graded, summarize, vote
 from evaluation.report import read_object, validation_lines
@@ -471,11 +473,13 @@ def test_a_killed_evaluation_goes_on_and_ends_with_the_same_figures(world, sums,
 
 @pytest.mark.slow
 def test_two_ranks_under_torchrun_have_the_same_figures(world, sums, whole, tmp_path):
+    """In each of two formats: the ranks of a format meet where torchrun's own, which wait for them, have not met."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "eval.py"]
-    command = [*launch, *arguments(world, sums, tmp_path, "--k=4")]
+    command = [*launch, *arguments(world, sums, tmp_path, "--k=4", "--dtype=float32,bfloat16")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert same_figures(tmp_path, whole)
+    assert same_figures(tmp_path / "float32", whole) and "b minus a on the same problems" in done.stdout
+    assert done.stdout.count("2 x cpu, ") == 2 and (tmp_path / "bfloat16" / "compare.json").exists()
 
 
 def test_a_larger_k_adds_samples_and_another_seed_is_refused(world, sums, whole, tmp_path):
@@ -503,25 +507,72 @@ def test_formats_are_compared_on_the_same_seeds(world, sums, tmp_path):
         assert compared["sums"]["num_problems"] == 24 and 0 <= compared["sums"]["p"] <= 1
 
 
+def test_a_format_whose_folder_has_other_completions_is_refused_before_any_is_sampled(world, sums, whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "bfloat16")
+    argv = arguments(world, sums, tmp_path, "--k=4", "--dtype=float32,bfloat16")
+    status, output = run_here(evaluation.main, argv)
+    assert status == 2 and output.count("\n") == 1 and "dtype='float32', not 'bfloat16'" in output
+    assert not (tmp_path / "float32").exists()
+
+
+@pytest.mark.parametrize("code, status", [("sys.exit(int(os.environ['STATUS']))", 7), ("os.kill(os.getpid(), 9)", 137)])
+def test_a_process_that_fails_gives_its_status_to_the_one_that_waits(code, status):
+    run_child([sys.executable, "-c", "pass"], {})
+    with pytest.raises(SystemExit) as e:
+        run_child([sys.executable, "-c", f"import os, sys; {code}"], {"STATUS": "7"})
+    assert e.value.code == status
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_ends_the_process_that_is_waited_for_too(tmp_path, number):
+    """One to the process that waits, and as from a terminal to both."""
+    handler = signal.getsignal(number)
+    also = "os.kill(os.getpid(), signal.SIGINT); " if number == signal.SIGINT else ""
+    code = f"import os, signal; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); {also}"
+    with pytest.raises((SystemExit, KeyboardInterrupt)) as e:
+        run_child([sys.executable, "-c", f"{code}os.kill(os.getppid(), {int(number)}); signal.pause()"], {})
+    assert e.type is KeyboardInterrupt if number == signal.SIGINT else e.value.code == 128 + number
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+    assert signal.getsignal(number) == handler
+
+
+@pytest.mark.parametrize("flags, share", [
+    (["configs/one_gpu.py"], 0.9), (["configs/one_gpu.py", "--vllm_gpu_memory_utilization=0.5"], 0.5),
+    (["configs/one_gpu.py", "--vllm_gpu_memory_utilization", "0.4"], 0.4), (["configs/tiny.py"], 0.6),
+])  # fmt: skip
+def test_vllm_takes_nearly_all_of_a_gpu_where_nobody_trains(flags, share):
+    """The config file's 0.5 is for training; on a CPU the share is one of the machine's memory."""
+    assert evaluation.model_config(flags).vllm_gpu_memory_utilization == share
+
+
+def main_that_names_its_engines(argv):
+    evaluation.main(argv)
+    print(f"vllm in this process: {'vllm' in sys.modules}", flush=True)
+
+
 @pytest.mark.slow
 def test_vllm_has_the_same_greedy_accuracy_and_goes_on_where_a_rank_has_nothing_left(world, sums, tmp_path):
-    """One rank; then two ranks with two engines each: float32 lacks one problem of a finished run, bfloat16 all."""
+    """Two ranks in two formats: float32 lacks all samples, bfloat16 those of one problem. A GPU takes one engine a
+    process in its life, so those that compare start none."""
     pytest.importorskip("vllm", reason="vLLM is not installed")
     flags = ("--k=1", "--temperature=0", "--process_group_timeout=100")
     evaluated(world, sums, tmp_path / "torch", *flags)
-    run_ranks(1, arguments(world, sums, tmp_path / "vllm", *flags, "--sampler=vllm"), main=evaluation.main)
-    results = results_of(tmp_path / "vllm")
-    assert results == results_of(tmp_path / "torch") and 0 < results["sums"]["pass_at_1"] < 1
+    begun = tmp_path / "two" / "bfloat16"
+    begun.mkdir(parents=True)
+    about = read_object(tmp_path / "torch" / "eval.json") | {"sampler": "vllm", "dtype": "bfloat16"}
+    (begun / "eval.json").write_text(json.dumps(about))
+    lines = (tmp_path / "torch" / "completions.jsonl").read_bytes().splitlines(keepends=True)
+    (begun / "completions.jsonl").write_bytes(b"".join(lines[:-1]) + lines[-1][:20])
 
-    shutil.copytree(tmp_path / "vllm", tmp_path / "two" / "float32")
-    file = tmp_path / "two" / "float32" / "completions.jsonl"
-    lines = file.read_bytes().splitlines(keepends=True)
-    file.write_bytes(b"".join(lines[:-1]) + lines[-1][:20])
     argv = arguments(world, sums, tmp_path / "two", *flags, "--sampler=vllm", "--dtype=float32,bfloat16")
-    output = run_ranks(2, argv, main=evaluation.main)
-    assert same_figures(tmp_path / "two" / "float32", tmp_path / "vllm")
-    assert results_of(tmp_path / "two" / "bfloat16")["sums"]["num_problems"] == 24
+    output = run_ranks(2, argv, main=main_that_names_its_engines)
+    results = results_of(tmp_path / "two" / "float32")
+    assert results == results_of(tmp_path / "torch") and 0 < results["sums"]["pass_at_1"] < 1
+    assert (begun / "completions.jsonl").read_bytes().startswith(b"".join(lines[:-1]))
+    assert results_of(begun)["sums"]["num_problems"] == 24
     assert output.count("2 x cpu") == 2 and "b minus a on the same problems" in output
+    assert output.count("vllm in this process: False") == 2
 
 
 def test_a_folder_does_not_mix_problems_and_keeps_other_benchmarks(world, sums, tmp_path):

@@ -151,6 +151,19 @@ def test_a_prompt_beyond_the_positions_is_refused(engine):
         engine.generate(LONG, [[1]] * 3, 57, 1.0, 1.0)
 
 
+@pytest.mark.parametrize("options, reason", [
+    ({"max_model_len": 10**6}, "User-specified max_model_len (1000000) is greater than the derived max_model_len"),
+    ({"max_num_seqs": 0}, "max_num_seqs: Input should be greater than or equal to 1"),
+])  # fmt: skip
+def test_a_refusal_keeps_its_reason_in_one_line(started, folder, options, reason):
+    """Of vLLM's configs, whose text begins with "1 validation error for ModelConfig"; no engine is built. (`started` is
+    there for the process group.)"""
+    with pytest.raises(UserError) as refused:
+        VLLMSampler(folder, torch.float32, "cpu", **{"max_num_seqs": 64, "max_model_len": 256, **options})
+    assert str(refused.value).startswith(f"sampler: vLLM cannot run {folder} here: {reason}")
+    assert "\n" not in str(refused.value) and "pydantic" not in str(refused.value)
+
+
 # ---------------------------------------------------------------------------------------------------------------- sync
 
 
