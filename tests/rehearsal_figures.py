@@ -13,7 +13,7 @@ from pathlib import Path
 from configs import Config
 
 READY = re.compile(r"^ *(\d+)  .*(attention: .*, sampler: .*)$", re.MULTILINE)
-VERDICT = re.compile(r"(smoke: .*)$", re.MULTILINE)
+VERDICT = re.compile(r"^ *\d+  (smoke: .*)$", re.MULTILINE)
 SLEEP = re.compile(r"Sleep mode freed .*|It took [\d.]+ seconds to (?:fall asleep|wake up).*")
 ROLLOUT = re.compile(r"^ *\d+  rollout +([\d.]+)", re.MULTILINE)
 PHASES = ("rollout", "tail", "logprobs", "train", "sync", "probe")
