@@ -23,7 +23,7 @@ export MASTER_ADDR=${nodes[0]} MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000)) OMP
 interface_to() {
     local address
     address=$(getent ahosts "$1" | awk '{ print $1; exit }')
-    ip -o route get "$address" 2>/dev/null | sed -n 's/.* dev \([^ ]*\) .*/\1/p'
+    PATH=$PATH:/usr/sbin:/sbin ip -o route get "$address" 2>/dev/null | sed -n 's/.* dev \([^ ]*\) .*/\1/p'
 }
 
 # A task: one GPU. Its arguments: the second node, "" where there is only one, and then the program's.

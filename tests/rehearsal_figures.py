@@ -1,8 +1,8 @@
 """What the logs of tests/gpu_rehearsal_8.sh say, in a few lines: `python tests/rehearsal_figures.py OUT_DIR LENGTH`.
 
 The script calls it at its end. Reads the logs and the runs' metrics.jsonl; prints when each run was ready, the verdicts
-of its smoke runs, what sleep and wake took, milliseconds an engine step, and sampler against trainer (k3) beside the
-shipped limit.
+of its smoke runs, memory by phase and the plan's, what sleep and wake took, milliseconds an engine step, and sampler
+against trainer (k3) beside the shipped limit.
 """
 
 import json
@@ -16,6 +16,8 @@ READY = re.compile(r"^ *(\d+)  .*(attention: .*, sampler: .*)$", re.MULTILINE)
 VERDICT = re.compile(r"^ *\d+  (smoke: .*)$", re.MULTILINE)
 SLEEP = re.compile(r"Sleep mode freed .*|It took [\d.]+ seconds to (?:fall asleep|wake up).*")
 ROLLOUT = re.compile(r"^ *\d+  rollout +([\d.]+)", re.MULTILINE)
+PEAK = re.compile(r"^ *\d+  (worst pack|rollout|logprobs|train|sync|probe) +[\d.]+ +([\d.]+)$", re.MULTILINE)
+PLAN = re.compile(r"^ *\d+  ((?:GiB on a GPU|together) .*)$", re.MULTILINE)
 PHASES = ("rollout", "tail", "logprobs", "train", "sync", "probe")
 
 
@@ -23,6 +25,9 @@ def of_log(name: str, text: str, length: int) -> list[str]:
     """Lines on the log of a step; `length`: the limit of a response in tokens."""
     lines = [f"ready after {seconds} s, {what}" for seconds, what in READY.findall(text)]
     lines += VERDICT.findall(text)
+    lines += PLAN.findall(text)[:2]  # of the first stage
+    peaks = ", ".join(f"{phase} {peak}" for phase, peak in PEAK.findall(text))
+    lines += [f"peak GiB a rank: {peaks}"] if peaks else []
     lines += SLEEP.findall(text)[:4]  # the first sleep and wake, of some rank
     rollout = ROLLOUT.search(text)
     if name.startswith("bench") and rollout:

@@ -113,7 +113,10 @@ CUDA_12 = (
     "--index-url=https://download.pytorch.org/whl/cu126"
 )
 SILENT = "torch 2.13.0 (CUDA 13.0) sees no GPU under NVIDIA driver 580.65.06: "
-FABRIC = "Unexpected error from cudaGetDeviceCount(). Error 802: system not yet initialized"
+FABRIC = (  # of a node with NVSwitch, as torch says it
+    "Unexpected error from cudaGetDeviceCount(). Did you run some cuda functions before calling NumCudaDevices() that "
+    "might have already set an error? Error 802: system not yet initialized"
+)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +149,7 @@ FABRIC = "Unexpected error from cudaGetDeviceCount(). Error 802: system not yet 
             OPEN_580,
             f"CUDA initialization: {FABRIC} (Triggered internally at x.cpp:1.)",
             None,
-            SILENT + FABRIC,
+            f"{SILENT}{FABRIC}: start the service nvidia-fabricmanager",
         ),
         ("2.13.0", "13.0", OPEN_580, "", "", f"{SILENT}CUDA_VISIBLE_DEVICES='' hides them all"),
         ("2.13.0", "13.0", OPEN_580, "", None, f"{SILENT}`nvidia-smi` should list one"),

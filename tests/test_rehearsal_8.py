@@ -59,6 +59,20 @@ def test_figures_of_a_log():
     ]
 
 
+def test_figures_of_memory_are_the_plans_and_the_smoke_runs():
+    plan = """    6  GiB on a GPU            head's bwd   optimizer  generation
+    6  together                     13.95        7.55       51.86
+    6  GiB on a GPU            head's bwd   optimizer  generation
+"""
+    head, together = rehearsal_figures.of_log("plan", plan, 44)
+    assert head.startswith("plan: GiB on a GPU") and together.split() == ["plan:", "together", "13.95", "7.55", "51.86"]
+    smoke = """   72  phase          seconds   peak GiB a rank
+   72  worst pack         5.1              0.89
+   72  rollout            1.0              0.86
+"""
+    assert rehearsal_figures.of_log("smoke", smoke, 44) == ["smoke: peak GiB a rank: worst pack 0.89, rollout 0.86"]
+
+
 def test_figures_of_a_run_hold_the_mismatch_against_the_shipped_limit(tmp_path):
     times = {f"time_{phase}": 1.25 for phase in rehearsal_figures.PHASES}
     rows = [{"step": 1, "mismatch_sync_k3": 0.0012, "mismatch_k3": 0.0031} | times]

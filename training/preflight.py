@@ -90,6 +90,7 @@ def check_cuda() -> None:
     reason = "`nvidia-smi` should list one"
     if said:
         reason = str(said[0].message).split(" (Triggered")[0].splitlines()[0].removeprefix("CUDA initialization: ")
+        reason += ": start the service nvidia-fabricmanager" if "Error 802" in reason else ""
     elif "CUDA_VISIBLE_DEVICES" in os.environ:
         reason = f"CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']!r} hides them all, or there are none"
     raise UserError(f"device: {build} (CUDA {torch.version.cuda}) sees no GPU under NVIDIA driver {driver}: {reason}")
