@@ -26,8 +26,8 @@ def of_log(name: str, text: str, length: int) -> list[str]:
     lines = [f"ready after {seconds} s, {what}" for seconds, what in READY.findall(text)]
     lines += VERDICT.findall(text)
     lines += PLAN.findall(text)[:2]  # of the first stage
-    peaks = ", ".join(f"{phase} {peak}" for phase, peak in PEAK.findall(text))
-    lines += [f"peak GiB a rank: {peaks}"] if peaks else []
+    if "peak GiB a rank" in text:
+        lines.append("peak GiB a rank: " + ", ".join(f"{phase} {peak}" for phase, peak in PEAK.findall(text)))
     lines += SLEEP.findall(text)[:4]  # the first sleep and wake, of some rank
     rollout = ROLLOUT.search(text)
     if name.startswith("bench") and rollout:

@@ -62,6 +62,7 @@ def test_figures_of_a_log():
 def test_figures_of_memory_are_the_plans_and_the_smoke_runs():
     plan = """    6  GiB on a GPU            head's bwd   optimizer  generation
     6  together                     13.95        7.55       51.86
+    6  train            6.9      10.5
     6  GiB on a GPU            head's bwd   optimizer  generation
 """
     head, together = rehearsal_figures.of_log("plan", plan, 44)
