@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from configs import Config, UserError
 from model import (
@@ -38,6 +40,9 @@ from model import (
     stream_weights,
 )
 from problems.prompts import ChatTokenizer, Prompt
+
+# cuDNN, torch's first choice on sm_90 for attention with a mask, plans anew for every shape. A CPU's choice is FLASH.
+NOT_CUDNN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 @dataclass
@@ -133,11 +138,95 @@ def in_groups(prompts: list[list[int]], seeds: list[list[int]], samples: list[tu
     return groups
 
 
+def round_up(n: int, multiple: int) -> int:
+    return math.ceil(n / multiple) * multiple
+
+
+class Decoding:
+    """One `generate` call of TorchSampler: its samples, and which of them lives in which row of the KV cache.
+
+    Live samples fill rows 0..N-1, so no work is done for finished ones; one that waits takes the row of a finished one,
+    with a copy of its prompt's keys and values. The tensors stay where they are in memory, since CUDA graphs keep
+    addresses. An extra sample, `nobody`, stands in the rows that are free.
+    """
+
+    def __init__(
+        self,
+        store: Tensor,  # keys and values of all prompts, packed (layers, 2, tokens, K, E)
+        prompts: list[list[int]],
+        seeds: list[list[int]],
+        slots: int,
+        max_tokens: int,
+        temperature: float,
+        top_p: float,
+    ) -> None:
+        self.store, self.max_tokens, self.temperature, self.top_p = store, max_tokens, temperature, top_p
+        starts, device = list(accumulate((len(p) for p in prompts), initial=0)), store.device
+        self.spans = [(starts[p], len(prompts[p])) for p, group in enumerate(seeds) for _ in group]  # of a sample
+        self.nobody, longest = len(self.spans), max(len(p) for p in prompts) + max_tokens
+        self.seeds = torch.tensor([seed for group in seeds for seed in group] + [0], device=device)  # (samples + 1,)
+        self.prompt_len = torch.tensor([n for _, n in self.spans] + [0], device=device)
+        self.counts = torch.tensor([0] * self.nobody + [1], device=device)  # tokens drawn so far
+        self.done = torch.zeros(self.nobody + 1, dtype=torch.bool, device=device)
+        self.ids = torch.zeros(self.nobody + 1, max_tokens, dtype=torch.int64, device=device)
+        self.logprobs = torch.zeros(self.nobody + 1, max_tokens, device=device)
+        self.cache = store.new_zeros(*store.shape[:2], slots, longest, *store.shape[3:])  # (layers, 2, slots, L, K, E)
+        self.sample = torch.full((slots,), self.nobody, device=device)  # which one lives in a row
+        self.live: list[int] = []  # the same on the host, of rows 0..N-1
+        self.waiting: Iterator[int] = iter(())  # samples that have no row yet
+        self.steps = self.length = 0  # steps begun; cache positions that the longest row has after this one
+        self.birth: dict[int, int] = {}  # of a sample: its row has steps - birth positions
+        self.graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}  # (rows, length): that step, captured
+
+    def turn_over(self) -> bool:
+        """Between two steps: finished samples leave, waiting ones enter; if holes remain, the last rows move there.
+        Returns whether anyone lives.
+
+        Its first line is the one host sync of a token, and enough: which samples are done is all that the host cannot
+        count by itself.
+        """
+        over, slots = self.done[self.sample[: len(self.live)]].tolist(), len(self.sample)
+        self.steps += 1
+        if any(over) or not self.live:
+            free = [row for row, end in enumerate(over) if end] + list(range(len(over), slots))
+            new = list(islice(self.waiting, len(free)))
+            seats, free = free[: len(new)], free[len(new) :]
+            count = slots - len(free)
+            holes, movers = [row for row in free if row < count], sorted({*range(count, slots)} - {*free})
+            self._copy_rows(seats, new, holes, movers)
+            rows = self.live + [self.nobody] * (slots - len(over))
+            for row, s in zip(seats, new, strict=True):
+                rows[row], self.birth[s] = s, self.steps - self.spans[s][1] - 1
+            for hole, mover in zip(holes, movers, strict=True):
+                rows[hole] = rows[mover]
+            self.live = rows[:count]
+            self.sample.copy_(self._sent(self.live + [self.nobody] * len(free)))
+        self.length = self.steps - min((self.birth[s] for s in self.live), default=self.steps)
+        return bool(self.live)
+
+    def _copy_rows(self, seats: list[int], new: list[int], holes: list[int], movers: list[int]) -> None:
+        """Prompts' keys and values into the rows `seats` of the samples `new`, rows `movers` into `holes`."""
+        if new:
+            start, length = self._sent([self.spans[s] for s in new]).T
+            span = torch.arange(max(self.spans[s][1] for s in new), device=start.device)
+            source = start[:, None] + span.minimum(length[:, None] - 1)  # (new, L)
+            prompts = self.store[:, :, source.flatten()].unflatten(2, source.shape)
+            self.cache[:, :, self._sent(seats), : len(span)] = prompts
+        if holes:
+            moved = self.cache[:, :, self._sent(movers), : self.length]
+            self.cache[:, :, self._sent(holes), : self.length] = moved
+
+    def _sent(self, values: list) -> Tensor:
+        """On the device, without waiting for the work queued there."""
+        return torch.tensor(values).to(self.store.device, non_blocking=True)
+
+
 class TorchSampler:
     """The embedded engine: plain PyTorch, continuous batching over `max_num_seqs` sequences, one device.
 
-    The prompts' keys and values are computed once for the whole group and copied into a slot when a sample starts
-    there. Live sequences always fill rows 0..N-1 of the cache, so no work is done for finished ones.
+    On CUDA a step's rows and cache length are rounded up, so that few shapes come, and each shape is captured as a CUDA
+    graph: launching some 670 kernels one by one takes longer than their work. It has never run on CUDA; what tests on a
+    CPU show is that a step asks the host for nothing, and that a recorded one may be replayed.
     """
 
     def __init__(
@@ -147,10 +236,15 @@ class TorchSampler:
         device: torch.device | str = "cpu",
         max_num_seqs: int = 256,
         stop_tokens: tuple[str, ...] = (),
+        cuda_graphs: bool = True,  # on a CPU without meaning
     ) -> None:
         self.config, self.dtype, self.max_num_seqs = ModelConfig.from_folder(path), dtype, max_num_seqs
         self.device = torch.device(device)
         self.backend = attention_backend(self.device)
+        cuda = self.device.type == "cuda"
+        self.row_bucket, self.length_bucket = (32, 256) if cuda else (1, 1)
+        # One stream for good: cuBLAS keeps a workspace for each that it ever worked on.
+        self.capture_stream = torch.cuda.Stream(self.device) if cuda and cuda_graphs else None
         tokenizer = ChatTokenizer(path, stop_tokens)
         self.eos_ids = torch.tensor(tokenizer.eos_ids, device=self.device)
         self.vocab_size = min(tokenizer.size, self.config.vocab_size)
@@ -236,6 +330,7 @@ class TorchSampler:
         return torch.cat(stores, dim=2), torch.cat(hidden)
 
     @torch.inference_mode()
+    @sdpa_kernel(NOT_CUDNN)
     def generate(
         self, prompts: list[list[int]], seeds: list[list[int]], max_tokens: int, temperature: float, top_p: float
     ) -> list[list[Rollout]]:
@@ -244,95 +339,77 @@ class TorchSampler:
         Temperature 0 is greedy. Raises UserError for an empty prompt or one that outgrows the model's positions.
         """
         self.cached_tokens = sum(len(p) * (len(s) - 1) for p, s in zip(prompts, seeds, strict=True) if s)
-        if not prompts:
-            return []
+        if not any(seeds):
+            return [[] for _ in prompts]
         check_lengths(prompts, max_tokens, "max_position_embeddings", self.config.max_position_embeddings)
-        ids, logprobs, counts = self._decode(prompts, seeds, max_tokens, temperature, top_p)
-        if not logprobs.isfinite().all():
+        store, hidden = self._prefill(prompts)
+        prompt_of = torch.tensor([p for p, group in enumerate(seeds) for _ in group], device=self.device)
+        slots = min(self.max_num_seqs, len(prompt_of))
+        d = Decoding(store, prompts, seeds, slots, max_tokens, temperature, top_p)
+        for sample in torch.arange(d.nobody, device=self.device).split(self.max_num_seqs):
+            self._draw(d, sample, hidden[prompt_of[sample]])  # the first token of each
+        d.waiting = iter((~d.done[: d.nobody]).nonzero().flatten().tolist())
+        while d.turn_over():
+            rows = min(round_up(len(d.live), self.row_bucket), slots)
+            self._run_step(d, rows, min(round_up(d.length, self.length_bucket), d.cache.shape[3]))
+        if not d.logprobs.isfinite().all():
             raise SystemExit(
                 "the sampler's log-probabilities are not finite: weights that are nan or inf, or a too high lr"
             )
-        eos_ids, samples = set(self.eos_ids.tolist()), []
-        for row_ids, row_logprobs, n in zip(ids, logprobs, counts.tolist(), strict=True):
-            response = row_ids[:n].tolist()
-            samples.append((response, row_logprobs[:n].tolist(), "stop" if response[-1] in eos_ids else "length"))
+        eos_ids, samples, ids, logprobs = set(self.eos_ids.tolist()), [], d.ids.cpu(), d.logprobs.cpu()
+        for sample, n in enumerate(d.counts[: d.nobody].tolist()):
+            response = ids[sample, :n].tolist()
+            samples.append((response, logprobs[sample, :n].tolist(), "stop" if response[-1] in eos_ids else "length"))
         return in_groups(prompts, seeds, samples)
 
-    def _decode(
-        self, prompts: list[list[int]], seeds: list[list[int]], max_tokens: int, temperature: float, top_p: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The engine's loop: ids and logprobs (samples, max_tokens) and counts (samples,), on the CPU."""
-        c, dev = self.config, self.device
-        store, prompt_hidden = self._prefill(prompts)
-        prompt_len = torch.tensor([len(p) for p in prompts], device=dev)
-        prompt_start = F.pad(prompt_len.cumsum(0), (1, 0))[:-1]
-        prompt_of = torch.tensor([p for p, s in enumerate(seeds) for _ in s], device=dev)  # of each sample, in order
-        seed_of = torch.tensor([s for group in seeds for s in group], dtype=torch.int64, device=dev)
-        total = prompt_of.numel()
-        slots = min(self.max_num_seqs, total)
-        head = self.weights["lm_head.weight"]
-        length = int(prompt_len.max()) + max_tokens
-        shape = (c.num_hidden_layers, 2, slots, length, c.num_key_value_heads, c.head_dim)  # 2: keys, values
-        cache = torch.zeros(shape, dtype=self.dtype, device=dev)
-        out_ids = torch.zeros(total, max_tokens, dtype=torch.int64, device=dev)
-        out_logprobs = torch.zeros(total, max_tokens, device=dev)
-        counts = torch.zeros(total, dtype=torch.int64, device=dev)
-        sample = torch.empty(0, dtype=torch.int64, device=dev)  # (N,) which sample lives in row n
-        hidden = prompt_hidden[:0]  # (N, D) what its next token is sampled from
-        admitted = 0
-        while admitted < total or sample.numel():
-            free = min(slots - sample.numel(), total - admitted)
-            if free:  # refill: copy the prompts' keys and values into the rows behind the live ones
-                new = torch.arange(admitted, admitted + free, device=dev)
-                p, rows = prompt_of[new], torch.arange(sample.numel(), sample.numel() + free, device=dev)
-                span = torch.arange(int(prompt_len[p].max()), device=dev)
-                source = prompt_start[p, None] + span.minimum(prompt_len[p, None] - 1)  # (free, L)
-                cache[:, :, rows, : span.numel()] = store[:, :, source.flatten()].unflatten(2, source.shape)
-                sample, hidden = torch.cat([sample, new]), torch.cat([hidden, prompt_hidden[p]])
-                admitted += free
-            count = counts[sample]
-            logits, uniform = F.linear(hidden, head).float(), uniforms(seed_of[sample], count)
-            tokens, logprob = sample_tokens(logits, uniform, temperature, top_p, self.vocab_size)
-            out_ids[sample, count] = tokens
-            out_logprobs[sample, count] = logprob
-            count = count + 1
-            counts[sample] = count
-            done = torch.isin(tokens, self.eos_ids) | (count == max_tokens)
-            sample, tokens = self._retire(cache, done, sample, tokens)
-            if sample.numel():
-                hidden = self._decode_step(cache, tokens, prompt_len[prompt_of[sample]] + counts[sample] - 1)
-            else:
-                hidden = prompt_hidden[:0]
-        return out_ids.cpu(), out_logprobs.cpu(), counts.cpu()
+    def _run_step(self, d: Decoding, rows: int, length: int) -> None:
+        """`_step`, on CUDA as a graph: the first of a shape runs as it is, which sets up what a capture may not, and is
+        then captured, which computes nothing, for those to come."""
+        if self.capture_stream is None:
+            return self._step(d, rows, length)
+        if (rows, length) in d.graphs:
+            return d.graphs[rows, length].replay()
+        self.capture_stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.capture_stream):
+            self._step(d, rows, length)
+        torch.cuda.current_stream().wait_stream(self.capture_stream)
+        pool = next(iter(d.graphs.values())).pool() if d.graphs else None
+        graph = torch.cuda.CUDAGraph()
+        # thread_local: what NCCL's watchdog thread asks CUDA meanwhile must not end the capture
+        with torch.cuda.graph(graph, pool, self.capture_stream, capture_error_mode="thread_local"):
+            self._step(d, rows, length)
+        d.graphs[rows, length] = graph
 
-    @staticmethod
-    def _retire(cache: Tensor, done: Tensor, sample: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Drop finished rows: the last live rows move into the holes, caches included, so that rows stay dense."""
-        live = int((~done).sum())
-        if live == done.numel():
-            return sample, tokens
-        holes, movers = done[:live].nonzero().squeeze(-1), (~done[live:]).nonzero().squeeze(-1) + live
-        cache[:, :, holes] = cache[:, :, movers]
-        sample, tokens = sample.clone(), tokens.clone()
-        sample[holes], tokens[holes] = sample[movers], tokens[movers]
-        return sample[:live], tokens[:live]
+    def _step(self, d: Decoding, rows: int, length: int) -> None:
+        """One token for the first `rows` rows, which hold at most `length` positions after it: feed each sample's last
+        token, extending the cache in place, and draw its next.
 
-    def _decode_step(self, cache: Tensor, tokens: Tensor, position_ids: Tensor) -> Tensor:
-        """Feed one token (N,) a live row at its position; returns hidden (N, D) and extends the cache in place."""
-        n, c = tokens.numel(), self.config
-        rows, length = torch.arange(n, device=self.device), int(position_ids.max()) + 1
+        What it reads and writes are d's tensors, by shapes that `rows` and `length` decide, and it never asks the host.
+        """
+        c, sample, row = self.config, d.sample[:rows], torch.arange(rows, device=self.device)
+        last = d.counts[sample] - 1
+        position_ids = d.prompt_len[sample] + last
         visible = torch.arange(length, device=self.device) <= position_ids[:, None]  # (N, L)
-        bias = torch.zeros(n, 1, 1, length, dtype=self.dtype, device=self.device)
+        bias = torch.zeros(rows, 1, 1, length, dtype=self.dtype, device=self.device)
         bias = bias.masked_fill(~visible[:, None, None], float("-inf"))
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            cache[layer, 0, rows, position_ids], cache[layer, 1, rows, position_ids] = k, v
-            keys, values = (cache[layer, i, :n, :length].transpose(1, 2) for i in (0, 1))  # (N, K, L, E)
+            d.cache[layer, 0, row, position_ids], d.cache[layer, 1, row, position_ids] = k, v
+            keys, values = (d.cache[layer, i, :rows, :length].transpose(1, 2) for i in (0, 1))  # (N, K, L, E)
             q = q.unflatten(1, (c.num_key_value_heads, -1))  # (N, K, H/K, E): heads that share keys read them once
             out = F.scaled_dot_product_attention(q, keys, values, attn_mask=bias)
             return out.flatten(1, 2)
 
-        return self._forward(tokens, position_ids, attend)
+        self._draw(d, sample, self._forward(d.ids[sample, last], position_ids, attend))
+
+    def _draw(self, d: Decoding, sample: Tensor, hidden: Tensor) -> None:
+        """Draw the next token of each sample (N,) from its last hidden state (N, D), and note it."""
+        count = d.counts[sample]
+        logits, uniform = F.linear(hidden, self.weights["lm_head.weight"]).float(), uniforms(d.seeds[sample], count)
+        tokens, logprobs = sample_tokens(logits, uniform, d.temperature, d.top_p, self.vocab_size)
+        d.ids[sample, count], d.logprobs[sample, count] = tokens, logprobs
+        d.done[sample] = (tokens[:, None] == self.eos_ids).any(-1) | (count + 1 == d.max_tokens)
+        d.counts[sample] = count + (sample != d.nobody)  # nobody's stays in range
 
 
 # ---------------------------------------------------------------------------------------------------------------- vLLM
