@@ -138,95 +138,80 @@ def in_groups(prompts: list[list[int]], seeds: list[list[int]], samples: list[tu
     return groups
 
 
-def round_up(n: int, multiple: int) -> int:
-    return math.ceil(n / multiple) * multiple
-
-
 class Decoding:
     """One `generate` call of TorchSampler: its samples, and which of them lives in which row of the KV cache.
 
-    Live samples fill rows 0..N-1, so no work is done for finished ones; one that waits takes the row of a finished one,
-    with a copy of its prompt's keys and values. The tensors stay where they are in memory, since CUDA graphs keep
-    addresses. An extra sample, `nobody`, stands in the rows that are free.
+    Live samples fill rows 0..N-1, so no work is done for finished ones; one that waits takes the row of a finished one.
+    The tensors stay where they are in memory, since CUDA graphs keep addresses. A last sample, `nobody`, has free rows.
     """
 
     def __init__(
-        self,
-        store: Tensor,  # keys and values of all prompts, packed (layers, 2, tokens, K, E)
-        prompts: list[list[int]],
-        seeds: list[list[int]],
-        slots: int,
-        max_tokens: int,
-        temperature: float,
-        top_p: float,
+        self, store: Tensor, prompts: list[list[int]], seeds: list[list[int]], slots: int, max_tokens: int
     ) -> None:
-        self.store, self.max_tokens, self.temperature, self.top_p = store, max_tokens, temperature, top_p
-        starts, device = list(accumulate((len(p) for p in prompts), initial=0)), store.device
-        self.spans = [(starts[p], len(prompts[p])) for p, group in enumerate(seeds) for _ in group]  # of a sample
-        self.nobody, longest = len(self.spans), max(len(p) for p in prompts) + max_tokens
+        """store: keys and values of all prompts, packed (layers, 2, tokens, K, E)."""
+        prompt_of = [p for p, group in enumerate(seeds) for _ in group]
+        starts = list(accumulate((len(p) for p in prompts), initial=0))
+        self.spans = [(starts[p], len(prompts[p])) for p in prompt_of]  # of a sample's prompt in the store
+        self.store, self.max_tokens, self.nobody, device = store, max_tokens, len(prompt_of), store.device
         self.seeds = torch.tensor([seed for group in seeds for seed in group] + [0], device=device)  # (samples + 1,)
-        self.prompt_len = torch.tensor([n for _, n in self.spans] + [0], device=device)
-        self.counts = torch.tensor([0] * self.nobody + [1], device=device)  # tokens drawn so far
-        self.done = torch.zeros(self.nobody + 1, dtype=torch.bool, device=device)
-        self.ids = torch.zeros(self.nobody + 1, max_tokens, dtype=torch.int64, device=device)
+        self.prompt_end = torch.tensor([n - 1 for _, n in self.spans] + [0], device=device)  # its last position
+        self.counts = torch.zeros_like(self.seeds)  # tokens drawn
+        self.done = torch.zeros_like(self.seeds, dtype=torch.bool)
+        self.ids = torch.zeros(self.nobody + 1, 1 + max_tokens, dtype=torch.int64, device=device)
+        self.ids[:-1, 0] = torch.tensor([prompts[p][-1] for p in prompt_of])  # then the response
         self.logprobs = torch.zeros(self.nobody + 1, max_tokens, device=device)
-        self.cache = store.new_zeros(*store.shape[:2], slots, longest, *store.shape[3:])  # (layers, 2, slots, L, K, E)
+        length = max(len(p) for p in prompts) + max_tokens
+        self.cache = store.new_zeros(*store.shape[:2], slots, length, *store.shape[3:])  # (layers, 2, slots, L, K, E)
         self.sample = torch.full((slots,), self.nobody, device=device)  # which one lives in a row
         self.live: list[int] = []  # the same on the host, of rows 0..N-1
-        self.waiting: Iterator[int] = iter(())  # samples that have no row yet
-        self.steps = self.length = 0  # steps begun; cache positions that the longest row has after this one
+        self.waiting = iter(range(self.nobody))
+        self.steps = self.length = 0  # steps begun; cache positions that the longest row has with this one's
         self.birth: dict[int, int] = {}  # of a sample: its row has steps - birth positions
         self.graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}  # (rows, length): that step, captured
 
     def turn_over(self) -> bool:
-        """Between two steps: finished samples leave, waiting ones enter; if holes remain, the last rows move there.
-        Returns whether anyone lives.
-
-        Its first line is the one host sync of a token, and enough: which samples are done is all that the host cannot
-        count by itself.
-        """
-        over, slots = self.done[self.sample[: len(self.live)]].tolist(), len(self.sample)
+        """Between two steps: finished samples leave, waiting ones enter. Returns whether anyone lives. The first line
+        is the one host sync of a token, and enough: who is done is all that the host cannot count by itself."""
+        over = self.done[self.sample[: len(self.live)]].tolist()
         self.steps += 1
         if any(over) or not self.live:
-            free = [row for row, end in enumerate(over) if end] + list(range(len(over), slots))
-            new = list(islice(self.waiting, len(free)))
-            seats, free = free[: len(new)], free[len(new) :]
-            count = slots - len(free)
-            holes, movers = [row for row in free if row < count], sorted({*range(count, slots)} - {*free})
-            self._copy_rows(seats, new, holes, movers)
-            rows = self.live + [self.nobody] * (slots - len(over))
-            for row, s in zip(seats, new, strict=True):
-                rows[row], self.birth[s] = s, self.steps - self.spans[s][1] - 1
-            for hole, mover in zip(holes, movers, strict=True):
-                rows[hole] = rows[mover]
-            self.live = rows[:count]
-            self.sample.copy_(self._sent(self.live + [self.nobody] * len(free)))
-        self.length = self.steps - min((self.birth[s] for s in self.live), default=self.steps)
+            self._reseat(over)
+        if self.live:
+            self.length = self.steps - min(self.birth[s] for s in self.live)
         return bool(self.live)
 
-    def _copy_rows(self, seats: list[int], new: list[int], holes: list[int], movers: list[int]) -> None:
-        """Prompts' keys and values into the rows `seats` of the samples `new`, rows `movers` into `holes`."""
+    def _reseat(self, over: list[bool]) -> None:
+        """Waiting samples, with their prompts' keys and values, into free rows; last rows into holes that remain."""
+        slots, device = len(self.sample), self.sample.device  # non_blocking: the host does not wait for its queue
+        rows = self.live + [self.nobody] * (slots - len(over))
+        free = [row for row, end in enumerate(over) if end] + list(range(len(over), slots))
+        new = list(islice(self.waiting, len(free)))
+        seats, free = free[: len(new)], free[len(new) :]
+        for seat, s in zip(seats, new, strict=True):
+            rows[seat], self.birth[s] = s, self.steps - self.spans[s][1]
         if new:
-            start, length = self._sent([self.spans[s] for s in new]).T
-            span = torch.arange(max(self.spans[s][1] for s in new), device=start.device)
+            spans = [self.spans[s] for s in new]
+            row, start, length = torch.tensor([seats, *zip(*spans, strict=True)]).to(device, non_blocking=True)
+            span = torch.arange(max(n for _, n in spans), device=device)
             source = start[:, None] + span.minimum(length[:, None] - 1)  # (new, L)
-            prompts = self.store[:, :, source.flatten()].unflatten(2, source.shape)
-            self.cache[:, :, self._sent(seats), : len(span)] = prompts
+            self.cache[:, :, row, : len(span)] = self.store[:, :, source.flatten()].unflatten(2, source.shape)
+        count = slots - len(free)  # live rows from here on
+        holes, movers = [row for row in free if row < count], sorted({*range(count, slots)} - {*free})
+        for hole, mover in zip(holes, movers, strict=True):
+            rows[hole] = rows[mover]
         if holes:
-            moved = self.cache[:, :, self._sent(movers), : self.length]
-            self.cache[:, :, self._sent(holes), : self.length] = moved
-
-    def _sent(self, values: list) -> Tensor:
-        """On the device, without waiting for the work queued there."""
-        return torch.tensor(values).to(self.store.device, non_blocking=True)
+            to, source = torch.tensor([holes, movers]).to(device, non_blocking=True)
+            self.cache[:, :, to, : self.length] = self.cache[:, :, source, : self.length]
+        self.live = rows[:count]
+        self.sample.copy_(torch.tensor(self.live + [self.nobody] * len(free)), non_blocking=True)
 
 
 class TorchSampler:
     """The embedded engine: plain PyTorch, continuous batching over `max_num_seqs` sequences, one device.
 
-    On CUDA a step's rows and cache length are rounded up, so that few shapes come, and each shape is captured as a CUDA
-    graph: launching some 670 kernels one by one takes longer than their work. It has never run on CUDA; what tests on a
-    CPU show is that a step asks the host for nothing, and that a recorded one may be replayed.
+    On CUDA a step's rows and cache length are rounded up, so that few shapes come, and each is captured as a CUDA
+    graph, since launching some 670 kernels takes longer than their work. This has never run on CUDA; tests on a CPU
+    show that a step does not ask the host for anything, and that a recording of it can be replayed.
     """
 
     def __init__(
@@ -306,9 +291,9 @@ class TorchSampler:
             x = x + F.linear(F.silu(gate) * up, w[p + "mlp.down_proj.weight"])
         return norm(x, "model.norm")
 
-    def _prefill(self, prompts: list[list[int]], budget: int = 16384) -> tuple[Tensor, Tensor]:
-        """Keys and values of all prompts, packed (layers, 2, tokens, K, E), and each prompt's last hidden state."""
-        stores, hidden, first = [], [], 0
+    def _prefill(self, prompts: list[list[int]], budget: int = 16384) -> Tensor:
+        """Keys and values of all prompts, packed (layers, 2, tokens, K, E)."""
+        stores, first = [], 0
         while first < len(prompts):
             last, total = first, 0
             while last < len(prompts) and (last == first or total + len(prompts[last]) <= budget):
@@ -324,10 +309,10 @@ class TorchSampler:
                 kept.append(torch.stack([k, v]))
                 return attention(q, k, v, layout, self.backend)
 
-            hidden.append(self._forward(ids, position_ids, attend)[cu_seqlens[1:].long() - 1])
+            self._forward(ids, position_ids, attend)
             stores.append(torch.stack(kept))
             first = last
-        return torch.cat(stores, dim=2), torch.cat(hidden)
+        return torch.cat(stores, dim=2)
 
     @torch.inference_mode()
     @sdpa_kernel(NOT_CUDNN)
@@ -342,72 +327,60 @@ class TorchSampler:
         if not any(seeds):
             return [[] for _ in prompts]
         check_lengths(prompts, max_tokens, "max_position_embeddings", self.config.max_position_embeddings)
-        store, hidden = self._prefill(prompts)
-        prompt_of = torch.tensor([p for p, group in enumerate(seeds) for _ in group], device=self.device)
-        slots = min(self.max_num_seqs, len(prompt_of))
-        d = Decoding(store, prompts, seeds, slots, max_tokens, temperature, top_p)
-        for sample in torch.arange(d.nobody, device=self.device).split(self.max_num_seqs):
-            self._draw(d, sample, hidden[prompt_of[sample]])  # the first token of each
-        d.waiting = iter((~d.done[: d.nobody]).nonzero().flatten().tolist())
+        slots = min(self.max_num_seqs, sum(len(group) for group in seeds))
+        d = Decoding(self._prefill(prompts), prompts, seeds, slots, max_tokens)
         while d.turn_over():
-            rows = min(round_up(len(d.live), self.row_bucket), slots)
-            self._run_step(d, rows, min(round_up(d.length, self.length_bucket), d.cache.shape[3]))
+            rows = min(math.ceil(len(d.live) / self.row_bucket) * self.row_bucket, slots)
+            length = min(math.ceil(d.length / self.length_bucket) * self.length_bucket, d.cache.shape[3])
+            self._run_step(d, rows, length, temperature, top_p)
         if not d.logprobs.isfinite().all():
             raise SystemExit(
                 "the sampler's log-probabilities are not finite: weights that are nan or inf, or a too high lr"
             )
         eos_ids, samples, ids, logprobs = set(self.eos_ids.tolist()), [], d.ids.cpu(), d.logprobs.cpu()
         for sample, n in enumerate(d.counts[: d.nobody].tolist()):
-            response = ids[sample, :n].tolist()
+            response = ids[sample, 1 : n + 1].tolist()
             samples.append((response, logprobs[sample, :n].tolist(), "stop" if response[-1] in eos_ids else "length"))
         return in_groups(prompts, seeds, samples)
 
-    def _run_step(self, d: Decoding, rows: int, length: int) -> None:
-        """`_step`, on CUDA as a graph: the first of a shape runs as it is, which sets up what a capture may not, and is
-        then captured, which computes nothing, for those to come."""
+    def _run_step(self, d: Decoding, rows: int, length: int, temperature: float, top_p: float) -> None:
+        """`_step`, on CUDA as a graph. The first step of a shape runs eagerly: a capture may not set libraries up;
+        it is then captured, which computes nothing, for those to come. All graphs share one memory pool."""
         if self.capture_stream is None:
-            return self._step(d, rows, length)
+            return self._step(d, rows, length, temperature, top_p)
         if (rows, length) in d.graphs:
             return d.graphs[rows, length].replay()
         self.capture_stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.capture_stream):
-            self._step(d, rows, length)
+            self._step(d, rows, length, temperature, top_p)
         torch.cuda.current_stream().wait_stream(self.capture_stream)
         pool = next(iter(d.graphs.values())).pool() if d.graphs else None
         graph = torch.cuda.CUDAGraph()
         # thread_local: what NCCL's watchdog thread asks CUDA meanwhile must not end the capture
         with torch.cuda.graph(graph, pool, self.capture_stream, capture_error_mode="thread_local"):
-            self._step(d, rows, length)
+            self._step(d, rows, length, temperature, top_p)
         d.graphs[rows, length] = graph
 
-    def _step(self, d: Decoding, rows: int, length: int) -> None:
-        """One token for the first `rows` rows, which hold at most `length` positions after it: feed each sample's last
-        token, extending the cache in place, and draw its next.
-
-        What it reads and writes are d's tensors, by shapes that `rows` and `length` decide, and it never asks the host.
-        """
+    def _step(self, d: Decoding, rows: int, length: int, temperature: float, top_p: float) -> None:
+        """Feed the last token of each sample in the first `rows` rows, which then have at most `length` positions, and
+        draw its next. Changes d's tensors in place; `rows` and `length` alone decide the shapes; nothing is asked of
+        the host: so it can be captured."""
         c, sample, row = self.config, d.sample[:rows], torch.arange(rows, device=self.device)
-        last = d.counts[sample] - 1
-        position_ids = d.prompt_len[sample] + last
-        visible = torch.arange(length, device=self.device) <= position_ids[:, None]  # (N, L)
-        bias = torch.zeros(rows, 1, 1, length, dtype=self.dtype, device=self.device)
-        bias = bias.masked_fill(~visible[:, None, None], float("-inf"))
+        count = d.counts[sample]
+        position_ids = d.prompt_end[sample] + count
+        unseen = torch.arange(length, device=self.device) > position_ids[:, None, None, None]  # (N, 1, 1, L)
+        bias = torch.zeros_like(unseen, dtype=self.dtype).masked_fill(unseen, float("-inf"))
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             d.cache[layer, 0, row, position_ids], d.cache[layer, 1, row, position_ids] = k, v
             keys, values = (d.cache[layer, i, :rows, :length].transpose(1, 2) for i in (0, 1))  # (N, K, L, E)
             q = q.unflatten(1, (c.num_key_value_heads, -1))  # (N, K, H/K, E): heads that share keys read them once
-            out = F.scaled_dot_product_attention(q, keys, values, attn_mask=bias)
-            return out.flatten(1, 2)
+            return F.scaled_dot_product_attention(q, keys, values, attn_mask=bias).flatten(1, 2)  # (N, H, E)
 
-        self._draw(d, sample, self._forward(d.ids[sample, last], position_ids, attend))
-
-    def _draw(self, d: Decoding, sample: Tensor, hidden: Tensor) -> None:
-        """Draw the next token of each sample (N,) from its last hidden state (N, D), and note it."""
-        count = d.counts[sample]
+        hidden = self._forward(d.ids[sample, count], position_ids, attend)
         logits, uniform = F.linear(hidden, self.weights["lm_head.weight"]).float(), uniforms(d.seeds[sample], count)
-        tokens, logprobs = sample_tokens(logits, uniform, d.temperature, d.top_p, self.vocab_size)
-        d.ids[sample, count], d.logprobs[sample, count] = tokens, logprobs
+        tokens, logprobs = sample_tokens(logits, uniform, temperature, top_p, self.vocab_size)
+        d.ids[sample, count + 1], d.logprobs[sample, count] = tokens, logprobs
         d.done[sample] = (tokens[:, None] == self.eos_ids).any(-1) | (count + 1 == d.max_tokens)
         d.counts[sample] = count + (sample != d.nobody)  # nobody's stays in range
 
