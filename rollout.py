@@ -382,7 +382,7 @@ class TorchSampler:
         tokens, logprobs = sample_tokens(logits, uniform, temperature, top_p, self.vocab_size)
         d.ids[sample, count + 1], d.logprobs[sample, count] = tokens, logprobs
         d.done[sample] = (tokens[:, None] == self.eos_ids).any(-1) | (count + 1 == d.max_tokens)
-        d.counts[sample] = count + (sample != d.nobody)  # nobody's stays in range
+        d.counts[sample] = count + 1  # nobody's too: rows are free only when no one waits, for max_tokens steps at most
 
 
 # ---------------------------------------------------------------------------------------------------------------- vLLM
