@@ -11,11 +11,13 @@ import atexit
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import accumulate, islice
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from configs import Config, UserError
 from engines.vllm_engine import check_engine, cpu_options, globals_kept, model_shapes, new_engine, starting
@@ -30,6 +32,9 @@ from model import (
     stream_weights,
 )
 from problems.prompts import ChatTokenizer, Prompt
+
+# cuDNN, torch's first choice on sm_90 for attention with a mask, plans anew for every shape. A CPU's choice is FLASH.
+NOT_CUDNN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 @dataclass
@@ -125,11 +130,80 @@ def in_groups(prompts: list[list[int]], seeds: list[list[int]], samples: list[tu
     return groups
 
 
+class Decoding:
+    """One `generate` call of TorchSampler: its samples, and which of them lives in which row of the KV cache.
+
+    Live samples fill rows 0..N-1, so no work is done for finished ones; one that waits takes the row of a finished one.
+    The tensors stay where they are in memory, since CUDA graphs keep addresses. A last sample, `nobody`, has free rows.
+    """
+
+    def __init__(
+        self, store: Tensor, prompts: list[list[int]], seeds: list[list[int]], slots: int, max_tokens: int
+    ) -> None:
+        """store: keys and values of all prompts, packed (layers, 2, tokens, K, E)."""
+        prompt_of = [p for p, group in enumerate(seeds) for _ in group]
+        starts = list(accumulate((len(p) for p in prompts), initial=0))
+        self.spans = [(starts[p], len(prompts[p])) for p in prompt_of]  # of a sample's prompt in the store
+        self.store, self.max_tokens, self.nobody, device = store, max_tokens, len(prompt_of), store.device
+        self.seeds = torch.tensor([seed for group in seeds for seed in group] + [0], device=device)  # (samples + 1,)
+        self.prompt_end = torch.tensor([n - 1 for _, n in self.spans] + [0], device=device)  # its last position
+        self.counts = torch.zeros_like(self.seeds)  # tokens drawn
+        self.done = torch.zeros_like(self.seeds, dtype=torch.bool)
+        self.ids = torch.zeros(self.nobody + 1, 1 + max_tokens, dtype=torch.int64, device=device)
+        self.ids[:-1, 0] = torch.tensor([prompts[p][-1] for p in prompt_of])  # then the response
+        self.logprobs = torch.zeros(self.nobody + 1, max_tokens, device=device)
+        length = max(len(p) for p in prompts) + max_tokens
+        self.cache = store.new_zeros(*store.shape[:2], slots, length, *store.shape[3:])  # (layers, 2, slots, L, K, E)
+        self.sample = torch.full((slots,), self.nobody, device=device)  # which one lives in a row
+        self.live: list[int] = []  # the same on the host, of rows 0..N-1
+        self.waiting = iter(range(self.nobody))
+        self.steps = self.length = 0  # steps begun; cache positions that the longest row has with this one's
+        self.birth: dict[int, int] = {}  # of a sample: its row has steps - birth positions
+        self.graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}  # (rows, length): that step, captured
+
+    def turn_over(self) -> bool:
+        """Between two steps: finished samples leave, waiting ones enter. Returns whether anyone lives. The first line
+        is the one host sync of a token, and enough: who is done is all that the host cannot count by itself."""
+        over = self.done[self.sample[: len(self.live)]].tolist()
+        self.steps += 1
+        if any(over) or not self.live:
+            self._reseat(over)
+        if self.live:
+            self.length = self.steps - min(self.birth[s] for s in self.live)
+        return bool(self.live)
+
+    def _reseat(self, over: list[bool]) -> None:
+        """Waiting samples, with their prompts' keys and values, into free rows; last rows into holes that remain."""
+        slots, device = len(self.sample), self.sample.device  # non_blocking: the host does not wait for its queue
+        rows = self.live + [self.nobody] * (slots - len(over))
+        free = [row for row, end in enumerate(over) if end] + list(range(len(over), slots))
+        new = list(islice(self.waiting, len(free)))
+        seats, free = free[: len(new)], free[len(new) :]
+        for seat, s in zip(seats, new, strict=True):
+            rows[seat], self.birth[s] = s, self.steps - self.spans[s][1]
+        if new:
+            spans = [self.spans[s] for s in new]
+            row, start, length = torch.tensor([seats, *zip(*spans, strict=True)]).to(device, non_blocking=True)
+            span = torch.arange(max(n for _, n in spans), device=device)
+            source = start[:, None] + span.minimum(length[:, None] - 1)  # (new, L)
+            self.cache[:, :, row, : len(span)] = self.store[:, :, source.flatten()].unflatten(2, source.shape)
+        count = slots - len(free)  # live rows from here on
+        holes, movers = [row for row in free if row < count], sorted({*range(count, slots)} - {*free})
+        for hole, mover in zip(holes, movers, strict=True):
+            rows[hole] = rows[mover]
+        if holes:
+            to, source = torch.tensor([holes, movers]).to(device, non_blocking=True)
+            self.cache[:, :, to, : self.length] = self.cache[:, :, source, : self.length]
+        self.live = rows[:count]
+        self.sample.copy_(torch.tensor(self.live + [self.nobody] * len(free)), non_blocking=True)
+
+
 class TorchSampler:
     """The embedded engine: plain PyTorch, continuous batching over `max_num_seqs` sequences, one device.
 
-    The prompts' keys and values are computed once for the whole group and copied into a slot when a sample starts
-    there. Live sequences always fill rows 0..N-1 of the cache, so no work is done for finished ones.
+    On CUDA a step's rows and cache length are rounded up, so that few shapes come, and each is captured as a CUDA
+    graph, since launching some 670 kernels takes longer than their work. This has never run on CUDA; tests on a CPU
+    show that a step does not ask the host for anything, and that a recording of it can be replayed.
     """
 
     def __init__(
@@ -139,10 +213,15 @@ class TorchSampler:
         device: torch.device | str = "cpu",
         max_num_seqs: int = 256,
         stop_tokens: tuple[str, ...] = (),
+        cuda_graphs: bool = True,  # on a CPU without meaning
     ) -> None:
         self.config, self.dtype, self.max_num_seqs = ModelConfig.from_folder(path), dtype, max_num_seqs
         self.device = torch.device(device)
         self.backend = attention_backend(self.device)
+        cuda = self.device.type == "cuda"
+        self.row_bucket, self.length_bucket = (32, 256) if cuda else (1, 1)
+        # One stream for good: cuBLAS keeps a workspace for each that it ever worked on.
+        self.capture_stream = torch.cuda.Stream(self.device) if cuda and cuda_graphs else None
         tokenizer = ChatTokenizer(path, stop_tokens)
         self.eos_ids = torch.tensor(tokenizer.eos_ids, device=self.device)
         self.vocab_size = min(tokenizer.size, self.config.vocab_size)
@@ -204,9 +283,9 @@ class TorchSampler:
             x = x + F.linear(F.silu(gate) * up, w[p + "mlp.down_proj.weight"])
         return norm(x, "model.norm")
 
-    def _prefill(self, prompts: list[list[int]], budget: int = 16384) -> tuple[Tensor, Tensor]:
-        """Keys and values of all prompts, packed (layers, 2, tokens, K, E), and each prompt's last hidden state."""
-        stores, hidden, first = [], [], 0
+    def _prefill(self, prompts: list[list[int]], budget: int = 16384) -> Tensor:
+        """Keys and values of all prompts, packed (layers, 2, tokens, K, E)."""
+        stores, first = [], 0
         while first < len(prompts):
             last, total = first, 0
             while last < len(prompts) and (last == first or total + len(prompts[last]) <= budget):
@@ -222,12 +301,13 @@ class TorchSampler:
                 kept.append(torch.stack([k, v]))
                 return attention(q, k, v, layout, self.backend)
 
-            hidden.append(self._forward(ids, position_ids, attend)[cu_seqlens[1:].long() - 1])
+            self._forward(ids, position_ids, attend)
             stores.append(torch.stack(kept))
             first = last
-        return torch.cat(stores, dim=2), torch.cat(hidden)
+        return torch.cat(stores, dim=2)
 
     @torch.inference_mode()
+    @sdpa_kernel(NOT_CUDNN)
     def generate(
         self, prompts: list[list[int]], seeds: list[list[int]], max_tokens: int, temperature: float, top_p: float
     ) -> list[list[Rollout]]:
@@ -236,95 +316,65 @@ class TorchSampler:
         Temperature 0 is greedy. Raises UserError for an empty prompt or one that outgrows the model's positions.
         """
         self.cached_tokens = sum(len(p) * (len(s) - 1) for p, s in zip(prompts, seeds, strict=True) if s)
-        if not prompts:
-            return []
+        if not any(seeds):
+            return [[] for _ in prompts]
         check_lengths(prompts, max_tokens, "max_position_embeddings", self.config.max_position_embeddings)
-        ids, logprobs, counts = self._decode(prompts, seeds, max_tokens, temperature, top_p)
-        if not logprobs.isfinite().all():
+        slots = min(self.max_num_seqs, sum(len(group) for group in seeds))
+        d = Decoding(self._prefill(prompts), prompts, seeds, slots, max_tokens)
+        while d.turn_over():
+            rows = min(math.ceil(len(d.live) / self.row_bucket) * self.row_bucket, slots)
+            length = min(math.ceil(d.length / self.length_bucket) * self.length_bucket, d.cache.shape[3])
+            self._run_step(d, rows, length, temperature, top_p)
+        if not d.logprobs.isfinite().all():
             raise SystemExit(
                 "the sampler's log-probabilities are not finite: weights that are nan or inf, or a too high lr"
             )
-        eos_ids, samples = set(self.eos_ids.tolist()), []
-        for row_ids, row_logprobs, n in zip(ids, logprobs, counts.tolist(), strict=True):
-            response = row_ids[:n].tolist()
-            samples.append((response, row_logprobs[:n].tolist(), "stop" if response[-1] in eos_ids else "length"))
+        eos_ids, samples, ids, logprobs = set(self.eos_ids.tolist()), [], d.ids.cpu(), d.logprobs.cpu()
+        for sample, n in enumerate(d.counts[: d.nobody].tolist()):
+            response = ids[sample, 1 : n + 1].tolist()
+            samples.append((response, logprobs[sample, :n].tolist(), "stop" if response[-1] in eos_ids else "length"))
         return in_groups(prompts, seeds, samples)
 
-    def _decode(
-        self, prompts: list[list[int]], seeds: list[list[int]], max_tokens: int, temperature: float, top_p: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The engine's loop: ids and logprobs (samples, max_tokens) and counts (samples,), on the CPU."""
-        c, dev = self.config, self.device
-        store, prompt_hidden = self._prefill(prompts)
-        prompt_len = torch.tensor([len(p) for p in prompts], device=dev)
-        prompt_start = F.pad(prompt_len.cumsum(0), (1, 0))[:-1]
-        prompt_of = torch.tensor([p for p, s in enumerate(seeds) for _ in s], device=dev)  # of each sample, in order
-        seed_of = torch.tensor([s for group in seeds for s in group], dtype=torch.int64, device=dev)
-        total = prompt_of.numel()
-        slots = min(self.max_num_seqs, total)
-        head = self.weights["lm_head.weight"]
-        length = int(prompt_len.max()) + max_tokens
-        shape = (c.num_hidden_layers, 2, slots, length, c.num_key_value_heads, c.head_dim)  # 2: keys, values
-        cache = torch.zeros(shape, dtype=self.dtype, device=dev)
-        out_ids = torch.zeros(total, max_tokens, dtype=torch.int64, device=dev)
-        out_logprobs = torch.zeros(total, max_tokens, device=dev)
-        counts = torch.zeros(total, dtype=torch.int64, device=dev)
-        sample = torch.empty(0, dtype=torch.int64, device=dev)  # (N,) which sample lives in row n
-        hidden = prompt_hidden[:0]  # (N, D) what its next token is sampled from
-        admitted = 0
-        while admitted < total or sample.numel():
-            free = min(slots - sample.numel(), total - admitted)
-            if free:  # refill: copy the prompts' keys and values into the rows behind the live ones
-                new = torch.arange(admitted, admitted + free, device=dev)
-                p, rows = prompt_of[new], torch.arange(sample.numel(), sample.numel() + free, device=dev)
-                span = torch.arange(int(prompt_len[p].max()), device=dev)
-                source = prompt_start[p, None] + span.minimum(prompt_len[p, None] - 1)  # (free, L)
-                cache[:, :, rows, : span.numel()] = store[:, :, source.flatten()].unflatten(2, source.shape)
-                sample, hidden = torch.cat([sample, new]), torch.cat([hidden, prompt_hidden[p]])
-                admitted += free
-            count = counts[sample]
-            logits, uniform = F.linear(hidden, head).float(), uniforms(seed_of[sample], count)
-            tokens, logprob = sample_tokens(logits, uniform, temperature, top_p, self.vocab_size)
-            out_ids[sample, count] = tokens
-            out_logprobs[sample, count] = logprob
-            count = count + 1
-            counts[sample] = count
-            done = torch.isin(tokens, self.eos_ids) | (count == max_tokens)
-            sample, tokens = self._retire(cache, done, sample, tokens)
-            if sample.numel():
-                hidden = self._decode_step(cache, tokens, prompt_len[prompt_of[sample]] + counts[sample] - 1)
-            else:
-                hidden = prompt_hidden[:0]
-        return out_ids.cpu(), out_logprobs.cpu(), counts.cpu()
+    def _run_step(self, d: Decoding, rows: int, length: int, temperature: float, top_p: float) -> None:
+        """`_step`, on CUDA as a graph. The first step of a shape runs eagerly: a capture may not set libraries up;
+        it is then captured, which computes nothing, for those to come. All graphs share one memory pool."""
+        if self.capture_stream is None:
+            return self._step(d, rows, length, temperature, top_p)
+        if (rows, length) in d.graphs:
+            return d.graphs[rows, length].replay()
+        self.capture_stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.capture_stream):
+            self._step(d, rows, length, temperature, top_p)
+        torch.cuda.current_stream().wait_stream(self.capture_stream)
+        pool = next(iter(d.graphs.values())).pool() if d.graphs else None
+        graph = torch.cuda.CUDAGraph()
+        # thread_local: what NCCL's watchdog thread asks CUDA meanwhile must not end the capture
+        with torch.cuda.graph(graph, pool, self.capture_stream, capture_error_mode="thread_local"):
+            self._step(d, rows, length, temperature, top_p)
+        d.graphs[rows, length] = graph
 
-    @staticmethod
-    def _retire(cache: Tensor, done: Tensor, sample: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Drop finished rows: the last live rows move into the holes, caches included, so that rows stay dense."""
-        live = int((~done).sum())
-        if live == done.numel():
-            return sample, tokens
-        holes, movers = done[:live].nonzero().squeeze(-1), (~done[live:]).nonzero().squeeze(-1) + live
-        cache[:, :, holes] = cache[:, :, movers]
-        sample, tokens = sample.clone(), tokens.clone()
-        sample[holes], tokens[holes] = sample[movers], tokens[movers]
-        return sample[:live], tokens[:live]
-
-    def _decode_step(self, cache: Tensor, tokens: Tensor, position_ids: Tensor) -> Tensor:
-        """Feed one token (N,) a live row at its position; returns hidden (N, D) and extends the cache in place."""
-        n, c = tokens.numel(), self.config
-        rows, length = torch.arange(n, device=self.device), int(position_ids.max()) + 1
-        visible = torch.arange(length, device=self.device) <= position_ids[:, None]  # (N, L)
-        bias = torch.zeros(n, 1, 1, length, dtype=self.dtype, device=self.device)
-        bias = bias.masked_fill(~visible[:, None, None], float("-inf"))
+    def _step(self, d: Decoding, rows: int, length: int, temperature: float, top_p: float) -> None:
+        """Feed the last token of each sample in the first `rows` rows, which then have at most `length` positions, and
+        draw its next. Changes d's tensors in place; `rows` and `length` alone decide the shapes; nothing is asked of
+        the host: so it can be captured."""
+        c, sample, row = self.config, d.sample[:rows], torch.arange(rows, device=self.device)
+        count = d.counts[sample]
+        position_ids = d.prompt_end[sample] + count
+        unseen = torch.arange(length, device=self.device) > position_ids[:, None, None, None]  # (N, 1, 1, L)
+        bias = torch.zeros_like(unseen, dtype=self.dtype).masked_fill(unseen, float("-inf"))
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            cache[layer, 0, rows, position_ids], cache[layer, 1, rows, position_ids] = k, v
-            keys, values = (cache[layer, i, :n, :length].transpose(1, 2) for i in (0, 1))  # (N, K, L, E)
+            d.cache[layer, 0, row, position_ids], d.cache[layer, 1, row, position_ids] = k, v
+            keys, values = (d.cache[layer, i, :rows, :length].transpose(1, 2) for i in (0, 1))  # (N, K, L, E)
             q = q.unflatten(1, (c.num_key_value_heads, -1))  # (N, K, H/K, E): heads that share keys read them once
-            out = F.scaled_dot_product_attention(q, keys, values, attn_mask=bias)
-            return out.flatten(1, 2)
+            return F.scaled_dot_product_attention(q, keys, values, attn_mask=bias).flatten(1, 2)  # (N, H, E)
 
-        return self._forward(tokens, position_ids, attend)
+        hidden = self._forward(d.ids[sample, count], position_ids, attend)
+        logits, uniform = F.linear(hidden, self.weights["lm_head.weight"]).float(), uniforms(d.seeds[sample], count)
+        tokens, logprobs = sample_tokens(logits, uniform, temperature, top_p, self.vocab_size)
+        d.ids[sample, count + 1], d.logprobs[sample, count] = tokens, logprobs
+        d.done[sample] = (tokens[:, None] == self.eos_ids).any(-1) | (count + 1 == d.max_tokens)
+        d.counts[sample] = count + 1  # nobody's too: rows are free only when no one waits, for max_tokens steps at most
 
 
 # ---------------------------------------------------------------------------------------------------------------- vLLM

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from model import Qwen2, attention, attention_backend, attention_layout, token_logprobs
+from rollout import TorchSampler, sample_seed
 from runs import flags, rows_of, run_ranks
 
 pytestmark = [
@@ -40,6 +41,19 @@ def test_bf16_logprobs_on_the_gpu_match_float32_on_the_cpu(tiny_model_dir):
         hidden = model(ids[:-1].to(device), positions.to(device), cu_seqlens.to(device))
         logprobs.append(token_logprobs(hidden, model.lm_head.weight, ids[1:].to(device), 0.6, 16)[0].cpu())
     assert (logprobs[0] - logprobs[1]).abs().max() < 0.1
+
+
+def test_replayed_steps_draw_what_eager_ones_draw(tiny_model_dir):
+    seeds = [[sample_seed(p, s) for s in range(40)] for p in range(2)]
+    groups = []
+    for cuda_graphs in (False, True):  # 40 rows and 312 positions: each crosses an edge of a shape
+        sampler = TorchSampler(tiny_model_dir, torch.bfloat16, "cuda", max_num_seqs=40, cuda_graphs=cuda_graphs)
+        groups.append(
+            sampler.generate([[0, 2, 11, 18], [0, 2, 9, 18, 15, 19, 50, 3, 5, 6, 7, 8]], seeds, 300, 1.0, 1.0)
+        )
+    for eager, replayed in zip(*([r for g in result for r in g] for result in groups), strict=True):
+        assert eager.response_ids == replayed.response_ids
+        assert eager.logprobs == pytest.approx(replayed.logprobs, abs=1e-3)
 
 
 def test_a_bf16_run_on_the_gpu_resumes(world, tmp_path):

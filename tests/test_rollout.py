@@ -2,15 +2,19 @@
 
 import math
 import random
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
 import transformers
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from configs import UserError
 from model import Qwen2, stream_weights
 from problems.prompts import ChatTokenizer
-from rollout import TorchSampler, sample_seed, sample_tokens, uniforms
+from rollout import Decoding, TorchSampler, sample_seed, sample_tokens, uniforms
 from training import packing
 
 PROMPTS = [[0, 2, 11, 18], [0, 2, 12], [0, 2, 9, 18, 15, 19, 50, 3], [0, 5], [0, 2, 11, 12, 13, 14, 15]]
@@ -258,3 +262,88 @@ def test_weights_that_are_nan_end_the_run_in_one_line(tiny_model_dir):
     for temperature, top_p in ((1.0, 1.0), (1.0, 0.9), (0.0, 1.0)):
         with pytest.raises(SystemExit, match="log-probabilities are not finite"):
             sampler.generate(PROMPTS[:2], [[1, 2], [3, 4]], 5, temperature, top_p)
+
+
+class Recording(TorchDispatchMode):
+    """Stands for torch.cuda.CUDAGraph where there is no GPU: within it operations are recorded, and nothing is
+    written; `replay` runs them on the same tensors."""
+
+    made: list["Recording"] = []
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations, self.shape, self.replays = [], None, 0
+        self.made.append(self)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        out = args[0] if func._schema.is_mutable else func(*args, **kwargs)
+        self.operations.append((func, args, kwargs, out))
+        if "scaled_dot_product" in func.name():  # by cuDNN at no time
+            assert torch.backends.cuda.flash_sdp_enabled() and not torch.backends.cuda.cudnn_sdp_enabled()
+            self.shape = args[1].shape[0], args[1].shape[2]  # rows, length
+        return out
+
+    def replay(self) -> None:
+        self.replays += 1
+        new = {}  # what stands for a recorded result now
+        for func, args, kwargs, out in self.operations:
+            args, kwargs = tree_map_only(torch.Tensor, lambda x: new.get(id(x), x), (args, kwargs))
+            for old, result in zip(tree_leaves(out), tree_leaves(func(*args, **kwargs)), strict=True):
+                new[id(old)] = result
+
+    def pool(self) -> "Recording":
+        return self.made[0]
+
+
+def capture(recording, pool, stream, capture_error_mode):
+    """Stands for torch.cuda.graph."""
+    assert pool in (None, Recording.made[0]) and (pool is None) == (len(Recording.made) == 1)
+    return recording
+
+
+@pytest.fixture
+def rounding(folder, stop_often, monkeypatch):
+    """A sampler that rounds its shapes up as on CUDA, only less."""
+    sampler = TorchSampler(folder, torch.float32, max_num_seqs=7)
+    sampler.eos_ids, sampler.row_bucket, sampler.length_bucket = stop_often.eos_ids, 3, 8
+    monkeypatch.setattr(Recording, "made", [])
+    return sampler
+
+
+@pytest.mark.parametrize("temperature,top_p", [(0.0, 1.0), (1.3, 0.7)])
+def test_rounded_shapes_and_replayed_steps_change_nothing(
+    folder, stop_often, rounding, monkeypatch, temperature, top_p
+):
+    seeds = [[sample_seed("rounded", p, s) for s in range(4)] for p in range(len(PROMPTS))]
+    exact = stop_often.generate(PROMPTS, seeds, 12, temperature, top_p)
+    eager = rounding.generate(PROMPTS, seeds, 12, temperature, top_p)
+    for one, other in zip([r for g in exact for r in g], [r for g in eager for r in g], strict=True):
+        assert one.response_ids == other.response_ids
+        assert one.logprobs == pytest.approx(other.logprobs, abs=2e-5)
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Recording)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    rounding.capture_stream = stream
+    assert rounding.generate(PROMPTS, seeds, 12, temperature, top_p) == eager  # the same bits
+    rows, lengths = zip(*(recording.shape for recording in Recording.made), strict=True)
+    assert len(set(rows)) > 1 and len(set(lengths)) > 1, "no edge was crossed"
+    assert len({*zip(rows, lengths, strict=True)}) == len(rows) < sum(recording.replays for recording in Recording.made)
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+
+
+def test_only_one_line_asks_the_device_for_values(folder):
+    """Tensors on "meta" have none, so that asking for one raises; on CUDA the host would wait for it."""
+    sampler = TorchSampler(folder, torch.float32, "meta")
+    c, tokens = sampler.config, sum(len(p) for p in PROMPTS)
+    store = torch.empty(c.num_hidden_layers, 2, tokens, c.num_key_value_heads, c.head_dim, device="meta")
+    d = Decoding(store, PROMPTS, [[0, 1]] * len(PROMPTS), 6, 12)
+    d._reseat([])
+    sampler._step(d, 6, 16, 1.0, 0.9)
+    d._reseat([True, False] * 3)  # three of ten enter
+    d._reseat([True, False] * 3)  # one enters, two rows are left empty, and the last moves
+    assert d.live == [9, 1, 5, 3] and next(d.waiting, None) is None
+    with pytest.raises(NotImplementedError, match="meta"):
+        d.turn_over()
