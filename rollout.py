@@ -9,6 +9,7 @@ Dimensions: N live sequences, L cache positions, V vocabulary; H, K, E as in mod
 
 import atexit
 import hashlib
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate, islice
@@ -295,7 +296,7 @@ class TorchSampler:
             cu_seqlens = F.pad(lengths.cumsum(0), (1, 0)).int()
             ids = torch.tensor([t for p in part for t in p], device=self.device)
             position_ids = torch.cat([torch.arange(len(p), device=self.device) for p in part])
-            layout, kept = attention_layout(cu_seqlens, self.backend), []
+            layout, kept = attention_layout(cu_seqlens, self.backend, max(len(p) for p in part)), []
 
             def attend(layer, q, k, v, layout=layout, kept=kept):
                 kept.append(torch.stack([k, v]))
