@@ -350,3 +350,19 @@ def test_a_gpu_without_varlen_attention_takes_sdpa_with_its_index_on_the_gpu(mon
         blocks, row_of_token = attention_layout(cu_seqlens, "sdpa")
     assert torch.equal(row_of_token, expected[1])
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(blocks, expected[0], strict=True))
+
+
+NO_COMPILER = "compile: torch.compile finds no compiler (g++ or clang++) here: install g++, set CXX, or --compile=none"
+
+
+@pytest.mark.parametrize(
+    "setting, value, message",
+    [
+        ("attention", "fa4", "attention: fa4 needs a GPU of compute capability 8.0 or more: --attention=auto"),
+        ("compile", "head", NO_COMPILER),
+    ],
+)
+def test_what_speed_needs_is_looked_for_first(monkeypatch, world, tmp_path, setting, value, message):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    assert refusal(*flags(world, tmp_path, **{setting: value})) == message

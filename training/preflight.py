@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from configs import Config, UserError
+from model import attention_backend
 from problems.files import data_files
 from training.checkpoint import in_bytes, save_bytes
 from training.plan import known_shape, num_params, without_weights
@@ -32,12 +33,16 @@ MADE_BY = (  # what makes the files under a path
 # The oldest NVIDIA driver that runs programs built for a major version of CUDA: table 1 of
 # https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html
 OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
+CPU = torch.device("cpu")
 DRIVER_FILE = Path("/proc/driver/nvidia/version")  # of the loaded kernel module; containers see it too, WSL has none
 
 
 def check(cfg: Config) -> None:
     """Of a training run."""
     check_machine(cfg, (cfg.dtype,), trains=True)
+    cuda = cfg.device == "auto"
+    attention_backend(torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else CPU, cfg.attention)
+    check_compiler(cfg, cuda)
     check_data(cfg)
     check_disk(cfg)
 
@@ -133,6 +138,18 @@ def vllm_cuda() -> int | None:
                 if match:
                     return int(match[1])
     return None
+
+
+def check_compiler(cfg: Config, cuda: bool) -> None:
+    """Is there what torch.compile calls: on a GPU Triton, which wants a C compiler, on a CPU one for C++?"""
+    if cfg.compile == "none":
+        return
+    if cuda and importlib.util.find_spec("triton") is None:
+        raise UserError("compile: torch.compile needs triton on a GPU: pip install triton, or --compile=none")
+    variable, known = ("CC", ("gcc", "clang")) if cuda else ("CXX", ("g++", "clang++"))
+    if not any(map(shutil.which, (os.environ.get(variable, known[0]), *known))):
+        remedy = f"install {known[0]}, set {variable}, or --compile=none"
+        raise UserError(f"compile: torch.compile finds no compiler ({' or '.join(known)}) here: {remedy}")
 
 
 def check_data(cfg: Config) -> None:
