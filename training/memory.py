@@ -258,19 +258,19 @@ def report(job: Job) -> list[str]:
     """Memory by part and moment, what to change where it does not fit, the cache."""
     cfg, problems = job.cfg, misfits(job)
     rows = {name: {m: x / GIB for m, x in part.items()} for name, part in bytes_by_part(job).items()}
-    lines = [f"{'GiB on a GPU':<34}" + "".join(f"{moment:>12}" for moment in MOMENTS)]
+    lines = [f"{'GiB on a GPU (model)':<34}" + "".join(f"{moment:>12}" for moment in MOMENTS)]
     for name, row in {**rows, "together": gib_by_moment(job)}.items():
         cells = [f"{row[moment]:.2f}" if row.get(moment) else "" for moment in MOMENTS]
         lines.append(f"{name:<34}" + "".join(f"{cell:>12}" for cell in cells))
-    lines.append(f"{job.gpu.memory} GiB, {SPARE:.0%} spare: {'DOES NOT FIT' if problems else 'fits'}")
+    lines.append(f"{job.gpu.memory} GiB, {SPARE:.0%} spare: {'DOES NOT FIT' if problems else 'fits'} (model)")
     if problems:
         ways = [" ".join(f"--{name}={str(value).lower()}" for name, value in way.items()) for way in remedies(job)]
         lines += [*problems, "it would fit with " + (" or ".join(ways) or "a larger GPU only")]
     other = not cfg.activation_checkpointing
     peak = trainer_peak(changed(job, {"activation_checkpointing": other}))
-    lines.append(f"with activation_checkpointing={str(other).lower()} the trainer takes {peak:.1f} GiB")
+    lines.append(f"with activation_checkpointing={str(other).lower()} the trainer takes {peak:.1f} GiB (model)")
     held, expected = job.cache_tokens, job.prompt + job.mean
     sequences = f"{held / job.longest:,.1f} sequences of {job.longest:,} (longest)"
     sequences += f" or {held / expected:,.1f} of {expected:,.0f} (expected)"
-    samples = f"a rank gets {job.rank_samples}, max_num_seqs {cfg.max_num_seqs}"
-    return [*lines, f"KV cache: {held:,.0f} tokens, {sequences}; {samples}"]
+    samples = f"{job.rank_samples} a rank, max_num_seqs {cfg.max_num_seqs}"
+    return [*lines, f"KV cache (model): {held:,.0f} tokens, {sequences}; {samples}"]
