@@ -59,9 +59,8 @@ class PeakByMoment(TorchDispatchMode):
                 if key not in self.storages and storage.nbytes() >= SMALL:
                     new, self.storages[key] = True, weakref.ref(storage)
                     weakref.finalize(storage, self.storages.pop, key, None)
-        if (
-            new and self.moment
-        ):  # all sizes anew, since FSDP2 frees gathered weights by resizing their storages to nothing
+        if new and self.moment:
+            # All sizes anew, since FSDP2 frees gathered weights by resizing their storages to nothing.
             held = sum(storage().nbytes() for storage in list(self.storages.values()))
             self.peaks[self.moment] = max(self.peaks.get(self.moment, 0), held)
 
@@ -173,5 +172,7 @@ def test_the_plan_is_what_the_trainer_holds(flags, stand_ins):
     assert reference < peaks[HEAD]  # so the plan needs no column for it
     parts = [part for name, part in memory.bytes_by_part(job).items() if not name.startswith(("CUDA", "vLLM"))]
     for moment, peak in peaks.items():
-        assert sum(part.get(moment, 0) for part in parts) == pytest.approx(peak, rel=0.1), moment
+        # HSDP that sums every micro-batch over the replicas keeps those sums until the pass ends: the loop's choice.
+        near = 0.1 if job.cfg.shard_size and moment == ROOT else 0.025
+        assert sum(part.get(moment, 0) for part in parts) == pytest.approx(peak, rel=near), moment
     assert {HEAD, LAYER, ROOT} <= set(peaks) and (OPTIMIZER in peaks) == bool(job.cfg.kl_coef)

@@ -22,7 +22,8 @@ ASLEEP = 1.5  # GiB that a sleeping vLLM keeps
 ENGINE = 2.5  # GiB of vLLM's share that are neither weights nor cache
 SPARE = 0.05  # share of the memory that fragmentation may take
 # The backward pass of the head; of the last layer, when all activations are still there; of the root (embedding, final
-# norm and head), which comes last; the optimizer's step. vLLM sleeps through them.
+# norm and head), which comes last; the optimizer's step. vLLM sleeps through them. Passes that only score
+# take less than the head's backward pass: the same logits, without activations and gradients.
 TRAINER_MOMENTS = ("head's bwd", "layer's bwd", "root's bwd", "optimizer")
 MOMENTS = (*TRAINER_MOMENTS, "generation")
 ASSUMED = f"""\
