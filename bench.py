@@ -1,6 +1,7 @@
 """How fast a config runs here: `python bench.py configs/tiny.py [--key=value ...]`, or the same under torchrun.
 
 What it would need elsewhere: `python bench.py configs/16k.py --plan --gpu=a100-80 --gpus=32`, see training/plan.py.
+What is measured says "measured"; what the plan computes says "model".
 
 Runs a few real steps of train_grpo in a temporary run folder (nothing is saved or evaluated), and prints tokens/s of
 generation and of training, the share of each phase, peak memory, and the FLOP rate against this machine's own matrix
@@ -93,10 +94,10 @@ def main(argv: list[str]) -> None:
     peak = matmul_flops(device, DTYPES[cfg.dtype])
     samples = f"{cfg.prompts_per_step} prompts x {cfg.group_size[0]} samples, context {cfg.max_response_len[0]}"
     machine = f"{world_size} x {device.type}, {cfg.dtype}, {torch.get_num_threads()} threads"
-    print(f"\n{len(rows)} steps of {samples}, {machine}")
+    print(f"\nmeasured: {len(rows)} steps of {samples}, {machine}")
     print(table(rows, cfg, world_size, peak))
-    print(f"peak: {peak / 1e9:,.0f} GFLOP/s a rank, the best {cfg.dtype} matrix product here, just now")
-    print(f"peak memory of rank 0: {peak_memory(device)}")
+    print(f"measured peak: {peak / 1e9:,.0f} GFLOP/s a rank, the best {cfg.dtype} matrix product here, just now")
+    print(f"measured peak memory of rank 0: {peak_memory(device)}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The memory that a stage needs on a GPU: by part and moment, whether it fits, and which settings would make it fit.
 
-Arithmetic alone, for plan.py. It counts the tensors that model.py, FSDP2 and the sampler hold when memory may peak.
+Arithmetic alone, for plan.py. It counts the tensors that model.py, FSDP2 and the sampler hold when memory may peak; the
+trainer's are held to what its own step takes in torch's fake mode (tests/test_memory.py).
 
 Dimensions: T packed tokens, D hidden, F MLP.
 """
@@ -21,12 +22,13 @@ ASLEEP = 1.5  # GiB that a sleeping vLLM keeps
 ENGINE = 2.5  # GiB of vLLM's share that are neither weights nor cache
 SPARE = 0.05  # share of the memory that fragmentation may take
 # The backward pass of the head; of the last layer, when all activations are still there; of the root (embedding, final
-# norm and head), which comes last; the optimizer's step. vLLM sleeps through them.
+# norm and head), which comes last; the optimizer's step. vLLM sleeps through them. Passes that only score
+# take less than the head's backward pass: the same logits, without activations and gradients.
 TRAINER_MOMENTS = ("head's bwd", "layer's bwd", "root's bwd", "optimizer")
 MOMENTS = (*TRAINER_MOMENTS, "generation")
 ASSUMED = f"""\
 - {CONTEXT} GiB for CUDA and NCCL; {ASLEEP} left of sleeping vLLM; {ENGINE} of its share for graphs and buffers
-- flash or varlen attention, fused RMSNorm, 3 layers gathered; {SPARE:.0%} of the memory spare, for the allocator"""
+- flash or varlen attention, fused RMSNorm, 2 layers gathered; {SPARE:.0%} of the memory spare, for the allocator"""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,8 @@ def bytes_by_part(job: Job) -> dict[str, dict[str, float]]:
     logits = rows * job.model.config.vocab_size  # numbers of a chunk
     head = num_params(job.model.lm_head)
     # Both passes of model._TokenLogprobs hold a chunk's log-softmax and probabilities at once, in float32. The backward
-    # pass then holds its gradient in the compute type, beside what the chunk adds to the head's gradient.
+    # pass then holds its gradient in the compute type, beside what the chunk adds to the head's gradient. Compiled it
+    # peaks alike: logits and gradient in the compute type, and a float32 gradient between them.
     chunk = max(2 * 4 * logits, size * (logits + head))
     return {
         **sharded_memory(job),
@@ -127,19 +130,24 @@ def sharded_memory(job: Job) -> dict[str, dict[str, float]]:
     root = total - job.model.config.num_hidden_layers * layer
     shards = cfg.shard_size or job.gpus
     shard = total / shards
-    gathered = size * (root + 3 * layer)  # the layer at work, the next one and a buffer
+    # The root's gradient and its float32 copy, once the gathered weights are free. With a tied head the peak is before,
+    # where its gradient, the embedding's and their sum are there, and the last layer's float32 copy.
+    tied = job.model.config.tie_word_embeddings
+    roots_gradients = size * 4 * root + 4 * layer if tied else (size + 4) * root
     return {
         f"float32 weights / {shards}": dict.fromkeys(MOMENTS, 4 * shard),
         f"Adam moments / {shards}": dict.fromkeys(MOMENTS, 8 * shard),
+        # of the micro-batches before; with HSDP what they have not yet summed over the replicas is in their place
         f"float32 gradients / {shards}": dict.fromkeys(TRAINER_MOMENTS, 4 * shard),
         "foreach temporaries of AdamW": {"optimizer": 4 * shard},
         f"reference, {cfg.dtype} / {shards}": dict.fromkeys(MOMENTS, size * shard if cfg.kl_coef else 0),
-        "gathered: root, 3 layers": {"head's bwd": gathered, "layer's bwd": gathered, "root's bwd": size * root},
+        # Of layers only in their own passes: the one at work, and the next one.
+        "gathered: root, 2 layers": {"head's bwd": size * root, "layer's bwd": size * (root + 2 * layer)},
         "gradients before reduce-scatter": {
             "head's bwd": 4 * head,  # in float32, since it is a sum over chunks
-            # the head's and this layer's, and float32 copies of this layer's and of the last one's, which is under way
-            "layer's bwd": size * head + (size + 8) * layer,
-            "root's bwd": (size + 4) * root,  # and its float32 copy
+            # the head's and this layer's, and a float32 copy of the last one's, which is under way
+            "layer's bwd": size * head + (size + 4) * layer,
+            "root's bwd": roots_gradients,
         },
     }
 
@@ -156,10 +164,11 @@ def activation_memory(job: Job) -> dict[str, float]:
         layer += tokens * (c.num_attention_heads + c.num_key_value_heads) * (job.size * c.head_dim + 4)
     # Also, in float32: logsumexp of every head, cosines and sines of the angles, scales of both norms.
     layer += 4 * tokens * (c.num_attention_heads + c.head_dim + 2)
-    kept = 2 * hidden + c.num_hidden_layers * (hidden if checkpointing else layer)
+    kept = c.num_hidden_layers * (hidden if checkpointing else layer)
     # A layer's backward pass: what it recomputes, two (T, F) gradients more than it has freed, the residual's gradient.
     work = (layer - hidden if checkpointing else 0) + 2 * mlp + hidden
-    return {"head's bwd": kept + hidden, "layer's bwd": kept + work, "root's bwd": hidden}
+    # In the head's, the final norm's input and output, and the output's gradient.
+    return {"head's bwd": kept + 3 * hidden, "layer's bwd": kept + work}
 
 
 def sampler_memory(job: Job) -> dict[str, dict[str, float]]:
@@ -250,19 +259,19 @@ def report(job: Job) -> list[str]:
     """Memory by part and moment, what to change where it does not fit, the cache."""
     cfg, problems = job.cfg, misfits(job)
     rows = {name: {m: x / GIB for m, x in part.items()} for name, part in bytes_by_part(job).items()}
-    lines = [f"{'GiB on a GPU':<34}" + "".join(f"{moment:>12}" for moment in MOMENTS)]
+    lines = [f"{'GiB on a GPU (model)':<34}" + "".join(f"{moment:>12}" for moment in MOMENTS)]
     for name, row in {**rows, "together": gib_by_moment(job)}.items():
         cells = [f"{row[moment]:.2f}" if row.get(moment) else "" for moment in MOMENTS]
         lines.append(f"{name:<34}" + "".join(f"{cell:>12}" for cell in cells))
-    lines.append(f"{job.gpu.memory} GiB, {SPARE:.0%} spare: {'DOES NOT FIT' if problems else 'fits'}")
+    lines.append(f"{job.gpu.memory} GiB, {SPARE:.0%} spare: {'DOES NOT FIT' if problems else 'fits'} (model)")
     if problems:
         ways = [" ".join(f"--{name}={str(value).lower()}" for name, value in way.items()) for way in remedies(job)]
         lines += [*problems, "it would fit with " + (" or ".join(ways) or "a larger GPU only")]
     other = not cfg.activation_checkpointing
     peak = trainer_peak(changed(job, {"activation_checkpointing": other}))
-    lines.append(f"with activation_checkpointing={str(other).lower()} the trainer takes {peak:.1f} GiB")
+    lines.append(f"with activation_checkpointing={str(other).lower()} the trainer takes {peak:.1f} GiB (model)")
     held, expected = job.cache_tokens, job.prompt + job.mean
     sequences = f"{held / job.longest:,.1f} sequences of {job.longest:,} (longest)"
     sequences += f" or {held / expected:,.1f} of {expected:,.0f} (expected)"
-    samples = f"a rank gets {job.rank_samples}, max_num_seqs {cfg.max_num_seqs}"
-    return [*lines, f"KV cache: {held:,.0f} tokens, {sequences}; {samples}"]
+    samples = f"{job.rank_samples} a rank, max_num_seqs {cfg.max_num_seqs}"
+    return [*lines, f"KV cache (model): {held:,.0f} tokens, {sequences}; {samples}"]

@@ -3,8 +3,10 @@
     python bench.py configs/16k.py --plan --gpu=a100-80 --gpus=32 [--mean_len=4500] [--key=value ...]
 
 For every stage: memory by part and moment and what to change where it does not fit (see memory.py), seconds a step by
-phase for good and for poor software, GPU-hours and dollars, and what all of it assumes. Training time is FLOPs over a
-share of the GPU's peak; generation is a simulation of one engine, step by step.
+phase for good and for poor software, GPU-hours and dollars, and what all of it assumes. Training time is that of
+products, attention and memory traffic, one after the other; generation is a simulation of one engine, step by step.
+
+Dimensions: T packed tokens, D hidden, F MLP, V vocabulary.
 """
 
 import math
@@ -32,13 +34,13 @@ class Stack:
     """How fast the software around the model is."""
 
     overhead: float  # seconds of an engine step beyond reading and computing
-    share: float  # of the GPU's peak, in training
+    training: float  # seconds of training by those that its kernels take
     reward: float  # seconds a step
     sync: float  # seconds a step
 
 
-GOOD = Stack(overhead=0.0025, share=0.50, reward=2, sync=5)
-POOR = Stack(overhead=0.014, share=0.33, reward=15, sync=20)
+GOOD = Stack(overhead=0.0025, training=1.0, reward=2, sync=5)
+POOR = Stack(overhead=0.014, training=1.5, reward=15, sync=20)
 STACKS = {"good": GOOD, "poor": POOR}
 R1_DISTILL = dict(model_type="qwen2", vocab_size=151936, hidden_size=1536, intermediate_size=8960, num_hidden_layers=28,
                   num_attention_heads=12, num_key_value_heads=2, tie_word_embeddings=False)  # fmt: skip
@@ -62,18 +64,32 @@ PROMPT = 150  # tokens
 SIGMA = 0.7  # of the logarithm of response lengths
 MEANS = {8192: 4500, 16384: 4500, 24576: 5500}  # tokens of a response by context: the middle of DeepScaleR's curves
 MEAN_SHARE = 0.45  # of any other context
-BANDWIDTH_SHARE = 0.9  # of the GPU's bandwidth, while decoding
+BANDWIDTH_SHARE = 0.9  # of the GPU's bandwidth: a copy on an H200 was measured by others at 4.3 of 4.8 TB/s
+PRODUCT_SHARE = 0.8  # of the GPU's peak: a large product there at 788 of 989 TFLOP/s
+# FlashAttention 2, published: about 190 of 312 TFLOP/s on an A100; on Hopper, for which it was not written, 320 to 370.
+# Versions 3 and 4 were. Its backward pass computes five products where the forward pass computes two.
+ATTENTION_SHARE = 0.6
+FA2_MOST = 340e12  # FLOP/s
+ATTENTION_BACKWARD = 2.5  # times its forward pass
+# Memory traffic of elementwise operations, counted in torch's fake mode over those that model.py calls: each reads its
+# inputs and writes its output, unless torch.compile fuses them.
+LOGIT_TRAFFIC = {"eager": (46, 166), "fused": (4, 16)}  # bytes a logit: log-probabilities alone, training
+LAYER_TRAFFIC = (10, 20, 48)  # bytes a number of an MLP's (T, F), of a residual (T, D), of rotated q and k
+LAYER_BACKWARD = 1.5  # times the forward pass's traffic
+FUSED_LAYERS = 0.5  # of the layers' traffic is left where they are compiled
 DECODE_SHARE = 0.6  # of the GPU's FLOP/s, while decoding
 TORCH_STEP = 0.025  # seconds of an engine step of the torch sampler beyond reading and computing
 DISK = 1e9  # bytes/s of a checkpoint
-ASSUMED = f"""assumed, none of it measured (good | poor software):
+ASSUMED = f"""all of this is a model, arithmetic from assumptions (good | poor software):
 {memory.ASSUMED}
 - lengths log-normal, sigma {SIGMA}, cut at the limit; mean: of DeepScaleR's curve, else {MEAN_SHARE:.0%} of the limit
 - prompts of {PROMPT} tokens, cached; a sample starts at once, or when all of it fits; ranks wait for the longest one
 - engine step: weights at {BANDWIDTH_SHARE:.0%} of bandwidth or products at {DECODE_SHARE:.0%} of peak, + KV, + \
 {1000 * GOOD.overhead:g} | {1000 * POOR.overhead:g} ms (torch sampler {1000 * TORCH_STEP:g})
-- training, log-probabilities: {GOOD.share:.0%} | {POOR.share:.0%} of the peak, recomputation counted; \
-all samples train, packs are balanced, no refills
+- training: products at {PRODUCT_SHARE:.0%} of the peak + attention at {ATTENTION_SHARE:.0%} (FA2 up to \
+{FA2_MOST / 1e12:.0f} TFLOP/s) + elementwise traffic at {BANDWIDTH_SHARE:.0%} of bandwidth,
+  times {GOOD.training:g} | {POOR.training:g}, recomputation counted; all samples train, packs are full and balanced, \
+no refills, gradients travel meanwhile
 - reward {GOOD.reward} | {POOR.reward} s; sync with sleep, wake and probe {GOOD.sync} | {POOR.sync} s; checkpoints \
 written at {DISK / 1e9:g} GB/s
 - evaluation: 30 problems where the file is not here, responses 1.5 times as long; base and final ones not counted"""
@@ -182,23 +198,44 @@ def evaluation_seconds(job: Job, stack: Stack) -> float:
     return generate(job, mean, job.eval_len, max(1, problems), job.cfg.eval_k, stack.overhead)
 
 
+def kernel_seconds(job: Job, lengths: list[int], training: bool) -> float:
+    """Seconds that one GPU computes on sequences of these lengths, in full packs: forward and backward in `training`,
+    else the forward pass of log-probabilities alone."""
+    c, cfg, tokens = job.model.config, job.cfg, sum(lengths)
+    layers, heads = c.num_hidden_layers, c.num_attention_heads
+    attention = 2 * layers * heads * c.head_dim * sum(n * n for n in lengths)  # FLOPs of the causal half
+    products = job.model.flops(lengths) - attention
+    sizes = c.intermediate_size, c.hidden_size, (heads + c.num_key_value_heads) * c.head_dim
+    layer_bytes = tokens * layers * sum(n * size for n, size in zip(LAYER_TRAFFIC, sizes, strict=True))
+    layer_bytes *= FUSED_LAYERS if cfg.compile == "layers" else 1
+    logit_bytes = tokens * c.vocab_size * LOGIT_TRAFFIC["eager" if cfg.compile == "none" else "fused"][training]
+    if training:
+        recomputed = int(cfg.activation_checkpointing)
+        head = 2 * tokens * num_params(job.model.lm_head)
+        down = 2 * tokens * layers * num_params(job.model.model.layers[0].mlp.down_proj)
+        # The head is computed again in any case; a layer but for its last product, which the backward pass can spare.
+        products = 3 * products + head + recomputed * (products - head - down)
+        attention *= 1 + ATTENTION_BACKWARD + recomputed
+        layer_bytes *= 1 + LAYER_BACKWARD + recomputed
+    rate = ATTENTION_SHARE * job.gpu.peak
+    rate = rate if cfg.attention in ("fa3", "fa4") else min(rate, FA2_MOST)
+    traffic = (layer_bytes + logit_bytes) / (BANDWIDTH_SHARE * job.gpu.bandwidth)
+    return products / (PRODUCT_SHARE * job.gpu.peak) + attention / rate + traffic
+
+
 def step_seconds(job: Job, stack: Stack) -> dict[str, float]:
     """phase -> seconds of a step."""
     cfg, limit, group = job.cfg, job.cfg.max_response_len[0], job.cfg.group_size[0]
     lengths = [job.prompt + n - 1 for n in response_lengths(job.mean, limit, cfg.prompts_per_step * group)]
-    forward = job.model.flops(lengths)
-    head = 2 * num_params(job.model.lm_head) * sum(lengths)
-    recomputed = forward if cfg.activation_checkpointing else head  # logits are computed twice in any case
     passes = (
         1 - 1 / cfg.minibatches + bool(cfg.kl_coef)
     )  # old log-probabilities, but for the first minibatch; reference
-    rate = job.gpus * stack.share * job.gpu.peak
     saved = save_bytes(num_params(job.model), cfg)
     return {
         "generate, tail": generate(job, job.mean, limit, cfg.prompts_per_step, group, stack.overhead),
         "reward": stack.reward,
-        "logprobs": passes * forward / rate,
-        "train": (3 * forward + recomputed) / rate,
+        "logprobs": passes * stack.training * kernel_seconds(job, lengths, training=False) / job.gpus,
+        "train": stack.training * kernel_seconds(job, lengths, training=True) / job.gpus,
         "sync": stack.sync,
         "checkpoint": saved / DISK / cfg.save_every if cfg.save_every else 0.0,
         "evaluation": evaluation_seconds(job, stack) / cfg.eval_every if cfg.eval_every else 0.0,
@@ -215,7 +252,7 @@ def print_stage(job: Job, price: float) -> dict[str, float]:
     samples = f"{cfg.prompts_per_step} prompts x {cfg.group_size[0]} samples of {job.mean:,.0f} tokens"
     print(f"\ncontext {cfg.max_response_len[0]}: {steps} of {samples}, {job.gpus} x {job.gpu.name}")
     print("\n".join(memory.report(job)))
-    print(f"\n{'seconds a step':<16}" + "".join(f"{name:>10}" for name in STACKS))
+    print(f"\n{'model, s a step':<16}" + "".join(f"{name:>10}" for name in STACKS))
     seconds = {name: step_seconds(job, stack) for name, stack in STACKS.items()}
     for phase in seconds["good"]:
         print(f"{phase:<16}" + "".join(f"{phases[phase]:>10.1f}" for phases in seconds.values()))
@@ -224,7 +261,8 @@ def print_stage(job: Job, price: float) -> dict[str, float]:
         step = sum(phases.values())
         cost = cfg.stage_steps[0] * step * job.gpus / 3600
         gpu_hours[name] = cost
-        print(f"{name}: {step:.0f} s a step, {cost / job.gpus:,.1f} hours, {cost:,.0f} GPU-hours, ${cost * price:,.0f}")
+        spent = f"{cost / job.gpus:,.1f} hours, {cost:,.0f} GPU-hours, ${cost * price:,.0f}"
+        print(f"{name}: {step:.0f} s a step, {spent} (model)")
     return gpu_hours
 
 
@@ -288,12 +326,12 @@ def main(argv: list[str]) -> None:
             total[name] += hours
     if cfg.save_every:
         save = save_bytes(num_params(jobs[0].model), cfg)
-        print(f"\ndisk: {in_bytes(save)} a save, {in_bytes(save * most_saves(cfg))} for all that are kept")
+        print(f"\ndisk: {in_bytes(save)} a save, {in_bytes(save * most_saves(cfg))} for all that are kept (model)")
     if cfg.refill_attempts:
         print(f"\nrefills are not counted: generation may take up to {cfg.refill_attempts} more rounds a step")
     limit = " at most, if the controller ends no stage earlier" if cfg.stage_policy == "auto" else ""
     costs = ", ".join(f"{name} {hours:,.0f} GPU-hours, ${hours * price:,.0f}" for name, hours in total.items())
     assumed = "" if cfg.gpu_dollars_per_hour else " (assumed)"
-    print(f"\nall stages{limit}: {costs}; at ${price:.2f} a GPU-hour{assumed}")
+    print(f"\nall stages{limit}: {costs}; model, at ${price:.2f} a GPU-hour{assumed}")
     print("DeepScaleR reported 3,800 A100-hours: 8K on 8 GPUs, 16K and 24K on 32")
     print(ASSUMED)
