@@ -291,7 +291,7 @@ def head_speed(chunk: int, fused: bool, s: Sizes, device: torch.device) -> Resul
     before = reset_peak(device)
     times = best_seconds(forward, device), best_seconds(both, device)
     figures: Figures = {"forward": (1000 * times[0], "ms"), "both": (1000 * times[1], "ms")}
-    figures |= {"first calls": (cold - sum(times), "s more")} | peak_gib(device, before)
+    figures |= {"compiling, warming up": (cold - sum(times), "s")} | peak_gib(device, before)
     expected = "under 150 ms for both, goal 93 ms and 4 GiB" if fused else "forward 140 ms, both 360 ms"
     return Result(f"head, {'fused' if fused else 'eager'}, chunk {chunk}", figures, expected=expected)
 

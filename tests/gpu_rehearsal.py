@@ -13,7 +13,7 @@ import multiprocessing
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -24,6 +24,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a script finds the modules of its own folder only
 
 from configs import HELP, UserError, parse_flags, run, show_help
+from configs._shared import checked
 from gpu_kernels import (
     REAL,
     TOY,
@@ -59,6 +60,10 @@ class Flags:
     device: Literal["auto", "cuda", "cpu"] = "auto"  # auto = a GPU where there is one
     size: Literal["auto", "real", "toy"] = "auto"  # auto = real on a GPU, toy on a CPU
     only: tuple[str, ...] = ()  # names of checks; () = all
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            checked(f"--{f.name}", f.type, getattr(self, f.name))
 
 
 def run_check(name: str, device_type: str, size: str, writer: Connection) -> None:

@@ -122,7 +122,7 @@ def time_pack(training: Training, name: str, longest: int) -> Result:
     lengths, peak = b.cu_seqlens.diff().tolist(), hardware.peak_flops(device, DTYPES[cfg.dtype])
     figures: Figures = {"MFU": (100 * 3 * model.flops(lengths) / trained / peak, "%")}
     figures |= {"no gradient": (scored, "s"), "forward and backward": (trained, "s"), "optimizer": (stepped, "s")}
-    figures |= {"first calls": (first - scored - trained - stepped, "s more")} | peak_gib(device, 0)
+    figures |= {"compiling, warming up": (first - scored - trained - stepped, "s")} | peak_gib(device, 0)
     logprobs = score()[0]
     eager = training.eager.setdefault(name, logprobs)  # the first setting's
     return Result(
