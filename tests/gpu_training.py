@@ -210,16 +210,16 @@ def masked_attention(device: torch.device, s: Sizes) -> Result:
     figures: Figures = {}
     for name, backends in (("cuDNN", [SDPBackend.CUDNN_ATTENTION]), ("others", others)):
         milliseconds = []
-        for length in range(1024, 1056):
-            shapes = [(slots, kv, heads // kv, size), *[(slots, kv, length, size)] * 2, (slots, 1, 1, length)]
-            q, k, v, mask = random_tensors(shapes, device, torch.bfloat16)
-            with sdpa_kernel(backends):
-                call = partial(F.scaled_dot_product_attention, q, k, v, attn_mask=mask)
-                try:
+        try:
+            for length in range(1024, 1056):
+                shapes = [(slots, kv, heads // kv, size), *[(slots, kv, length, size)] * 2, (slots, 1, 1, length)]
+                q, k, v, mask = random_tensors(shapes, device, torch.bfloat16)
+                with sdpa_kernel(backends):
+                    call = partial(F.scaled_dot_product_attention, q, k, v, attn_mask=mask)
                     milliseconds.append(1000 * seconds_of(call, device))
-                except RuntimeError as e:
-                    return Result("decoding attention", figures, not_here=f"{name}: {first_line(e)}")
-        figures[name] = (sorted(milliseconds)[len(milliseconds) // 2], "ms, median of new lengths")
+            figures[name] = (sorted(milliseconds)[len(milliseconds) // 2], "ms, median of new lengths")
+        except RuntimeError as error:  # cuDNN does not take every shape
+            figures[name] = (first_line(error), "")
     return Result("decoding attention", figures, expected="cuDNN up to 440 ms a new shape, as others measured")
 
 
