@@ -10,7 +10,9 @@ says nothing about a GPU. The checks are in gpu_kernels.py and gpu_training.py.
 
 import json
 import multiprocessing
+import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
@@ -69,13 +71,16 @@ class Flags:
 def run_check(name: str, device_type: str, size: str, writer: Connection) -> None:
     """The whole life of a check's process: send each result, the reason too if the check raises."""
     start = time.perf_counter()
-    try:
-        device = torch.device(device_type, 0) if device_type == "cuda" else torch.device(device_type)
-        for result in CHECKS[name](device, REAL if size == "real" else TOY):
-            writer.send(replace(result, seconds=time.perf_counter() - start))
-            start = time.perf_counter()
-    except (Exception, SystemExit) as e:
-        writer.send(Result(name, failed=first_line(e), seconds=time.perf_counter() - start))
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
+        if size == "real":  # compiling is to take what it takes on a new machine
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
+        try:
+            device = torch.device(device_type, 0) if device_type == "cuda" else torch.device(device_type)
+            for result in CHECKS[name](device, REAL if size == "real" else TOY):
+                writer.send(replace(result, seconds=time.perf_counter() - start))
+                start = time.perf_counter()
+        except (Exception, SystemExit) as e:
+            writer.send(Result(name, failed=first_line(e), seconds=time.perf_counter() - start))
     writer.close()
 
 
@@ -136,7 +141,8 @@ def main(argv: list[str]) -> None:
     size = ("real" if device_type == "cuda" else "toy") if flags.size == "auto" else flags.size
     where = torch.cuda.get_device_name() if device_type == "cuda" else "CPU"
     if device_type == "cpu":
-        print(f"No GPU is used here: sizes are {size}, and no figure means anything for a GPU.")
+        gpu = "used" if has_gpu else "here"
+        print(f"No GPU is {gpu}: sizes are {size}, and no figure means anything for a GPU.")
     print(f"rehearsal on one {where}, torch {torch.__version__}, sizes {size}", flush=True)
 
     start, results = time.perf_counter(), []

@@ -27,7 +27,8 @@ def test_every_check_passes_at_toy_size():
     done = subprocess.run(command, cwd=ROOT, env=ENV, capture_output=True, text=True)
     lines, results = done.stdout.splitlines(), results_in(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert lines[0] == "No GPU is used here: sizes are toy, and no figure means anything for a GPU."
+    gpu = "used" if torch.cuda.is_available() else "here"
+    assert lines[0] == f"No GPU is {gpu}: sizes are toy, and no figure means anything for a GPU."
     assert lines[-1].endswith(f"all {len(results)} passed") and "expected, model" not in done.stdout
     assert all(set(result) == FIELDS and result["ok"] and result["device"] == "CPU" for result in results)
     for name in gpu_rehearsal.CHECKS:
