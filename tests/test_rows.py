@@ -352,7 +352,11 @@ def test_folders_and_lists_are_read_in_order_and_what_does_not_belong_together_i
         ("a.json", b"{}", "not a list"),
         ("a.json", b'{"problem": "p", "answer": "1"}\n{"problem', "not JSON"),
         ("a.jsonl.gz", b"no gzip", "cannot read the problems"),
-        ("a.jsonl.gz", gzip.compress(b'{"problem": "p", "answer": "1"}\n' * 99, mtime=0)[:-20], "cannot read the problems"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(b'{"problem": "p", "answer": "1"}\n' * 99, mtime=0)[:-20],
+            "cannot read the problems",
+        ),
         ("a.arrow", b"ARROW", "cannot read the problems"),
         ("a.parquet.gz", b"", r"not a \.jsonl"),
     ],
