@@ -433,10 +433,23 @@ def chunk_gradient(
     return gradient.div_(temperature).to(dtype)
 
 
-@cache
 def compiled(function: Callable) -> Callable:
-    """Compiled at its first call, with lengths as variables: one graph for all of them."""
-    return torch.compile(function, fullgraph=True, dynamic=True)
+    """A function of tensors that have a token a row, fused at its first call: one graph for any number of rows."""
+    fused = torch.compile(function, fullgraph=True)
+
+    def call(*args: Any) -> Any:
+        for x in args:
+            if isinstance(x, Tensor):
+                torch._dynamo.maybe_mark_dynamic(x, 0)  # the other sizes stay constants, which makes faster kernels
+        return fused(*args)
+
+    return call
+
+
+@cache
+def head_functions(fused: bool) -> tuple[Callable, Callable]:
+    """`chunk_scores` and `chunk_gradient`."""
+    return (compiled(chunk_scores), compiled(chunk_gradient)) if fused else (chunk_scores, chunk_gradient)
 
 
 def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
@@ -454,7 +467,7 @@ class _TokenLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, temperature, chunk, vocab_size, with_entropy, fused):
-        scores = compiled(chunk_scores) if fused else chunk_scores
+        scores, _ = head_functions(fused)
         chunks, weight_of_tokens = math.ceil(len(hidden) / chunk), weight[: _aligned_rows(vocab_size, len(weight))]
         results = []
         for h, t in zip(hidden.chunk(chunks), targets.chunk(chunks), strict=True):
@@ -468,17 +481,17 @@ class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_logprobs, grad_entropy):
         hidden, weight, targets, lse, entropy = ctx.saved_tensors
-        gradient_of = compiled(chunk_gradient) if ctx.fused else chunk_gradient
+        _, gradient_of = head_functions(ctx.fused)
         grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)  # sums over chunks
-        rows, grads_hidden = _aligned_rows(ctx.vocab_size, len(weight)), []
-        per_token = hidden, targets, lse, entropy, grad_logprobs, grad_entropy
-        for h, t, z, e, grad_logp, grad_e in zip(*(x.chunk(ctx.chunks) for x in per_token), strict=True):
+        rows, grad_hidden = _aligned_rows(ctx.vocab_size, len(weight)), torch.empty_like(hidden)
+        per_token = hidden, grad_hidden, targets, lse, entropy, grad_logprobs, grad_entropy
+        for h, grad_h, t, z, e, grad_logp, grad_e in zip(*(x.chunk(ctx.chunks) for x in per_token), strict=True):
             # not kept under a name here, so that `gradient_of` can free the logits
             grad_logits = gradient_of(h @ weight[:rows].T, t, z, e, grad_logp, grad_e, ctx.temperature, ctx.vocab_size)
-            grads_hidden.append(grad_logits @ weight[:rows])
+            torch.mm(grad_logits, weight[:rows], out=grad_h)
             add_product(grad_weight[:rows], grad_logits.T, h)
             del grad_logits  # before the next chunk's exist
-        return torch.cat(grads_hidden), grad_weight.to(weight.dtype), None, None, None, None, None, None
+        return grad_hidden, grad_weight.to(weight.dtype), None, None, None, None, None, None
 
 
 def token_logprobs(

@@ -476,7 +476,7 @@ def largest_differences(gradients: dict[str, Tensor], others: dict[str, Tensor])
 def test_compiled_gradients_equal_eager_ones_and_one_graph_serves_all_lengths(mesh, tmp_path):
     """Sharded, with checkpointing, by inductor: as a run on GPUs with compile=layers."""
     torch._dynamo.reset()
-    model_file.compiled.cache_clear()
+    model_file.head_functions.cache_clear()
     counters.clear()
     eager, compiled = (ours_of(hf_model(), tmp_path, mesh=mesh) for _ in range(2))
     for model in (eager, compiled):
