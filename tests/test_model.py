@@ -441,6 +441,14 @@ def test_chunks_change_no_value():
             torch.testing.assert_close(a, b, rtol=1e-6, atol=2e-6)
 
 
+def test_without_entropy_the_log_probabilities_have_the_same_bits():
+    torch.manual_seed(0)
+    hidden, weight, targets = torch.randn(40, 16), torch.randn(53, 16), torch.randint(50, (40,))
+    logprobs, entropy = token_logprobs(hidden, weight, targets, 0.6, 7, 50)
+    alone = token_logprobs(hidden, weight, targets, 0.6, 7, 50, with_entropy=False)
+    assert alone[1] is None and torch.equal(alone[0], logprobs) and entropy.shape == logprobs.shape
+
+
 def test_token_logprobs_of_extreme_logits_are_finite():
     hidden = torch.tensor([[1e4, 0.0], [-1e4, 0.0], [0.0, 0.0]], requires_grad=True)
     weight = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]], requires_grad=True)

@@ -131,7 +131,7 @@ def test_pack_shifts_once_and_aligns_everything_with_targets():
     assert batch.input_ids.tolist() == [10, 11, 12, 13, 20, 21, 22]
     assert batch.targets.tolist() == [11, 12, 13, 14, 21, 22, 23]
     assert batch.position_ids.tolist() == [0, 1, 2, 3, 0, 1, 2]
-    assert batch.cu_seqlens.tolist() == [0, 4, 7] and batch.cu_seqlens.dtype == torch.int32
+    assert batch.cu_seqlens.tolist() == [0, 4, 7] and batch.cu_seqlens.dtype == torch.int32 and batch.longest == 4
     assert batch.response_mask.tolist() == [0, 0, 1, 1, 1, 1, 1]
     assert batch.advantages.tolist() == [0, 0, 2, 2, -1, -1, -1]
     assert batch.rollout_logprobs.tolist() == pytest.approx([0, 0, -0.1, -0.2, -0.3, -0.4, -0.5])
