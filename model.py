@@ -45,6 +45,11 @@ CARRIED_FILES = (  # with an export, so that it is a whole model folder
 # ---------------------------------------------------------------------------------------------------------- attention
 
 
+# The major compute capabilities that torch runs these kernels on. It asks only at the first forward pass
+# (torch/nn/attention/_fa3.py and _fa4.py, 2.13).
+HOPPER_KERNELS = {"fa3": (9,), "fa4": (9, 10)}
+
+
 def flash_attention() -> Callable[..., Tensor] | None:
     """flash-attn's kernel for packed sequences, where it is installed. The import of the package alone proves nothing:
     flash-attn 4 brings `flash_attn.cute` and nothing else under that name."""
@@ -62,18 +67,21 @@ def attention_backend(device: torch.device, wanted: str = "auto") -> str:
     Kernels for packed sequences need compute capability 8.0, so a CPU and an older GPU (a T4: unproven, none was at
     hand) take SDPA.
     """
-    varlen_runs = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    major = torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
     has_varlen = importlib.util.find_spec("torch.nn.attention.varlen") is not None  # torch 2.10 and later
-    if wanted == "auto" and not varlen_runs:
+    if wanted == "auto" and major < 8:
         return "sdpa"
-    if not varlen_runs:
+    if wanted in HOPPER_KERNELS and major not in HOPPER_KERNELS[wanted]:
+        versions = " or ".join(f"{number}.x" for number in HOPPER_KERNELS[wanted])
+        raise UserError(f"attention: {wanted} needs a GPU of compute capability {versions}: --attention=auto")
+    if major < 8:
         raise UserError(f"attention: {wanted} needs a GPU of compute capability 8.0 or more: --attention=auto")
     if wanted == "flash_attn" or (wanted == "auto" and not has_varlen):
         if flash_attention() is None:
             remedy = "requirements-gpu.txt says how to build it, or --attention=auto"
             raise UserError(f"attention: there is no flash_attn.flash_attn_varlen_func: {remedy}")
         return "flash_attn"
-    if wanted in ("fa3", "fa4"):
+    if wanted in HOPPER_KERNELS:
         try:
             torch.nn.attention.activate_flash_attention_impl(wanted.upper())
         except (ImportError, AttributeError, RuntimeError, ValueError) as e:

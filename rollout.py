@@ -344,9 +344,11 @@ class TorchSampler:
         if (rows, length) in d.graphs:
             return d.graphs[rows, length].replay()
         self.capture_stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.capture_stream):
-            self._step(d, rows, length, temperature, top_p)
-        torch.cuda.current_stream().wait_stream(self.capture_stream)
+        try:
+            with torch.cuda.stream(self.capture_stream):
+                self._step(d, rows, length, temperature, top_p)
+        finally:  # also where the step is given up: the memory that its kernels still write to is then free for others
+            torch.cuda.current_stream().wait_stream(self.capture_stream)
         pool = next(iter(d.graphs.values())).pool() if d.graphs else None
         graph = torch.cuda.CUDAGraph()
         # thread_local: what NCCL's watchdog thread asks CUDA meanwhile must not end the capture

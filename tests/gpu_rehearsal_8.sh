@@ -111,7 +111,7 @@ END
 }
 
 download() {
-    "$PYTHON" -c 'import sys; from model import resolve_model; print(resolve_model(sys.argv[1]))' "$MODEL"
+    "$PYTHON" -c 'import sys; from configs._model import resolve_model; print(resolve_model(sys.argv[1]))' "$MODEL"
 }
 
 # Sends SIGKILL to the last rank in the train phase of step 3, by the seconds that step 2 took, and waits for the
@@ -184,8 +184,8 @@ print("\n".join(sorted(f"{d.name}=={d.version}" for d in m.distributions())))' >
 # all pairs of GPUs (H100, H200; NV12: A100); /dev/shm at least some GB, which a container gets with --ipc=host.
 step versions versions
 
-# What the other steps' memory and seconds are to be held against (model): "together 13.95 15.43 10.30 7.55 51.86",
-# "fits", "good: 28 s a step", "poor: 86 s a step".
+# What the other steps' memory and seconds are to be held against (model): "together 13.69 14.98 9.33 7.55 51.86",
+# "fits", "good: 21 s a step", "poor: 76 s a step".
 step plan "$PYTHON" bench.py "${RUN[@]}" "${SHORT[@]}" --plan --gpu="$GPU" --gpus="$NPROC"
 
 # The folder of the model, so that the first start below has nothing to fetch.
@@ -193,7 +193,7 @@ step download download
 
 # The smoke run at the config's own lengths, and vLLM's first start, with nothing compiled yet. "sampler: vllm 0.32.0,
 # vllm.v1.worker.gpu.model_runner.GPUModelRunner", a table of seconds and "peak GiB a rank" by phase, "smoke: PASSED".
-# Memory (model): 15.4 in "worst pack" and "train", about 52 in "rollout". Expected: k3 after the syncs under 0.003.
+# Memory (model): 15.0 in "worst pack" and "train", about 52 in "rollout". Expected: k3 after the syncs under 0.003.
 step smoke ranks train_grpo.py "${RUN[@]}" --smoke=true
 
 # vLLM drops its weights when it sleeps: the same verdict, "Sleep mode freed" more, and a warm start (its seconds beside
@@ -204,9 +204,9 @@ step sleep2 ranks train_grpo.py "${RUN[@]}" "${SHORT[@]}" --smoke=true --run_nam
 # weights, gradients and moments of a GPU, 3.3 GiB).
 step shard ranks train_grpo.py "${RUN[@]}" "${SHORT[@]}" --smoke=true --run_name=shard --shard_size="$SHARD"
 
-# A table of phases each: "rollout", "train" with "of peak". Expected: 29 to 37% of peak in train on H100 (model of the
-# traffic, not of the plan, which has 50%); milliseconds an engine step in the figures below: the plan has 2.5 beside
-# reading the weights, 5 is possible.
+# A table of phases each: "rollout", "train" with "of peak". Expected: in train on H100 31% of the data sheet's peak by
+# the plan (model), which is 39% of a matrix product at 80% of it; "of peak" is of the one measured below the table.
+# Milliseconds an engine step in the figures below: the plan has 2.5 beside reading the weights, 5 is possible.
 for live in $LIVE; do
     prompts=$(((live * NPROC + GROUP - 1) / GROUP)) # each engine gets as many samples as it may have live
     step "bench $live" ranks bench.py "${RUN[@]}" "${SHORT[@]}" --max_num_seqs="$live" --prompts_per_step="$prompts"

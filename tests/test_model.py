@@ -382,13 +382,25 @@ def test_torchs_varlen_kernel_comes_first_also_where_flash_attn_is_installed(car
 
 @pytest.mark.parametrize("wanted", ["flash_attn", "fa3", "fa4"])
 def test_an_attention_that_is_not_there_is_refused_in_one_line(card, tmp_path, monkeypatch, wanted):
-    package(
-        tmp_path, monkeypatch, {"cute/other.py": ""}
-    )  # flash-attn 4 has no more than this under the name flash_attn
-    with pytest.raises(UserError, match=f"attention: {wanted} needs a GPU .* 8.0"):
+    # flash-attn 4 has no more than this under the name flash_attn
+    package(tmp_path, monkeypatch, {"cute/other.py": ""})
+    with pytest.raises(UserError, match=f"attention: {wanted} needs a GPU"):
         attention_backend(CPU, wanted)
     card((9, 0))
     with pytest.raises(UserError, match="^attention: .*--attention=auto$"):
+        attention_backend(CUDA, wanted)
+
+
+@pytest.mark.parametrize("wanted, capability, needed", [
+    ("flash_attn", (7, 5), "8.0 or more"),
+    ("fa3", (8, 0), "9.x"),
+    ("fa3", (10, 0), "9.x"),
+    ("fa4", (8, 0), "9.x or 10.x"),
+    ("fa4", (12, 0), "9.x or 10.x"),
+])  # fmt: skip
+def test_an_attention_that_the_card_cannot_run_is_refused_before_a_model_loads(card, wanted, capability, needed):
+    card(capability)
+    with pytest.raises(UserError, match=f"{wanted} needs a GPU of compute capability {needed}: --attention=auto"):
         attention_backend(CUDA, wanted)
 
 

@@ -136,7 +136,7 @@ def test_pack_shifts_once_and_aligns_everything_with_targets():
     assert batch.advantages.tolist() == [0, 0, 2, 2, -1, -1, -1]
     assert batch.rollout_logprobs.tolist() == pytest.approx([0, 0, -0.1, -0.2, -0.3, -0.4, -0.5])
     assert packing.pack([a, b], True, torch.device("cpu")).response_mask.tolist() == [0, 0, 1, 1, 0, 0, 0]
-    assert packing.pack([], False, torch.device("cpu")).response_mask.tolist() == [0]
+    assert packing.pack([], False, torch.device("cpu")).response_mask.tolist() == [0, 0]  # not one token, see `pack`
 
 
 # ------------------------------------------------------------------------------------------ old log-probabilities, FSDP

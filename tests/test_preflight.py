@@ -358,7 +358,7 @@ NO_COMPILER = "compile: torch.compile finds no compiler (g++ or clang++) here: i
 @pytest.mark.parametrize(
     "setting, value, message",
     [
-        ("attention", "fa4", "attention: fa4 needs a GPU of compute capability 8.0 or more: --attention=auto"),
+        ("attention", "fa4", "attention: fa4 needs a GPU of compute capability 9.x or 10.x: --attention=auto"),
         ("compile", "head", NO_COMPILER),
     ],
 )

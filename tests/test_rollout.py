@@ -2,7 +2,7 @@
 
 import math
 import random
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +16,7 @@ from model import Qwen2, stream_weights
 from problems.prompts import ChatTokenizer
 from rollout import Decoding, TorchSampler, sample_seed, sample_tokens, uniforms
 from training import packing
+from training.preemption import GivenUp
 
 PROMPTS = [[0, 2, 11, 18], [0, 2, 12], [0, 2, 9, 18, 15, 19, 50, 3], [0, 5], [0, 2, 11, 12, 13, 14, 15]]
 
@@ -332,6 +333,22 @@ def test_rounded_shapes_and_replayed_steps_change_nothing(
     assert len(set(rows)) > 1 and len(set(lengths)) > 1, "no edge was crossed"
     assert len({*zip(rows, lengths, strict=True)}) == len(rows) < sum(recording.replays for recording in Recording.made)
     assert torch.backends.cuda.cudnn_sdp_enabled()
+
+
+def test_a_step_that_is_given_up_is_waited_for_before_its_memory_is_used_again(rounding, monkeypatch):
+    @contextmanager
+    def stream_left_by_an_alarm(stream):
+        yield
+        raise GivenUp
+
+    waited, ours, current = [], SimpleNamespace(), SimpleNamespace()
+    ours.wait_stream, current.wait_stream = (lambda other: None), waited.append
+    monkeypatch.setattr(torch.cuda, "stream", stream_left_by_an_alarm)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: current)
+    rounding.capture_stream = ours
+    with pytest.raises(GivenUp):
+        rounding.generate(PROMPTS, [[0]] * len(PROMPTS), 12, 1.0, 1.0)
+    assert waited == [ours]
 
 
 def test_only_one_line_asks_the_device_for_values(folder):

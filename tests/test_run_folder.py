@@ -1,5 +1,6 @@
 """The run folder: one run at a time, nothing lost that could not be read, and only the run that began there resumes."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -318,6 +319,11 @@ def changed_folder(source, target, name, change):
     shutil.copytree(source, target)
     (target / name).write_bytes(change((target / name).read_bytes()))
     return target
+
+
+def test_a_kernel_that_fails_may_be_changed_for_another_at_a_resume():
+    before = {"config": dataclasses.asdict(load_config(["configs/8k.py", "--attention=fa4", "--compile=layers"]))}
+    run_folder.check_same_run(json.loads(json.dumps(before)), load_config(["configs/8k.py"]))
 
 
 def test_a_resume_needs_the_same_files_wherever_they_are(world, three_steps, tmp_path):

@@ -229,11 +229,12 @@ class Batch:
 
 
 def pack(rollouts: list[Rollout], mask_truncated: bool, device: torch.device) -> Batch:
-    """One micro-batch as tensors; the only place that shifts targets against inputs. Without rollouts: a dummy of one
-    masked token, for a rank that has fewer micro-batches than others."""
+    """One micro-batch as tensors; the only place that shifts targets against inputs. Without rollouts: a dummy of two
+    masked tokens, for a rank that has fewer micro-batches than others. (torch.compile has one graph for all lengths but
+    1: of one token it would have graphs of its own, compiled while the other ranks wait.)"""
     dummy = not rollouts
     if dummy:
-        rollouts = [Rollout(0, 0, [0], [0], [0.0], "length")]
+        rollouts = [Rollout(0, 0, [0, 0], [0], [0.0], "length")]
     ids = [r.prompt_ids + r.response_ids for r in rollouts]
 
     def joined(parts: list) -> Tensor:

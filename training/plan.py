@@ -227,9 +227,8 @@ def step_seconds(job: Job, stack: Stack) -> dict[str, float]:
     """phase -> seconds of a step."""
     cfg, limit, group = job.cfg, job.cfg.max_response_len[0], job.cfg.group_size[0]
     lengths = [job.prompt + n - 1 for n in response_lengths(job.mean, limit, cfg.prompts_per_step * group)]
-    passes = (
-        1 - 1 / cfg.minibatches + bool(cfg.kl_coef)
-    )  # old log-probabilities, but for the first minibatch; reference
+    # Old log-probabilities, but for the first minibatch; the reference's.
+    passes = 1 - 1 / cfg.minibatches + bool(cfg.kl_coef)
     saved = save_bytes(num_params(job.model), cfg)
     return {
         "generate, tail": generate(job, job.mean, limit, cfg.prompts_per_step, group, stack.overhead),
