@@ -10,6 +10,7 @@ Dimensions: N live sequences, L cache positions, V vocabulary; H, K, E as in mod
 import atexit
 import hashlib
 import math
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate, islice
@@ -504,7 +505,11 @@ class VLLMSampler:
         atexit.unregister(self.close)
         if not self.cache_awake:
             torch.cuda.empty_cache()
-            self.llm.wake_up()  # all that still sleeps
+            try:
+                self.llm.wake_up()  # all that still sleeps
+            except RuntimeError as e:  # the GPU is full, which has ended the run
+                print(f"vLLM could not be woken, and is left as it is: {str(e).splitlines()[0]}", file=sys.stderr)
+                return
             self.cache_awake = True
         self.llm.llm_engine.engine_core.shutdown()
 

@@ -296,7 +296,8 @@ def set_up(cfg: Config, hook: Any, preemption: Preemption, started: float) -> tu
     print0(from_rank0(unmatched_golds, {"train_data": prompts, **benchmarks}))
     if not stages.is_over(state, cfg):
         from_rank0(run_folder.check_disk, cfg, sum(p.numel() for p in model.parameters()))
-    print0(f"{dist.get_world_size()} x {device.type}, attention: {model.backend}, sampler: {sampler.name}")
+    kernel = model.backend if cfg.attention == "auto" else cfg.attention
+    print0(f"{dist.get_world_size()} x {device.type}, attention: {kernel}, sampler: {sampler.name}")
     if benchmarks:
         print0(metrics.validation_settings(cfg))
 

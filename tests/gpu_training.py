@@ -196,7 +196,7 @@ def check_sampler(device: torch.device, s: Sizes) -> Iterator[Result]:
         figures: Figures = {"a token": (1000 * (all_of_them - one) / (max_tokens - 1), "ms"), "first": (one, "s")}
         differ = float((greedy[-1] != greedy[0]).double().mean())  # of tokens, from the first setting's
         yield Result(
-            f"sampler, cuda_graphs={cuda_graphs}", figures, differ, 0.0, expected="15 to 25 ms a token without graphs"
+            f"sampler, cuda_graphs={cuda_graphs}", figures, differ, 0.02, expected="15 to 25 ms a token without graphs"
         )
     yield masked_attention(device, s)
 

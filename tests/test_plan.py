@@ -226,7 +226,7 @@ def test_a_dense_cache_is_counted_slot_by_slot():
     cache = 48 * (1024 + 24_576) * 28_672
     *trainer, awake = part(job, "sampler")
     assert job.cache_tokens * 28_672 == cache
-    assert awake == pytest.approx(cache + 2 * 1_777_088_000 + 36 * 48 * 151_936)
+    assert awake == pytest.approx(cache + 2 * 1_777_088_000 + 2 * 36 * 48 * 151_936)
     assert set(trainer) == {2 * 1_777_088_000}
 
 

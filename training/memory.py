@@ -178,7 +178,9 @@ def sampler_memory(job: Job) -> dict[str, dict[str, float]]:
         return {"vLLM": {**dict.fromkeys(TRAINER_MOMENTS, ASLEEP * GIB), "generation": awake}}
     weights = job.size * num_params(job.model)
     logits = min(job.cfg.max_num_seqs, job.rank_samples) * job.model.config.vocab_size
-    copies = 3 * 4 + 3 * 8  # bytes a logit: rollout.sample_tokens has three float32 and three float64 tensors
+    # Bytes a logit: rollout.sample_tokens has three float32 and three float64 tensors, in the memory of the CUDA graphs
+    # and, in the first step of a shape, once more.
+    copies = 2 * (3 * 4 + 3 * 8)
     awake = weights + job.kv_bytes * job.cache_tokens + copies * logits
     return {"sampler: weights; cache, logits": {**dict.fromkeys(TRAINER_MOMENTS, weights), "generation": awake}}
 

@@ -78,7 +78,7 @@ LAYER_TRAFFIC = (10, 20, 48)  # bytes a number of an MLP's (T, F), of a residual
 LAYER_BACKWARD = 1.5  # times the forward pass's traffic
 FUSED_LAYERS = 0.5  # of the layers' traffic is left where they are compiled
 DECODE_SHARE = 0.6  # of the GPU's FLOP/s, while decoding
-TORCH_STEP = 0.025  # seconds of an engine step of the torch sampler beyond reading and computing
+TORCH_STEP = 0.005  # the same of the torch sampler, whose steps are CUDA graphs
 DISK = 1e9  # bytes/s of a checkpoint
 ASSUMED = f"""all of this is a model, arithmetic from assumptions (good | poor software):
 {memory.ASSUMED}
