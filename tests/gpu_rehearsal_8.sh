@@ -111,7 +111,7 @@ END
 }
 
 download() {
-    "$PYTHON" -c 'import sys; from model import resolve_model; print(resolve_model(sys.argv[1]))' "$MODEL"
+    "$PYTHON" -c 'import sys; from configs._model import resolve_model; print(resolve_model(sys.argv[1]))' "$MODEL"
 }
 
 # Sends SIGKILL to the last rank in the train phase of step 3, by the seconds that step 2 took, and waits for the
