@@ -9,7 +9,7 @@ import tarfile
 import pytest
 
 import rehearsal_figures
-from runs import ENV, ROOT
+from runs import ENV, ROOT, run_here
 from test_vllm import WITHOUT_VLLM
 
 
@@ -84,3 +84,11 @@ def test_figures_of_a_run_hold_the_mismatch_against_the_shipped_limit(tmp_path):
     assert lines[0] == "t06 step 1: k3 after the sync 1.2e-03, within 0.003"
     assert lines[1] == "t06 step 1: k3 on all tokens 3.1e-03, beyond 0.003"
     assert lines[2].startswith("t06 step 1: seconds: rollout 1.2, tail 1.2") and len(lines) == 5
+
+
+def test_figures_of_no_rehearsal_are_refused_in_one_line(tmp_path):
+    (tmp_path / "report/logs").mkdir(parents=True)
+    for argv in ([], [str(tmp_path)], [str(tmp_path), "long"], [str(tmp_path / "report"), "44"]):
+        status, output = run_here(rehearsal_figures.main, argv)
+        assert status == 2 and "needs the OUT_DIR of a rehearsal" in output and len(output.splitlines()) == 1
+    assert run_here(rehearsal_figures.main, [str(tmp_path), "44"])[0] == 0
