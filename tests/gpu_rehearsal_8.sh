@@ -209,7 +209,7 @@ step shard ranks train_grpo.py "${RUN[@]}" "${SHORT[@]}" --smoke=true --run_name
 
 # A table of phases each: "rollout", "train" with "of peak". Expected in train, H100 (model): 31% of the data sheet's
 # peak with good software. "of peak" is of the product measured just then; where that reaches 80% of the data sheet, it
-# says 39%. Milliseconds an engine step in the figures below: the plan has 2.5 beside reading the weights, 5 is possible.
+# says 39%. Milliseconds an engine step in the figures below: the plan has 2.5 beside reading the weights; 5 may be.
 for live in $LIVE; do
     prompts=$(((live * NPROC + GROUP - 1) / GROUP)) # each engine gets as many samples as it may have live
     step "bench $live" ranks bench.py "${RUN[@]}" "${SHORT[@]}" --max_num_seqs="$live" --prompts_per_step="$prompts"
