@@ -3,9 +3,11 @@
     python tests/gpu_rehearsal.py [--device=cuda|cpu] [--size=real|toy] [--only=name,...]
 
 A line says what was checked, its error beside the limit, its figures, and what was expected of them ("expected,
-model": by arithmetic, never measured here). Below it stands the same as `RESULT {json}`. Model and data are made up.
-The exit status is 1 if a check failed. Without a GPU everything runs at toy size on the CPU, which tries the checks and
-says nothing about a GPU. The checks are in gpu_kernels.py and gpu_training.py.
+model": by arithmetic, never measured here). It begins with "ok", "FAILED", or "--" for what is not here. Below it
+stands the same as `RESULT {json}`. Model and data are made up. The exit status is 1 if a check failed. Without a GPU
+everything runs at toy size on the CPU, which tries the checks and says nothing about a GPU; with --device=cuda it ends
+there with status 2 and the reason, an old driver, say. The checks are in gpu_kernels.py and gpu_training.py; the last
+one needs pytest.
 """
 
 import json
@@ -40,6 +42,7 @@ from gpu_kernels import (
 )
 from gpu_training import check_gpu_tests, check_sampler, check_tiny, check_train
 from runs import FORKS
+from training.preflight import check_cuda
 
 SILENCE = 300  # seconds without a result after which a check is ended
 CHECKS: dict[str, Callable[[torch.device, Sizes], Iterator[Result]]] = {
@@ -129,14 +132,15 @@ def main(argv: list[str]) -> None:
     if HELP & set(argv):
         return show_help(__doc__, Flags())
     values, others = parse_flags(argv, Flags)
-    flags, has_gpu = Flags(**values), torch.cuda.is_available()
+    flags = Flags(**values)
     if others:
         raise UserError(f"{others[0]}: no such flag: --device, --size or --only")
     unknown = [name for name in flags.only if name not in CHECKS]
     if unknown:
         raise UserError(f"--only: {unknown[0]!r} is not one of {', '.join(CHECKS)}")
-    if flags.device == "cuda" and not has_gpu:
-        raise UserError(f"--device: torch {torch.__version__} sees no CUDA GPU here: --device=cpu")
+    if flags.device == "cuda":
+        check_cuda()  # it says why there is none, a driver too old, say
+    has_gpu = torch.cuda.is_available()
     device_type = ("cuda" if has_gpu else "cpu") if flags.device == "auto" else flags.device
     size = ("real" if device_type == "cuda" else "toy") if flags.size == "auto" else flags.size
     where = torch.cuda.get_device_name() if device_type == "cuda" else "CPU"
@@ -149,9 +153,10 @@ def main(argv: list[str]) -> None:
     for name in flags.only or CHECKS:
         results += results_of(name, device_type, size, where)
     failed = [result.name for result in results if not result.ok]
-    verdict = (
-        f"FAILED: {len(failed)} of {len(results)}: {'; '.join(failed)}" if failed else f"all {len(results)} passed"
-    )
+    absent = sum(bool(result.not_here) for result in results)
+    verdict = f"all {len(results) - absent} passed" + (f", {absent} not here" if absent else "")
+    if failed:
+        verdict = f"FAILED: {len(failed)} of {len(results)}: {'; '.join(failed)}"
     print(f"rehearsal on one {where}, sizes {size}, {time.perf_counter() - start:.0f} s: {verdict}")
     if failed:
         raise SystemExit(1)

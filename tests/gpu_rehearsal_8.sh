@@ -7,6 +7,9 @@
 # of the environment the variables named below alone. Its exit status is the number of steps that failed. In the logs
 # each line begins with the seconds since its step began.
 #
+# It needs 57 GB of disk for a while, for two saves of a smoke run, and takes half an hour to an hour and a half (a
+# guess: ten starts of vLLM at 1 to 3 minutes, and the steps' seconds by the plan).
+#
 # Nothing in these comments was seen on a GPU. "model": arithmetic of `bench.py --plan` for 8 x H100 and 2,048 tokens.
 # "expected": what the code prints on a CPU, or a guess that this rehearsal is to check.
 #
@@ -200,8 +203,8 @@ step smoke ranks train_grpo.py "${RUN[@]}" --smoke=true
 # those of the first one are in the figures below). k3 as before: if it is far higher, use sleep level 1.
 step sleep2 ranks train_grpo.py "${RUN[@]}" "${SHORT[@]}" --smoke=true --run_name=sleep2 --vllm_sleep_level=2
 
-# Two copies of the weights on four GPUs each, as two nodes would have it: the same verdict, more memory (model: 2 x the
-# weights, gradients and moments of a GPU, 3.3 GiB).
+# Two copies of the weights on four GPUs each, as two nodes would have it: the same verdict, more memory (model: 18.7 in
+# "train", since weights, gradients, moments and reference of a GPU take twice as much).
 step shard ranks train_grpo.py "${RUN[@]}" "${SHORT[@]}" --smoke=true --run_name=shard --shard_size="$SHARD"
 
 # A table of phases each: "rollout", "train" with "of peak". Expected: in train on H100 31% of the data sheet's peak by
@@ -224,7 +227,7 @@ step t10 ranks train_grpo.py "${RUN[@]}" "${SHORT[@]}" "${K3[@]}" --run_name=t10
 step eval ranks eval.py "$CONFIG" "--model=$MODEL" "--benchmarks=$BENCH" "--out_dir=$OUT/eval" "${EXTRA[@]}" \
     --k=4 --max_tokens="$MAX_TOKENS"
 
-# "rank 0 ended with status 1, at most 1 s after the kill: ... error: lost contact with another rank" (on a CPU, with
+# "rank 0 ended with status 1, at most 2 s after the kill: ... error: lost contact with another rank" (on a CPU, with
 # gloo). Expected with NCCL: within KILL_TIMEOUT and some seconds, status 1, or 134 where its watchdog ends a process.
 step kill kill_one_rank
 

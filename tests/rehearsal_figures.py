@@ -1,4 +1,6 @@
-"""What the logs of tests/gpu_rehearsal_8.sh say, in a few lines: `python tests/rehearsal_figures.py OUT_DIR LENGTH`.
+"""What the logs of tests/gpu_rehearsal_8.sh say, in a few lines.
+
+    PYTHONPATH=. python tests/rehearsal_figures.py out/rehearsal_8 2048     # the script's OUT_DIR, and its LENGTHS
 
 The script calls it at its end. Reads the logs and the runs' metrics.jsonl; prints when each run was ready, the verdicts
 of its smoke runs, memory by phase and the plan's, what sleep and wake took, milliseconds an engine step, and sampler
@@ -7,10 +9,9 @@ against trainer (k3) beside the shipped limit.
 
 import json
 import re
-import sys
 from pathlib import Path
 
-from configs import Config
+from configs import Config, UserError, run
 
 READY = re.compile(r"^ *(\d+)  .*(attention: .*, sampler: .*)$", re.MULTILINE)
 VERDICT = re.compile(r"^ *\d+  (smoke: .*)$", re.MULTILINE)
@@ -49,7 +50,11 @@ def of_steps(name: str, file: Path) -> list[str]:
     return lines
 
 
-def main(out: Path, length: int) -> None:
+def main(argv: list[str]) -> None:
+    """Raises UserError unless argv is a rehearsal's folder and the limit of a response in tokens."""
+    if len(argv) != 2 or not Path(argv[0], "report/logs").is_dir() or not argv[1].isdecimal():
+        raise UserError("rehearsal_figures.py: needs the OUT_DIR of a rehearsal and the limit of a response in tokens")
+    out, length = Path(argv[0]), int(argv[1])
     for log in sorted((out / "report" / "logs").glob("*.log"), key=lambda path: path.stat().st_mtime):
         for line in of_log(log.stem, log.read_text(encoding="utf-8", errors="replace"), length):
             print(line)
@@ -58,4 +63,4 @@ def main(out: Path, length: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    run(main)

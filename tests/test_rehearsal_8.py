@@ -10,7 +10,7 @@ import tarfile
 import pytest
 
 import rehearsal_figures
-from runs import ENV, ROOT
+from runs import ENV, ROOT, run_here
 from test_vllm import WITHOUT_VLLM
 from training import plan
 
@@ -31,8 +31,8 @@ def test_a_rehearsal_goes_on_after_a_step_that_fails_and_packs_a_report(world, t
     output = rehearsal.stdout + rehearsal.stderr
     assert rehearsal.returncode == 1, output
     table = [line.split() for line in (tmp_path / "out/report/summary.txt").read_text().splitlines()[2:]]
-    expected = [("plan", "0"), ("download", "0"), ("shard", "1"), ("kill", "0")]
-    assert [(step, status) for step, status, _ in table] == expected
+    statuses = [("plan", "0"), ("download", "0"), ("shard", "1"), ("kill", "0")]
+    assert [(step, status) for step, status, _ in table] == statuses, output
     assert "shard: smoke: FAILED on rank 0: shard_size: 2 ranks are no multiple of 3" in output
     assert "rank 0 ended with status 1" in output and "error: lost contact with another rank" in output
     with tarfile.open(tmp_path / "out/report.tar.gz") as report:
@@ -98,3 +98,11 @@ def test_figures_of_a_run_hold_the_mismatch_against_the_shipped_limit(tmp_path):
     assert lines[0] == "t06 step 1: k3 after the sync 1.2e-03, within 0.003"
     assert lines[1] == "t06 step 1: k3 on all tokens 3.1e-03, beyond 0.003"
     assert lines[2].startswith("t06 step 1: seconds: rollout 1.2, tail 1.2") and len(lines) == 5
+
+
+def test_figures_of_no_rehearsal_are_refused_in_one_line(tmp_path):
+    (tmp_path / "report/logs").mkdir(parents=True)
+    for argv in ([], [str(tmp_path)], [str(tmp_path), "long"], [str(tmp_path / "report"), "44"]):
+        status, output = run_here(rehearsal_figures.main, argv)
+        assert status == 2 and "needs the OUT_DIR of a rehearsal" in output and len(output.splitlines()) == 1
+    assert run_here(rehearsal_figures.main, [str(tmp_path), "44"])[0] == 0
