@@ -33,9 +33,9 @@ from training.packing import from_rank0
 # check_same_run).
 MAY_CHANGE = set(
     """resume out_dir max_steps save_every keep_checkpoints save_rollouts_every wandb max_num_seqs
-    vllm_gpu_memory_utilization vllm_sleep_level token_budget logprob_chunk activation_checkpointing reward_workers
-    reward_timeout mismatch_limit smoke process_group_timeout preempt_seconds world_size shard_size gpu_dollars_per_hour
-    stage_gpus""".split()
+    vllm_gpu_memory_utilization vllm_sleep_level token_budget logprob_chunk activation_checkpointing attention
+    compile reward_workers reward_timeout mismatch_limit smoke process_group_timeout preempt_seconds world_size
+    shard_size gpu_dollars_per_hour stage_gpus""".split()
 )
 
 
