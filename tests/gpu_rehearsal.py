@@ -84,6 +84,8 @@ def run_check(name: str, device_type: str, size: str, writer: Connection) -> Non
                 start = time.perf_counter()
         except (Exception, SystemExit) as e:
             writer.send(Result(name, failed=first_line(e), seconds=time.perf_counter() - start))
+        except KeyboardInterrupt:  # Ctrl-C is sent to the parent too, which says so
+            pass
     writer.close()
 
 
@@ -135,6 +137,8 @@ def main(argv: list[str]) -> None:
     flags = Flags(**values)
     if others:
         raise UserError(f"{others[0]}: no such flag: --device, --size or --only")
+    if values.get("only") == ():
+        raise UserError("--only: write --only=NAME,...")
     unknown = [name for name in flags.only if name not in CHECKS]
     if unknown:
         raise UserError(f"--only: {unknown[0]!r} is not one of {', '.join(CHECKS)}")

@@ -67,9 +67,24 @@ def test_a_check_that_raises_is_off_or_dies_has_failed_and_the_next_one_runs(mon
     assert output.splitlines()[-1].endswith("FAILED: 3 of 6: raises; second; dies")
 
 
+def is_interrupted(device, s):
+    yield Result("first")
+    raise KeyboardInterrupt
+
+
+def test_an_interrupted_check_ends_without_a_traceback(monkeypatch):
+    monkeypatch.setattr(gpu_rehearsal, "CHECKS", {"interrupted": is_interrupted})
+    reader, writer = multiprocessing.Pipe(duplex=False)
+    gpu_rehearsal.run_check("interrupted", "cpu", "toy", writer)
+    assert reader.recv().name == "first"
+    with pytest.raises(EOFError):
+        reader.recv()
+
+
 def test_bad_flags_are_refused_in_one_line():
     for argv, words in (
         (["--only=attention,heads"], "--only: 'heads' is not one of environment, attention,"),
+        (["--only="], "--only: write --only=NAME"),
         (["--sizes=toy"], "--sizes=toy: no such flag"),
         (["--size=small"], "--size: 'small' is not one of"),
     ):

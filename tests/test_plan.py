@@ -214,6 +214,14 @@ def test_the_advice_is_the_mildest():
     assert memory.misfits(memory.changed(job, {"token_budget": budget + 2048}))
 
 
+def test_advice_for_a_huge_pack_takes_few_tries(monkeypatch):
+    job, tries = only_job("configs/8k.py", "--token_budget=4000000"), []
+    misfits = memory.misfits
+    monkeypatch.setattr(memory, "misfits", lambda job: tries.append(job) or misfits(job))
+    (way,) = memory.remedies(job)
+    assert way["token_budget"] < 400_000 and len(tries) < 100  # of some 2,000 values
+
+
 def test_no_advice_goes_below_what_the_config_accepts_or_where_nothing_helps(capsys):
     job = only_job("configs/24k.py", "--gpu=a100-40", "--gpus=32", "--token_budget=30000")
     assert memory.settings_to_try(job)["token_budget"] == [28_672, 26_624, 25_600]

@@ -97,13 +97,28 @@ def test_the_drivers_version_is_read_without_cuda(monkeypatch, tmp_path, text, v
     assert preflight.driver_version() == version
 
 
-@pytest.mark.parametrize("prints, status, version", [("580.65.06", 0, "580.65.06"), ("NVIDIA-SMI has failed", 9, None)])
+@pytest.mark.parametrize(
+    "prints, status, version", [("580.65.06", 0, "580.65.06"), ("NVIDIA-SMI has failed", 9, None), ("\xff", 0, None)]
+)
 def test_where_the_driver_has_no_file_nvidia_smi_is_asked(monkeypatch, tmp_path, prints, status, version):
     """As in WSL."""
     with_driver(monkeypatch, tmp_path, None)
-    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\necho {prints}\nexit {status}\n")
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\necho {prints}\nexit {status}\n", encoding="latin-1")
     (tmp_path / "nvidia-smi").chmod(0o755)
     assert preflight.driver_version() == version
+
+
+def test_an_nvidia_smi_that_hangs_is_given_up_and_one_that_is_no_program_is_none(monkeypatch, tmp_path):
+    with_driver(monkeypatch, tmp_path, None)
+    monkeypatch.setattr(preflight, "SMI_SECONDS", 0.1)
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nread line < fifo\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    os.mkfifo(tmp_path / "fifo")  # which nobody writes to
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="nvidia-smi has not answered for 0.1 s"):
+        preflight.driver_version()
+    (tmp_path / "nvidia-smi").write_bytes(b"\0 not a program")
+    assert preflight.driver_version() is None
 
 
 TOO_OLD = "torch 2.13.0 is built for CUDA 13.0, which needs NVIDIA driver 580 or newer, and this is "
@@ -352,7 +367,7 @@ def test_a_gpu_without_varlen_attention_takes_sdpa_with_its_index_on_the_gpu(mon
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(blocks, expected[0], strict=True))
 
 
-NO_COMPILER = "compile: torch.compile finds no compiler (g++ or clang++) here: install g++, set CXX, or --compile=none"
+NO_COMPILER = "compile: torch.compile finds no compiler (g++) here: install g++, set CXX, or --compile=none"
 
 
 @pytest.mark.parametrize(
@@ -366,3 +381,10 @@ def test_what_speed_needs_is_looked_for_first(monkeypatch, world, tmp_path, sett
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     assert refusal(*flags(world, tmp_path, **{setting: value})) == message
+
+
+@pytest.mark.parametrize("value", ["/none/g++", "g++ -O0"])
+def test_a_compiler_variable_that_is_no_program_is_refused(monkeypatch, world, tmp_path, value):
+    monkeypatch.setenv("CXX", value)  # g++ on PATH does not help: torch.compile looks nowhere else
+    message = f"compile: CXX={value!r} is no program: set it to a compiler, or --compile=none"
+    assert refusal(*flags(world, tmp_path, compile="head")) == message

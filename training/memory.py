@@ -7,6 +7,7 @@ Dimensions: T packed tokens, D hidden, F MLP.
 """
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -235,11 +236,10 @@ def settings_to_try(job: Job) -> dict[str, list]:
 
 
 def mildest(job: Job, name: str, values: list) -> Any:
-    """The first of a setting's values with which the job fits; None if there is none."""
-    for value in values:
-        if not misfits(changed(job, {name: value})):
-            return value
-    return None
+    """The first of a setting's values with which the job fits; None if there is none. A stronger value never takes more
+    memory, so the values are bisected: of a huge token_budget there are very many."""
+    first = bisect_left(values, True, key=lambda value: not misfits(changed(job, {name: value})))
+    return values[first] if first < len(values) else None
 
 
 def remedies(job: Job) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -35,6 +36,7 @@ MADE_BY = (  # what makes the files under a path
 OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
 CPU = torch.device("cpu")
 DRIVER_FILE = Path("/proc/driver/nvidia/version")  # of the loaded kernel module; containers see it too, WSL has none
+SMI_SECONDS = 60  # that nvidia-smi may take
 
 
 def check(cfg: Config) -> None:
@@ -102,14 +104,19 @@ def check_cuda() -> None:
 
 
 def driver_version() -> str | None:
-    """The NVIDIA driver's, such as "580.65.06", without a call of CUDA; None where none is loaded."""
+    """The NVIDIA driver's, such as "580.65.06", without a call of CUDA; None where none is loaded. Raises UserError
+    where nvidia-smi hangs."""
     try:
-        text = DRIVER_FILE.read_text()
+        text = DRIVER_FILE.read_text(errors="replace")
     except OSError:
-        if shutil.which("nvidia-smi") is None:
-            return None
         command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        answer = subprocess.run(command, capture_output=True, text=True)
+        try:
+            answer = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=SMI_SECONDS)
+        except subprocess.TimeoutExpired:
+            remedy = "restart the machine, or take another"
+            raise UserError(f"device: nvidia-smi has not answered for {SMI_SECONDS} s: {remedy}") from None
+        except OSError:  # it is not here, or no program
+            return None
         text = answer.stdout if answer.returncode == 0 else ""
     # NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.129.03  Thu Oct 19 18:56:32 UTC 2023
     # NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build  (root@host)  Sat Aug ...
@@ -146,10 +153,15 @@ def check_compiler(cfg: Config, cuda: bool) -> None:
         return
     if cuda and importlib.util.find_spec("triton") is None:
         raise UserError("compile: torch.compile needs triton on a GPU: pip install triton, or --compile=none")
-    variable, known = ("CC", ("gcc", "clang")) if cuda else ("CXX", ("g++", "clang++"))
-    if not any(map(shutil.which, (os.environ.get(variable, known[0]), *known))):
-        remedy = f"install {known[0]}, set {variable}, or --compile=none"
-        raise UserError(f"compile: torch.compile finds no compiler ({' or '.join(known)}) here: {remedy}")
+    # Neither looks further where the variable is set; it is one word, without flags.
+    cxx = "clang++" if sys.platform == "darwin" else "g++"
+    variable, defaults = ("CC", ("gcc", "clang")) if cuda else ("CXX", (cxx,))
+    given = os.environ.get(variable)
+    if given is not None and shutil.which(given) is None:
+        raise UserError(f"compile: {variable}={given!r} is no program: set it to a compiler, or --compile=none")
+    if given is None and not any(map(shutil.which, defaults)):
+        remedy = f"install {defaults[0]}, set {variable}, or --compile=none"
+        raise UserError(f"compile: torch.compile finds no compiler ({' or '.join(defaults)}) here: {remedy}")
 
 
 def check_data(cfg: Config) -> None:
