@@ -378,9 +378,3 @@ def test_an_export_is_readable_by_others_and_a_damaged_one_is_no_base_model(worl
     (export / "model.safetensors").write_bytes(data)
     output = train(flags(world, tmp_path / "next", model=export), status=2)
     assert "is damaged: model.safetensors does not match its hash" in output
-
-
-def test_a_resumed_run_may_take_another_kernel_and_compile():
-    before = {"config": dataclasses.asdict(load_config(["configs/8k.py"])), "world_size": 1}
-    info = json.loads(json.dumps(before))
-    run_folder.check_same_run(info, load_config(["configs/8k.py", "--attention=fa4", "--compile=layers"]))
