@@ -500,11 +500,10 @@ def test_our_own_completions_can_be_graded_again(whole, tmp_path):
 
 
 def test_formats_are_compared_on_the_same_seeds(world, sums, tmp_path):
-    output = evaluated(world, sums, tmp_path, "--k=2", "--dtype=float32,bfloat16,float16")
-    assert output.count("b minus a on the same problems") == 2
-    for name in ("bfloat16", "float16"):
-        compared = json.loads((tmp_path / name / "compare.json").read_text())
-        assert compared["sums"]["num_problems"] == 24 and 0 <= compared["sums"]["p"] <= 1
+    output = evaluated(world, sums, tmp_path, "--k=2", "--dtype=float32,float16")
+    assert output.count("b minus a on the same problems") == 1
+    compared = json.loads((tmp_path / "float16" / "compare.json").read_text())
+    assert compared["sums"]["num_problems"] == 24 and 0 <= compared["sums"]["p"] <= 1
 
 
 def test_a_format_whose_folder_has_other_completions_is_refused_before_any_is_sampled(world, sums, whole, tmp_path):
