@@ -263,7 +263,7 @@ def set_up(cfg: Config, hook: Any, preemption: Preemption, started: float) -> tu
         model, reference = packing.load_models(cfg, path, device)
     betas = cfg.adam_beta1, cfg.adam_beta2
     optimizer = torch.optim.AdamW(model.parameters(), cfg.lr, betas, cfg.adam_eps, cfg.weight_decay)
-    checkpoint.create_moments(model, optimizer)
+    packing.create_moments(model, optimizer)
     pool = RewardPool(cfg.reward_workers, cfg.reward_timeout, rule=cfg.reward)
     benchmarks = {} if cfg.smoke else benchmarks  # a smoke run only checks that they can be read and fit
     run = Run(

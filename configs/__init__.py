@@ -8,7 +8,6 @@ defaults are DeepScaleR's first stage as published. The file is parsed, never ex
 import ast
 import dataclasses
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +19,9 @@ from configs._shared import (
     UserError,
     check_regular,
     checked,
+    dataset_name,
     flush,
+    is_path,
     lost_rank,
     markdown_table,
     parse_flag,
@@ -276,20 +277,6 @@ class Config:
             raise UserError("stage_gpus: other GPUs go on from a checkpoint; needs save_every above 0")
         if self.eval_max_len > self.max_response_len[-1]:
             raise UserError(f"eval_max_len: {self.eval_max_len} is beyond the longest max_response_len")
-
-
-def dataset_name(path: str) -> str:
-    """What a problem file or folder is called in results: its stem, or of a shard (train-00000-of-00001.parquet) the
-    name of the data set's folder."""
-    stem = re.sub(r"\.(jsonl|json|csv|tsv|parquet|arrow)(\.gz)?$", "", Path(path).name)
-    folders = [part for part in Path(path).parts[:-1] if part.strip("./") and part not in ("data", "main", "default")]
-    return folders[-1] if folders and re.search(r"-\d{5}-of-\d{5}$", stem) else stem
-
-
-def is_path(text: str) -> bool:
-    """Whether a file system could have it."""
-    parts = os.fsencode(text).split(b"/")
-    return 0 < len(text) <= 4000 and "\0" not in text and max(map(len, parts)) <= 250
 
 
 def beside_scripts(values: dict[str, Any]) -> dict[str, Any]:

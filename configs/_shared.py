@@ -54,6 +54,20 @@ def checked(name: str, kind: Any, value: Any) -> Any:
     return value
 
 
+def dataset_name(path: str) -> str:
+    """What a problem file or folder is called in results: its stem, or of a shard (train-00000-of-00001.parquet) the
+    name of the data set's folder."""
+    stem = re.sub(r"\.(jsonl|json|csv|tsv|parquet|arrow)(\.gz)?$", "", Path(path).name)
+    folders = [part for part in Path(path).parts[:-1] if part.strip("./") and part not in ("data", "main", "default")]
+    return folders[-1] if folders and re.search(r"-\d{5}-of-\d{5}$", stem) else stem
+
+
+def is_path(text: str) -> bool:
+    """Whether a file system could have it."""
+    parts = os.fsencode(text).split(b"/")
+    return 0 < len(text) <= 4000 and "\0" not in text and max(map(len, parts)) <= 250
+
+
 def parse_flag(name: str, kind: Any, text: str) -> Any:
     """The value of `--name=text`; tuples are comma separated. Raises UserError."""
     if get_origin(kind) is tuple:

@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from configs import Config, UserError, check_regular, flush, read_json
 from model import DTYPES, Qwen2, check_weights
-from training.packing import from_rank0
+from training.packing import create_moments, from_rank0
 
 
 @dataclass(frozen=True)
@@ -84,22 +84,6 @@ def checkpoint_dirs(run_dir: Path) -> list[Path]:
 
 
 # ---------------------------------------------------------------------------------------------------------------- save
-
-
-def create_moments(model: Qwen2, optimizer: torch.optim.Optimizer) -> None:
-    """Adam's moments, all zero, where there are none yet. The optimizer would create them at its first step, in the
-    memory that activations have left: on a GPU the larger ones then no longer fit in there."""
-    for p in model.parameters():
-        state = optimizer.state[p]
-        if not state:
-            state.update(step=torch.tensor(0.0), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
-
-
-def reset_moments(optimizer: torch.optim.Optimizer) -> None:
-    """As of a new optimizer, in place."""
-    for state in optimizer.state.values():
-        for tensor in state.values():
-            tensor.zero_()
 
 
 def tensors(model: Qwen2, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

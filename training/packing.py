@@ -76,6 +76,22 @@ def load_models(cfg: Config, path: Path, device: torch.device) -> tuple[Qwen2, Q
     return model, reference
 
 
+def create_moments(model: Qwen2, optimizer: torch.optim.Optimizer) -> None:
+    """Adam's moments, all zero, where there are none yet. The optimizer would create them at its first step, in the
+    memory that activations have left: on a GPU the larger ones then no longer fit in there."""
+    for p in model.parameters():
+        state = optimizer.state[p]
+        if not state:
+            state.update(step=torch.tensor(0.0), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+
+
+def reset_moments(optimizer: torch.optim.Optimizer) -> None:
+    """As of a new optimizer, in place."""
+    for state in optimizer.state.values():
+        for tensor in state.values():
+            tensor.zero_()
+
+
 def longest_sequence(cfg: Config, path: Path, benchmarks: dict[str, list[Prompt]]) -> int:
     """Tokens of the longest prompt with its response. Raises UserError where the model has fewer positions."""
     longest_prompt = max([cfg.max_prompt_len, *(len(p.ids) for prompts in benchmarks.values() for p in prompts)])

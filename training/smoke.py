@@ -25,7 +25,7 @@ from training import checkpoint, run_folder, watch
 from training.checkpoint import RunState
 from training.loss_scale import loss_scale
 from training.metrics import Timer, check_wandb, is_hopeless
-from training.packing import Batch, Minibatch, fixed_logprobs, from_rank0, pack, print0, sync_weights
+from training.packing import Batch, Minibatch, fixed_logprobs, from_rank0, pack, print0, reset_moments, sync_weights
 
 
 class NoHook:
@@ -167,7 +167,7 @@ def worst_case(run: Any, backward: Callable, optimizer_step: Callable) -> Timer:
             backward(run.model, [b], minibatch, cfg, scale)
     for group in optimizer.param_groups:
         group["lr"] = cfg.lr
-    checkpoint.reset_moments(optimizer)
+    reset_moments(optimizer)
     return timer
 
 

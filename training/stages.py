@@ -18,7 +18,7 @@ from model import DTYPES, Qwen2, full_tensors
 from schedule import collapsed, smoothed_reward, turning_point
 from training import checkpoint
 from training.checkpoint import RunState, step_name
-from training.packing import from_rank0, print0
+from training.packing import from_rank0, print0, reset_moments
 
 HISTORY = ("step", "reward_mean", "response_len_mean", "response_clip_ratio")  # what schedule.py reads of a step
 
@@ -138,7 +138,7 @@ def begin_next(
             name = best
             checkpoint.load(cfg.run_dir / "ckpt" / name, model, optimizer)
     if cfg.stage_optimizer == "reset":
-        checkpoint.reset_moments(optimizer)
+        reset_moments(optimizer)
     if reference and cfg.stage_reference == "reset":
         reference.load_weights(full_tensors(model, DTYPES[cfg.dtype]))
         state = replace(state, reference=name if cfg.save_every else None)  # where a resume finds it
