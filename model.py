@@ -13,6 +13,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -91,32 +92,51 @@ def attention_backend(device: torch.device, wanted: str = "auto") -> str:
     return "torch_varlen"
 
 
-def attention_layout(cu_seqlens: Tensor, backend: str, longest: int | None = None) -> Any:
-    """What attention needs to know of the pack, computed once a forward pass. longest: tokens of the longest sequence;
-    without it a GPU is asked, and waited for.
+@dataclass(frozen=True)
+class Blocks:
+    """A pack as blocks of right-padded sequences of similar length, for attention without a varlen kernel.
 
-    Varlen: (cu_seqlens, longest). SDPA: sequences of similar length share a right-padded block, so the number of its
-    calls grows with the logarithm of the length range, not with S. Each block is an index (B, L) into the T axis; the
-    last tensor maps a token to its row among the blocks' outputs. Padding is after the end, so causality hides it.
+    The number of blocks grows with the logarithm of the length range, not with S. A block's rows, each the vector of a
+    head, are ordered (B, K, G, L), so that products for each sequence and key head need no copy; G = H/K. Padding
+    repeats the last token: after the end, so causality hides it, and no gradient comes from it.
     """
+
+    tokens: list[Tensor]  # (B, L) of each block: the token of each place
+    real: list[Tensor]  # (B, L): False where it is padding
+    rows: dict[int, tuple[Tensor, Tensor, Tensor]]  # by number of heads, see `rows_of`
+
+    def rows_of(self, heads: int, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+        """For vectors (T, heads, E), seen as (T * heads, E): which of them each row is, (R,); the row of each of them,
+        (T * heads,); and the rows that are padding. The same for all layers of a pass."""
+        if heads not in self.rows:
+            head = torch.arange(heads, device=self.tokens[0].device).view(groups, -1, 1)  # (K, H/K, 1)
+            index = torch.cat([(t[:, None, None] * heads + head).flatten() for t in self.tokens])
+            real = torch.cat([r[:, None, None].expand(-1, *head.shape[:2], -1).flatten() for r in self.real])
+            row = torch.arange(len(index), device=index.device)
+            inverse = torch.empty_like(row[real]).index_copy_(0, index[real], row[real])
+            self.rows[heads] = index, inverse, row[~real]
+        return self.rows[heads]
+
+
+def attention_layout(cu_seqlens: Tensor, backend: str, longest: int | None = None) -> Any:
+    """What attention needs to know of the pack, computed once a forward pass: for varlen kernels (cu_seqlens, longest),
+    for SDPA `Blocks`. longest: tokens of the longest sequence; without it a GPU is asked, and waited for."""
     lengths, device = cu_seqlens.diff(), cu_seqlens.device
     if backend != "sdpa":
         return cu_seqlens, longest or int(lengths.max())
     lengths, order = lengths.long().sort()
     starts = cu_seqlens[:-1].long()[order]
-    sizes, blocks, rows, first, offset = lengths.tolist(), [], [], 0, 0
+    sizes, tokens, real, first = lengths.tolist(), [], [], 0
     while first < len(sizes):
         last = first
         while last + 1 < len(sizes) and sizes[last + 1] <= max(sizes[first] * 1.25, sizes[first] + 16):
             last += 1
         span = torch.arange(sizes[last], device=device)  # (L,)
         length, start = lengths[first : last + 1, None], starts[first : last + 1, None]
-        blocks.append(start + span.minimum(length - 1))  # (B, L); padding repeats the last token
-        row = torch.arange(offset, offset + blocks[-1].numel(), device=device)
-        rows.append(row[(span < length).flatten()])
-        offset, first = offset + blocks[-1].numel(), last + 1
-    token_of_row = torch.cat([b.flatten() for b in blocks])[torch.cat(rows)]
-    return blocks, torch.empty_like(token_of_row).index_copy_(0, token_of_row, torch.cat(rows))
+        tokens.append(start + span.minimum(length - 1))  # (B, L)
+        real.append(span < length)
+        first = last + 1
+    return Blocks(tokens, real, {})
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, layout: Any, backend: str) -> Tensor:
@@ -126,14 +146,109 @@ def attention(q: Tensor, k: Tensor, v: Tensor, layout: Any, backend: str) -> Ten
         return flash_attention()(q, k, v, cu_seqlens, cu_seqlens, longest, longest, causal=True)
     if backend == "torch_varlen":
         return torch_varlen_attention(q, k, v, *layout)
-    blocks, row_of_token = layout
-    outputs = []
-    for block in blocks:
-        b, n = block.shape
-        q_, k_, v_ = (x[block.flatten()].view(b, n, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))  # (B, H, L, E)
-        out = F.scaled_dot_product_attention(q_, k_, v_, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
-        outputs.append(out.transpose(1, 2).reshape(b * n, *q.shape[1:]))
-    return torch.cat(outputs)[row_of_token]
+    heads, groups = q.shape[1], k.shape[1]
+    q_rows, kv_rows = layout.rows_of(heads, groups), layout.rows_of(groups, groups)
+    q, k, v = _ToRows.apply(q, *q_rows), _ToRows.apply(k, *kv_rows), _ToRows.apply(v, *kv_rows)
+    outputs, first = [], 0
+    for tokens in layout.tokens:
+        b, n = tokens.shape
+        last = first + b * n * groups
+        q_ = q[first * heads // groups : last * heads // groups].view(
+            b * groups, -1, n, q.shape[-1]
+        )  # (B K, H/K, L, E)
+        k_, v_ = (x[first:last].view(b * groups, n, -1) for x in (k, v))  # (B K, L, E)
+        if q.is_cuda:  # one without a varlen kernel
+            k_, v_ = k_[:, None], v_[:, None]
+            out = F.scaled_dot_product_attention(q_, k_, v_, is_causal=True, enable_gqa=heads != groups)
+        else:
+            out = _CausalAttention.apply(q_, k_, v_)
+        outputs.append(out.reshape(-1, q.shape[-1]))
+        first = last
+    return _FromRows.apply(torch.cat(outputs), *q_rows).view(-1, heads, q.shape[-1])
+
+
+class _ToRows(torch.autograd.Function):
+    """Vectors (T, heads, E) -> rows of blocks (R, E). Autograd's own backward of an index would add row by row, for the
+    padding's sake, whose gradient is zero here."""
+
+    @staticmethod
+    def forward(ctx, x, index, inverse, padding):
+        ctx.inverse, ctx.shape = inverse, x.shape
+        return x.reshape(-1, x.shape[-1]).index_select(0, index)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.index_select(0, ctx.inverse).view(ctx.shape), None, None, None
+
+
+class _FromRows(torch.autograd.Function):
+    """The way back: rows of blocks (R, E) -> vectors (T * heads, E)."""
+
+    @staticmethod
+    def forward(ctx, rows, index, inverse, padding):
+        ctx.index, ctx.padding = index, padding
+        return rows.index_select(0, inverse)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.index_select(0, ctx.index).index_fill_(0, ctx.padding, 0.0), None, None, None
+
+
+class _CausalAttention(torch.autograd.Function):
+    """Causal attention on a CPU: q (N, G, L, E), k and v (N, L, E) -> (N, G, L, E), for N key heads of G query heads.
+
+    Products of whole matrices, which a CPU's libraries do best, in chunks whose scores stay in its cache. Memory grows
+    with L: the scores are computed again in the backward pass (FlashAttention, arXiv 2205.14135, algorithm 4). In
+    float32, whatever the type of q: 16-bit products of this size gain little, and would round the scores.
+    """
+
+    QUERIES, SCORES = 512, 2**20  # of a chunk, at most
+
+    @staticmethod
+    def chunks(q: Tensor) -> Iterator[tuple[slice, slice]]:
+        """Slices of N and L."""
+        for start in range(0, q.shape[2], _CausalAttention.QUERIES):
+            queries = slice(start, min(start + _CausalAttention.QUERIES, q.shape[2]))
+            size = max(1, _CausalAttention.SCORES // (q.shape[1] * (queries.stop - start) * queries.stop))
+            for first in range(0, len(q), size):
+                yield slice(first, first + size), queries
+
+    @staticmethod
+    def probs(q: Tensor, k: Tensor, queries: slice) -> Tensor:
+        """Of a chunk: q (N, G, L', E), k (N, L, E) -> (N, G, L', L up to the chunk's end)."""
+        scores = (q.flatten(1, 2) * q.shape[-1] ** -0.5) @ k[:, : queries.stop].mT
+        scores = scores.unflatten(1, q.shape[1:3])
+        scores[..., queries.start :] += torch.full((q.shape[2], q.shape[2]), -torch.inf).triu_(1)
+        return scores.softmax(-1)
+
+    @staticmethod
+    def forward(ctx, q, k, v):
+        dtype = q.dtype
+        q, k, v = q.float(), k.float(), v.float()
+        out = torch.empty_like(q)
+        for part, queries in _CausalAttention.chunks(q):
+            q_ = q[part, :, queries]
+            probs = _CausalAttention.probs(q_, k[part], queries)
+            out[part, :, queries] = (probs.flatten(1, 2) @ v[part, : queries.stop]).view_as(q_)
+        ctx.save_for_backward(q, k, v, out)
+        ctx.dtype = dtype
+        return out.to(dtype)
+
+    @staticmethod
+    def backward(ctx, grad_out):
+        q, k, v, out = ctx.saved_tensors
+        grad_out = grad_out.float()
+        delta = (grad_out * out).sum(-1, keepdim=True)  # (N, G, L, 1)
+        grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        for part, queries in _CausalAttention.chunks(q):
+            q_, grad, end = q[part, :, queries], grad_out[part, :, queries].flatten(1, 2), queries.stop
+            probs = _CausalAttention.probs(q_, k[part], queries)
+            grad_v[part, :end] += probs.flatten(1, 2).mT @ grad
+            grad_scores = (grad @ v[part, :end].mT).view_as(probs).sub_(delta[part, :, queries]).mul_(probs)
+            grad_scores = grad_scores.flatten(1, 2).mul_(q.shape[-1] ** -0.5)
+            grad_q[part, :, queries] = (grad_scores @ k[part, :end]).view_as(q_)
+            grad_k[part, :end] += grad_scores.mT @ q_.flatten(1, 2)
+        return grad_q.to(ctx.dtype), grad_k.to(ctx.dtype), grad_v.to(ctx.dtype)
 
 
 def torch_varlen_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, longest: int) -> Tensor:
@@ -149,16 +264,35 @@ def torch_varlen_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, 
 
 
 def rotary_angles(position_ids: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin (T, 1, E/2) in float32, computed as transformers does: a bf16 angle is radians off at long range."""
+    """cos and sin (T, 1, E) of both halves, sin with the first half's sign turned, for `apply_rotary`. In float32,
+    computed as transformers does: a bf16 angle is radians off at long range."""
     exponents = torch.arange(0, head_dim, 2, device=position_ids.device).float() / head_dim
     angles = position_ids[:, None, None].float() * (1.0 / theta**exponents)
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
+
+
+class _Rotary(torch.autograd.Function):
+    @staticmethod
+    def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        a, b = x.float().chunk(2, dim=-1)
+        return (x.float() * cos).addcmul_(torch.cat([b, a], dim=-1), sin).to(x.dtype)
+
+    @staticmethod
+    def forward(ctx, x, cos, sin):
+        ctx.save_for_backward(cos, sin)
+        return _Rotary.rotate(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx, grad):
+        cos, sin = ctx.saved_tensors
+        return _Rotary.rotate(grad, cos, -sin), None, None  # back by the same angle
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the halves of each head (GPT-NeoX layout, as Qwen2 and Qwen3). x (T, H, E); computed in float32."""
-    a, b = x.float().chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
+    """Rotate the halves (a, b) of each head to (a cos - b sin, b cos + a sin): GPT-NeoX layout, as Qwen2 and Qwen3.
+    x (T, H, E); computed in float32. (Three operations each way, where autograd would make many on half heads.)"""
+    return _Rotary.apply(x, cos, sin)
 
 
 # ---------------------------------------------------------------------------------------------------------- the model

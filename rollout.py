@@ -4,7 +4,7 @@
 ends, the next one takes its slot (continuous batching). `VLLMSampler` is vLLM in this process, one engine a rank. The
 random numbers of a sequence depend on its seed and the position only. Reads model folders; writes nothing.
 
-Dimensions: N live sequences, L cache positions, V vocabulary; H, K, E as in model.py.
+Dimensions: N live sequences, L cache positions, V vocabulary; H, K, E as in model.py; G = H/K.
 """
 
 import atexit
@@ -132,6 +132,15 @@ def in_groups(prompts: list[list[int]], seeds: list[list[int]], samples: list[tu
     return groups
 
 
+def attend_cache(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+    """Attention of one token a sequence to its cache, in two products of all sequences, which on a CPU beat the kernel
+    made for many queries. q (N, K, G, E), keys and values (N, K, L, E), bias (N, 1, 1, L) -> (N, K, G, E)."""
+    queries = (q.float() * q.shape[-1] ** -0.5).flatten(0, 1)  # (N K, G, E)
+    scores = torch.bmm(queries, keys.flatten(0, 1).mT).unflatten(0, q.shape[:2])  # (N, K, G, L)
+    probs = scores.add_(bias).softmax(-1)
+    return torch.bmm(probs.flatten(0, 1), values.flatten(0, 1)).view_as(q).to(q.dtype)
+
+
 class Decoding:
     """One `generate` call of TorchSampler: its samples, and which of them lives in which row of the KV cache.
 
@@ -154,8 +163,9 @@ class Decoding:
         self.ids = torch.zeros(self.nobody + 1, 1 + max_tokens, dtype=torch.int64, device=device)
         self.ids[:-1, 0] = torch.tensor([prompts[p][-1] for p in prompt_of])  # then the response
         self.logprobs = torch.zeros(self.nobody + 1, max_tokens, device=device)
-        length = max(len(p) for p in prompts) + max_tokens
-        self.cache = store.new_zeros(*store.shape[:2], slots, length, *store.shape[3:])  # (layers, 2, slots, L, K, E)
+        self.longest = max(len(p) for p in prompts) + max_tokens  # positions that a row may come to have
+        layers, _, _, kv_heads, head_dim = store.shape
+        self.cache = store.new_zeros(layers, 2, slots, kv_heads, 0, head_dim)  # (layers, 2, slots, K, L, E)
         self.sample = torch.full((slots,), self.nobody, device=device)  # which one lives in a row
         self.live: list[int] = []  # the same on the host, of rows 0..N-1
         self.waiting = iter(range(self.nobody))
@@ -174,6 +184,13 @@ class Decoding:
             self.length = self.steps - min(self.birth[s] for s in self.live)
         return bool(self.live)
 
+    def resize(self, length: int) -> None:
+        """A cache of this many positions, with what it held."""
+        old, shape = self.cache, list(self.cache.shape)
+        shape[-2] = length
+        self.cache = old.new_zeros(shape)  # zeros: what a row does not have yet is masked, but must be finite
+        self.cache[..., : old.shape[-2], :] = old
+
     def _reseat(self, over: list[bool]) -> None:
         """Waiting samples, with their prompts' keys and values, into free rows; last rows into holes that remain."""
         slots, device = len(self.sample), self.sample.device  # non_blocking: the host does not wait for its queue
@@ -188,14 +205,15 @@ class Decoding:
             row, start, length = torch.tensor([seats, *zip(*spans, strict=True)]).to(device, non_blocking=True)
             span = torch.arange(max(n for _, n in spans), device=device)
             source = start[:, None] + span.minimum(length[:, None] - 1)  # (new, L)
-            self.cache[:, :, row, : len(span)] = self.store[:, :, source.flatten()].unflatten(2, source.shape)
+            prompts = self.store[:, :, source.flatten()].unflatten(2, source.shape)  # (layers, 2, new, L, K, E)
+            self.cache[:, :, row, :, : len(span)] = prompts.transpose(3, 4)
         count = slots - len(free)  # live rows from here on
         holes, movers = [row for row in free if row < count], sorted({*range(count, slots)} - {*free})
         for hole, mover in zip(holes, movers, strict=True):
             rows[hole] = rows[mover]
         if holes:
             to, source = torch.tensor([holes, movers]).to(device, non_blocking=True)
-            self.cache[:, :, to, : self.length] = self.cache[:, :, source, : self.length]
+            self.cache[:, :, to, :, : self.length] = self.cache[:, :, source, :, : self.length]
         self.live = rows[:count]
         self.sample.copy_(torch.tensor(self.live + [self.nobody] * len(free)), non_blocking=True)
 
@@ -221,7 +239,9 @@ class TorchSampler:
         self.device = torch.device(device)
         self.backend = attention_backend(self.device)
         cuda = self.device.type == "cuda"
-        self.row_bucket, self.length_bucket = (32, 256) if cuda else (1, 1)
+        self.row_bucket, self.length_bucket = (32, 256) if cuda else (1, 32)
+        # CUDA graphs want one cache for good; a CPU's products want it without gaps, so there it grows with the rows.
+        self.static_cache = cuda
         # One stream for good: cuBLAS keeps a workspace for each that it ever worked on.
         self.capture_stream = torch.cuda.Stream(self.device) if cuda and cuda_graphs else None
         tokenizer = ChatTokenizer(path, stop_tokens)
@@ -322,10 +342,17 @@ class TorchSampler:
             return [[] for _ in prompts]
         check_lengths(prompts, max_tokens, "max_position_embeddings", self.config.max_position_embeddings)
         slots = min(self.max_num_seqs, sum(len(group) for group in seeds))
-        d = Decoding(self._prefill(prompts), prompts, seeds, slots, max_tokens)
+        store = self._prefill(prompts)
+        # A CPU's attention computes in float32, and should not convert the cache for every token.
+        d = Decoding(store if self.static_cache else store.float(), prompts, seeds, slots, max_tokens)
+        d.resize(d.longest if self.static_cache else max(len(p) for p in prompts))
         while d.turn_over():
             rows = min(math.ceil(len(d.live) / self.row_bucket) * self.row_bucket, slots)
-            length = min(math.ceil(d.length / self.length_bucket) * self.length_bucket, d.cache.shape[3])
+            length = min(math.ceil(d.length / self.length_bucket) * self.length_bucket, d.longest)
+            if length > d.cache.shape[-2]:
+                d.resize(length)
+            elif not self.static_cache:
+                length = d.cache.shape[-2]
             self._run_step(d, rows, length, temperature, top_p)
         if not d.logprobs.isfinite().all():
             raise SystemExit(
@@ -365,13 +392,16 @@ class TorchSampler:
         count = d.counts[sample]
         position_ids = d.prompt_end[sample] + count
         unseen = torch.arange(length, device=self.device) > position_ids[:, None, None, None]  # (N, 1, 1, L)
-        bias = torch.zeros_like(unseen, dtype=self.dtype).masked_fill(unseen, float("-inf"))
+        bias = torch.zeros_like(unseen, dtype=d.cache.dtype).masked_fill(unseen, float("-inf"))
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            d.cache[layer, 0, row, position_ids], d.cache[layer, 1, row, position_ids] = k, v
-            keys, values = (d.cache[layer, i, :rows, :length].transpose(1, 2) for i in (0, 1))  # (N, K, L, E)
-            q = q.unflatten(1, (c.num_key_value_heads, -1))  # (N, K, H/K, E): heads that share keys read them once
-            return F.scaled_dot_product_attention(q, keys, values, attn_mask=bias).flatten(1, 2)  # (N, H, E)
+            for cached, new in zip(d.cache[layer], (k, v), strict=True):
+                cached[row, :, position_ids] = new.to(cached.dtype)
+            keys, values = d.cache[layer, :, :rows, :, :length]  # (N, K, L, E)
+            q = q.unflatten(1, (c.num_key_value_heads, -1))  # (N, K, G, E): heads that share keys read them once
+            if self.static_cache:
+                return F.scaled_dot_product_attention(q, keys, values, attn_mask=bias).flatten(1, 2)
+            return attend_cache(q, keys, values, bias).flatten(1, 2)  # (N, H, E)
 
         hidden = self._forward(d.ids[sample, count], position_ids, attend)
         logits, uniform = F.linear(hidden, self.weights["lm_head.weight"]).float(), uniforms(d.seeds[sample], count)

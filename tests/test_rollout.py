@@ -308,6 +308,7 @@ def rounding(folder, stop_often, monkeypatch):
     """A sampler that rounds its shapes up as on CUDA, only less."""
     sampler = TorchSampler(folder, torch.float32, max_num_seqs=7)
     sampler.eos_ids, sampler.row_bucket, sampler.length_bucket = stop_often.eos_ids, 3, 8
+    sampler.static_cache = True
     monkeypatch.setattr(Recording, "made", [])
     return sampler
 
@@ -357,6 +358,7 @@ def test_only_one_line_asks_the_device_for_values(folder):
     c, tokens = sampler.config, sum(len(p) for p in PROMPTS)
     store = torch.empty(c.num_hidden_layers, 2, tokens, c.num_key_value_heads, c.head_dim, device="meta")
     d = Decoding(store, PROMPTS, [[0, 1]] * len(PROMPTS), 6, 12)
+    d.resize(d.longest)
     d._reseat([])
     sampler._step(d, 6, 16, 1.0, 0.9)
     d._reseat([True, False] * 3)  # three of ten enter
