@@ -26,6 +26,7 @@ from tqdm import tqdm
 from configs import HELP, UserError, parse_flags, run, show_help, write_whole
 from grader.answers import refusal
 from grader.pool import RewardPool
+from kernels import cpu
 from problems.choices import opened
 from problems.duplicates import Pair, Texts, clusters, exact_pairs, leaks, near_duplicates
 from problems.endpoint import Endpoint
@@ -257,6 +258,7 @@ def write_jsonl(path: Path, rows: list[Raw]) -> None:
 
 
 def tiny(s: Settings) -> None:
+    print(f"the tiny world, on the CPU{cpu.prepare()}")
     make_tiny_world(s.out_dir)
 
 

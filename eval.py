@@ -36,6 +36,7 @@ from evaluation.completions import RESERVED, append_rows, completion_rows, read_
 from evaluation.engines import read_engine
 from evaluation.grade import Graded, Key, Response, grade, summarize, vote
 from grader.pool import RewardPool
+from kernels import cpu
 from model import DTYPES, ModelConfig
 from problems.files import suffix_of
 from problems.prompts import ChatTokenizer, Prompt, encode_problems, load_problems, unmatched_golds
@@ -281,8 +282,8 @@ def generate(evaluation: Evaluation, device: torch.device, file: Path) -> Sample
         return None
     # A rank with nothing to do goes on all the same: vLLM's engines start on all ranks together.
     rank_requests = requests[rank::world]
-    sampler = make_sampler(cfg, evaluation.model, device, evaluation.longest, beside_trainer=False)
-    print0(f"{world} x {device.type}, {cfg.dtype}, sampler: {sampler.name}")
+    machine = cpu.prepare(cfg.threads) if device.type == "cpu" else ""
+    print0(f"{world} x {device.type}, {cfg.dtype}, sampler: {sampler.name}{machine}")
     tokenizer = ChatTokenizer(evaluation.model, cfg.stop_tokens)
     batch_size = max(1, 4 * cfg.max_num_seqs // cfg.eval_k)  # problems
     bar = tqdm(total=sum(len(r.samples) for r in rank_requests), desc="sampling", unit=" samples", disable=rank > 0)

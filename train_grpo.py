@@ -26,6 +26,7 @@ from configs._model import resolve_model
 from eval import evaluate
 from evaluation.report import validation_lines
 from grader.pool import RewardPool
+from kernels import cpu
 from losses import (
     aggregate,
     cispo_loss,
@@ -249,6 +250,7 @@ def set_up(cfg: Config, hook: Any, preemption: Preemption, started: float) -> tu
     benchmarks, eval_notes = load_benchmarks(cfg, tokenizer)
     longest = longest_sequence(cfg, path, benchmarks)
     device = packing.init_distributed(cfg)
+    machine = cpu.prepare(run_folder.threads(cfg)) if device.type == "cpu" else ""
     hook.before_loading(cfg)
     lock = run_folder.RunLock(cfg.run_dir)
     newest = from_rank0(checkpoint.find, cfg.run_dir) if cfg.resume else None
@@ -297,7 +299,7 @@ def set_up(cfg: Config, hook: Any, preemption: Preemption, started: float) -> tu
     if not stages.is_over(state, cfg):
         from_rank0(run_folder.check_disk, cfg, sum(p.numel() for p in model.parameters()))
     kernel = model.backend if cfg.attention == "auto" else cfg.attention
-    print0(f"{dist.get_world_size()} x {device.type}, attention: {kernel}, sampler: {sampler.name}")
+    print0(f"{dist.get_world_size()} x {device.type}, attention: {kernel}, sampler: {sampler.name}{machine}")
     if benchmarks:
         print0(metrics.validation_settings(cfg))
 

@@ -146,6 +146,7 @@ class Config:
     attention: Literal["auto", "flash_attn", "fa3", "fa4"] = "auto"
     # What torch.compile fuses: nothing; the elementwise work on logits; also what stands around attention in each layer
     compile: Literal["none", "head", "layers"] = "none"
+    threads: int = 0  # of a process on a CPU; 0 = OMP_NUM_THREADS where it is set, else the cores that are free
     shard_size: int = 0  # ranks that share one copy of the weights (HSDP: the GPUs of a node); 0 = all of them (FSDP)
     gpu_dollars_per_hour: float = 0.0  # for the ledger; 0 = no dollars
     reward: Literal["exact", "strict", "deepscaler"] = "exact"  # when an answer counts as right, see reward.RULES
@@ -218,7 +219,7 @@ class Config:
                     "clip_eps_low": 0, "clip_eps_high": 0, "eval_temperature": 0, "rollout_correction_low": 0,
                     "adam_beta1": 0, "adam_beta2": 0, "stage_window": 8, "stage_patience": 1,
                     "stage_gpus": 1, "overlong_buffer": 0, "refill_attempts": 0, "shard_size": 0,
-                    "gpu_dollars_per_hour": 0, "eval_max_len": 0, "preempt_seconds": 0}  # fmt: skip
+                    "gpu_dollars_per_hour": 0, "eval_max_len": 0, "preempt_seconds": 0, "threads": 0}  # fmt: skip
         for name, low in at_least.items():
             value = getattr(self, name)
             entries = value if isinstance(value, tuple) else (value,)
@@ -242,6 +243,7 @@ class Config:
             ("preempt_seconds", 10**9),
             ("reward_timeout", 3600),
             ("reward_workers", 256),
+            ("threads", 1024),
         ):
             if getattr(self, name) > most:
                 raise UserError(f"{name}: {getattr(self, name)} is above its maximum {most}")

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-WINGS = ("grader", "problems", "engines", "training", "evaluation")
+WINGS = ("grader", "problems", "kernels", "engines", "training", "evaluation")
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
 # A module imports from lower layers and from its own wing.
 LAYERS = [
     ["configs"],
-    ["losses", "schedule", "grader"],
+    ["losses", "schedule", "grader", "kernels"],
     ["reward", "model"],
     ["problems.prompts", "problems.files", "problems.golds", "problems.rows"],
     ["engines"],
@@ -54,7 +54,7 @@ def layer(module: str) -> int | None:
     return None
 
 
-def test_there_are_ten_scripts_and_five_wings():
+def test_there_are_ten_scripts_and_six_wings():
     assert SCRIPTS == sorted("train_grpo rollout reward model data_prep eval losses schedule bench plot".split())
     for wing in WINGS:
         docstring = ast.get_docstring(ast.parse((ROOT / wing / "__init__.py").read_text(encoding="utf-8")))

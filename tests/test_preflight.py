@@ -361,10 +361,12 @@ def test_a_gpu_without_varlen_attention_takes_sdpa_with_its_index_on_the_gpu(mon
         assert (attention_backend(torch.device("cuda", 0)) != "sdpa") == varlen
     cu_seqlens = torch.tensor([0, 3, 40, 45], dtype=torch.int32)
     expected = attention_layout(cu_seqlens, "sdpa")
+    expected_rows = expected.rows_of(4, 2)
     with torch.device("meta"):  # where a tensor lands whose device is not named
-        blocks, row_of_token = attention_layout(cu_seqlens, "sdpa")
-    assert torch.equal(row_of_token, expected[1])
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(blocks, expected[0], strict=True))
+        layout = attention_layout(cu_seqlens, "sdpa")
+        rows = layout.rows_of(4, 2)
+    for ours, theirs in zip([*layout.tokens, *rows], [*expected.tokens, *expected_rows], strict=True):
+        assert torch.equal(ours, theirs)
 
 
 NO_COMPILER = "compile: torch.compile finds no compiler (g++) here: install g++, set CXX, or --compile=none"

@@ -21,6 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from configs import Config, UserError, dataset_name, read_json, write_whole
@@ -35,7 +36,7 @@ MAY_CHANGE = set(
     """resume out_dir max_steps save_every keep_checkpoints save_rollouts_every wandb max_num_seqs
     vllm_gpu_memory_utilization vllm_sleep_level token_budget logprob_chunk activation_checkpointing attention compile
     reward_workers reward_timeout mismatch_limit smoke process_group_timeout preempt_seconds world_size shard_size
-    gpu_dollars_per_hour stage_gpus""".split()
+    gpu_dollars_per_hour stage_gpus threads""".split()
 )
 
 
@@ -248,6 +249,12 @@ def check_identity(cfg: Config, model: Path) -> dict[str, str]:
     return now
 
 
+def threads(cfg: Config) -> int:
+    """The setting; where it leaves the choice, a resumed run's number stays, since other sums round otherwise."""
+    before = read_info(cfg.run_dir).get("threads") if cfg.resume else None
+    return cfg.threads or (before if isinstance(before, int) and 0 < before <= 1024 else 0)
+
+
 def run_id(cfg: Config) -> str:
     """Tells a run from another of its name, for wandb; a resumed one keeps it."""
     return read_info(cfg.run_dir).get("run_id") or secrets.token_hex(4)
@@ -269,6 +276,7 @@ def write_config(cfg: Config, files: dict[str, str], run_id: str) -> None:
         "python": sys.version.split()[0],
         "versions": {name: version(name) for name in ("torch", "numpy", "safetensors", "tokenizers")},
         "world_size": dist.get_world_size(),
+        "threads": torch.get_num_threads(),
         "identity": files,
         "run_id": run_id,
     }

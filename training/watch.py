@@ -142,17 +142,18 @@ def check(
 def probe_sums(
     sampler: Sampler, model: Qwen2, prompts: list[Prompt], cfg: Config, step: int
 ) -> tuple[MismatchSums, list[Batch]]:
-    """Two short samples of two prompts a rank, and how the trainer scores them.
+    """The first tokens of eight samples of two prompts a rank, and how the trainer scores them. (Few tokens of many
+    samples, since what takes time is a sampler's steps.)
 
     They answer the longest prompts, the same ones every time: a prefix cache of the old weights would show.
     """
     rank, world_size = dist.get_rank(), dist.get_world_size()
     longest = sorted(prompts, key=lambda p: len(p.ids), reverse=True)[: 2 * world_size]
     prompt_ids = [longest[i % len(longest)].ids for i in (rank, rank + world_size)]
-    seeds = [[sample_seed(cfg.seed, "probe", step, rank, p, s) for s in range(2)] for p in range(2)]
-    groups = sampler.generate(prompt_ids, seeds, min(32, cfg.max_response_len[0]), cfg.temperature, cfg.top_p)
+    seeds = [[sample_seed(cfg.seed, "probe", step, rank, p, s) for s in range(8)] for p in range(2)]
+    groups = sampler.generate(prompt_ids, seeds, min(8, cfg.max_response_len[0]), cfg.temperature, cfg.top_p)
     device = next(model.parameters()).device
-    batches = [pack([r], False, device) for group in groups for r in group]  # one each: as many on every rank
+    batches = [pack(group, False, device) for group in groups]  # as many on every rank
     sums = zero_sums(device)
     for b, logprobs in zip(batches, fixed_logprobs(model, batches, cfg), strict=True):
         sums = sums + mismatch(logprobs, b)
