@@ -283,6 +283,7 @@ def generate(evaluation: Evaluation, device: torch.device, file: Path) -> Sample
     # A rank with nothing to do goes on all the same: vLLM's engines start on all ranks together.
     rank_requests = requests[rank::world]
     machine = cpu.prepare(cfg.threads) if device.type == "cpu" else ""
+    sampler = make_sampler(cfg, evaluation.model, device, evaluation.longest, beside_trainer=False)
     print0(f"{world} x {device.type}, {cfg.dtype}, sampler: {sampler.name}{machine}")
     tokenizer = ChatTokenizer(evaluation.model, cfg.stop_tokens)
     batch_size = max(1, 4 * cfg.max_num_seqs // cfg.eval_k)  # problems
