@@ -109,11 +109,13 @@ class CausalAttention(torch.autograd.Function):
     """Causal attention on a CPU: q (N, G, L, E), k and v (N, L, E) -> (N, G, L, E), for N key heads of G query heads.
 
     Products of whole matrices, which a CPU's libraries do best, in chunks whose scores stay in its cache. Memory grows
-    with L: the scores are computed again in the backward pass (FlashAttention, arXiv 2205.14135, algorithm 4). In
-    float32, whatever the type of q: 16-bit products of this size gain little, and would round the scores.
+    with L, not its square: the backward pass computes the probabilities again (FlashAttention, arXiv 2205.14135,
+    algorithm 4), but of short sequences, where they take no more memory than an MLP's activations. In float32,
+    whatever the type of q: 16-bit products of this size gain little, and would round the scores.
     """
 
     QUERIES, SCORES = 512, 2**20  # of a chunk, at most
+    KEPT = 256  # tokens of a sequence whose probabilities are kept
 
     @staticmethod
     def chunks(q: Tensor) -> Iterator[tuple[slice, slice]]:
@@ -136,24 +138,26 @@ class CausalAttention(torch.autograd.Function):
     def forward(ctx, q, k, v):
         dtype = q.dtype
         q, k, v = q.float(), k.float(), v.float()
-        out = torch.empty_like(q)
+        out, kept = torch.empty_like(q), []
         for part, queries in CausalAttention.chunks(q):
             q_ = q[part, :, queries]
             probs = CausalAttention.probs(q_, k[part], queries)
             out[part, :, queries] = (probs.flatten(1, 2) @ v[part, : queries.stop]).view_as(q_)
-        ctx.save_for_backward(q, k, v, out)
+            if q.shape[2] <= CausalAttention.KEPT and ctx.needs_input_grad[0]:
+                kept.append(probs)
+        ctx.save_for_backward(q, k, v, out, *kept)
         ctx.dtype = dtype
         return out.to(dtype)
 
     @staticmethod
     def backward(ctx, grad_out):
-        q, k, v, out = ctx.saved_tensors
+        q, k, v, out, *kept = ctx.saved_tensors
         grad_out = grad_out.float()
         delta = (grad_out * out).sum(-1, keepdim=True)  # (N, G, L, 1)
         grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for part, queries in CausalAttention.chunks(q):
+        for i, (part, queries) in enumerate(CausalAttention.chunks(q)):
             q_, grad, end = q[part, :, queries], grad_out[part, :, queries].flatten(1, 2), queries.stop
-            probs = CausalAttention.probs(q_, k[part], queries)
+            probs = kept[i] if kept else CausalAttention.probs(q_, k[part], queries)
             grad_v[part, :end] += probs.flatten(1, 2).mT @ grad
             grad_scores = (grad @ v[part, :end].mT).view_as(probs).sub_(delta[part, :, queries]).mul_(probs)
             grad_scores = grad_scores.flatten(1, 2).mul_(q.shape[-1] ** -0.5)

@@ -13,8 +13,10 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def prepare(threads: int = 0) -> str:
-    """Make torch fast in this process, and say how, as the end of a line. threads: 0 = OMP_NUM_THREADS where it is set (torchrun sets it to
-    1), else this process's share of the free cores."""
+    """Make torch fast in this process, and say how, as the end of a line.
+
+    threads: 0 = OMP_NUM_THREADS where that is set (torchrun sets it to 1), else this process's share of the free cores.
+    """
     cores, free = num_cores(), None
     if not threads and "OMP_NUM_THREADS" in os.environ:
         threads = torch.get_num_threads()
