@@ -12,9 +12,10 @@ import hashlib
 import math
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, islice
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from configs import Config, UserError
-from engines.vllm_engine import check_engine, cpu_options, globals_kept, model_shapes, new_engine, starting
+from engines.vllm_engine import check_engine, cpu_options, globals_kept, model_shapes, new_engine, run_until, starting
 from model import (
     DTYPES,
     ModelConfig,
@@ -48,11 +49,14 @@ class Rollout:
     prompt_ids: list[int]
     response_ids: list[int]  # with the stop token, where there is one
     logprobs: list[float]  # the sampler's, of each response token, at the sampling temperature
-    finish_reason: str  # "stop" | "length"
+    finish_reason: str | None  # "stop" | "length"; None: it goes on in the next step (partial_rollouts)
     reward: float = 0.0
     advantage: float = 0.0
     thought: bool = False  # are both <think> and </think> there, with what the chat template opened?
     answer: str | None = None  # in the response, right or wrong; None where it has none that could be graded
+    draw: int = 0  # the step whose draw it belongs to, where several are in flight (partial_rollouts)
+    # (step, tokens) in order: whose weights sampled the response; none: those of the step that trains on it
+    segments: tuple[tuple[int, int], ...] = ()
 
 
 def sample_seed(*parts: int | str) -> int:
@@ -132,6 +136,59 @@ def in_groups(prompts: list[list[int]], seeds: list[list[int]], samples: list[tu
     return groups
 
 
+class Quota:
+    """When a `generate_until` call may end. Its samples, those that are not finished yet, count from 0 in order."""
+
+    def __init__(self, groups: list[list[Rollout]], num_groups: int, must_finish: set[int]) -> None:
+        """num_groups: that must be finished, those of the indices `must_finish` among them."""
+        self.num_groups, self.must_finish = num_groups, must_finish
+        self.group_of = [g for g, group in enumerate(groups) for r in group if r.finish_reason is None]  # of a sample
+        self.unfinished = [sum(r.finish_reason is None for r in group) for group in groups]  # samples of each group
+
+    def finish(self, sample: int) -> None:
+        self.unfinished[self.group_of[sample]] -= 1
+
+    @property
+    def is_met(self) -> bool:
+        enough = self.unfinished.count(0) >= self.num_groups
+        return enough and not any(self.unfinished[g] for g in self.must_finish)
+
+
+def texts_to_go_on_with(
+    groups: list[list[Rollout]], seeds: list[list[int]]
+) -> tuple[list[list[int]], list[int], list[list[int]]]:
+    """What the unfinished samples go on from, in order: texts, how many last tokens of each are response already, and
+    the seeds of the samples that share it, which are those of a prompt that have no token yet."""
+    texts: list[list[int]] = []
+    begun: list[int] = []
+    seeds_of_text: list[list[int]] = []
+    for group, group_seeds in zip(groups, seeds, strict=True):
+        shares_last_text = False
+        for r, seed in zip(group, group_seeds, strict=True):
+            if r.finish_reason is None and shares_last_text and not r.response_ids:
+                seeds_of_text[-1].append(seed)
+            elif r.finish_reason is None:
+                texts.append(r.prompt_ids + r.response_ids)
+                begun.append(len(r.response_ids))
+                seeds_of_text.append([seed])
+                shares_last_text = not r.response_ids
+    return texts, begun, seeds_of_text
+
+
+def joined(groups: list[list[Rollout]], samples: Iterator[tuple]) -> list[list[Rollout]]:
+    """The groups with what has come to their unfinished samples: (new tokens, their logprobs, finish_reason) each."""
+    new_groups = []
+    for group in groups:
+        new_groups.append([])
+        for r in group:
+            if r.finish_reason is None:
+                ids, logprobs, reason = next(samples)
+                ids, logprobs = r.response_ids + ids, r.logprobs + logprobs
+                r = replace(r, response_ids=ids, logprobs=logprobs, finish_reason=reason)
+            new_groups[-1].append(r)
+    return new_groups
+
+
 class Decoding:
     """One `generate` call of TorchSampler: its samples, and which of them lives in which row of the KV cache.
 
@@ -140,21 +197,31 @@ class Decoding:
     """
 
     def __init__(
-        self, store: Tensor, prompts: list[list[int]], seeds: list[list[int]], slots: int, max_tokens: int
+        self,
+        store: Tensor,
+        prompts: list[list[int]],
+        seeds: list[list[int]],
+        slots: int,
+        max_tokens: int,
+        begun: list[int],
+        quota: Quota,
     ) -> None:
-        """store: keys and values of all prompts, packed (layers, 2, tokens, K, E)."""
+        """store: keys and values of all prompts, packed (layers, 2, tokens, K, E). begun: how many last tokens of each
+        prompt are response already; they count in `max_tokens`."""
         prompt_of = [p for p, group in enumerate(seeds) for _ in group]
         starts = list(accumulate((len(p) for p in prompts), initial=0))
         self.spans = [(starts[p], len(prompts[p])) for p in prompt_of]  # of a sample's prompt in the store
         self.store, self.max_tokens, self.nobody, device = store, max_tokens, len(prompt_of), store.device
         self.seeds = torch.tensor([seed for group in seeds for seed in group] + [0], device=device)  # (samples + 1,)
-        self.prompt_end = torch.tensor([n - 1 for _, n in self.spans] + [0], device=device)  # its last position
-        self.counts = torch.zeros_like(self.seeds)  # tokens drawn
+        self.begun, self.quota = [begun[p] for p in prompt_of], quota
+        self.counts = torch.tensor(self.begun + [0], device=device)  # tokens drawn
+        self.prompt_end = torch.tensor([n - 1 for _, n in self.spans] + [0], device=device) - self.counts
         self.done = torch.zeros_like(self.seeds, dtype=torch.bool)
         self.ids = torch.zeros(self.nobody + 1, 1 + max_tokens, dtype=torch.int64, device=device)
-        self.ids[:-1, 0] = torch.tensor([prompts[p][-1] for p in prompt_of])  # then the response
+        last, most = [prompts[p][-1 - begun[p] :] for p in prompt_of], max(begun)  # a prompt's last token, the response
+        self.ids[:-1, : 1 + most] = torch.tensor([ids + [0] * (1 + most - len(ids)) for ids in last])
         self.logprobs = torch.zeros(self.nobody + 1, max_tokens, device=device)
-        length = max(len(p) for p in prompts) + max_tokens
+        length = max(len(p) - b for p, b in zip(prompts, begun, strict=True)) + max_tokens
         self.cache = store.new_zeros(*store.shape[:2], slots, length, *store.shape[3:])  # (layers, 2, slots, L, K, E)
         self.sample = torch.full((slots,), self.nobody, device=device)  # which one lives in a row
         self.live: list[int] = []  # the same on the host, of rows 0..N-1
@@ -164,10 +231,16 @@ class Decoding:
         self.graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}  # (rows, length): that step, captured
 
     def turn_over(self) -> bool:
-        """Between two steps: finished samples leave, waiting ones enter. Returns whether anyone lives. The first line
-        is the one host sync of a token, and enough: who is done is all that the host cannot count by itself."""
+        """Between two steps: finished samples leave, waiting ones enter. Returns whether anyone lives and is needed.
+        The first line is the one host sync of a token, and enough: who is done is all that the host cannot count by
+        itself."""
         over = self.done[self.sample[: len(self.live)]].tolist()
         self.steps += 1
+        for s, end in zip(self.live, over, strict=True):
+            if end:
+                self.quota.finish(s)
+        if self.quota.is_met:
+            return False
         if any(over) or not self.live:
             self._reseat(over)
         if self.live:
@@ -308,8 +381,6 @@ class TorchSampler:
             first = last
         return torch.cat(stores, dim=2)
 
-    @torch.inference_mode()
-    @sdpa_kernel(NOT_CUDNN)
     def generate(
         self, prompts: list[list[int]], seeds: list[list[int]], max_tokens: int, temperature: float, top_p: float
     ) -> list[list[Rollout]]:
@@ -317,12 +388,32 @@ class TorchSampler:
 
         Temperature 0 is greedy. Raises UserError for an empty prompt or one that outgrows the model's positions.
         """
-        self.cached_tokens = sum(len(p) * (len(s) - 1) for p, s in zip(prompts, seeds, strict=True) if s)
-        if not any(seeds):
-            return [[] for _ in prompts]
+        groups = in_groups(prompts, seeds, [([], [], None)] * sum(len(group) for group in seeds))
+        return self.generate_until(groups, seeds, len(groups), set(), max_tokens, temperature, top_p)
+
+    @torch.inference_mode()
+    @sdpa_kernel(NOT_CUDNN)
+    def generate_until(
+        self,
+        groups: list[list[Rollout]],
+        seeds: list[list[int]],
+        num_groups: int,
+        must_finish: set[int],
+        max_tokens: int,
+        temperature: float,
+        top_p: float,
+    ) -> list[list[Rollout]]:
+        """The groups, their unfinished samples longer, as soon as `num_groups` groups are finished, those of the
+        indices `must_finish` among them. Earlier groups go first. The rest is as in `generate`: a response is the same
+        wherever it is cut, since random numbers depend on seed and position, and `max_tokens` is for all of it."""
+        quota, (texts, begun, seeds) = Quota(groups, num_groups, must_finish), texts_to_go_on_with(groups, seeds)
+        self.cached_tokens = sum(len(t) * (len(s) - 1) for t, s in zip(texts, seeds, strict=True))
+        if not texts:
+            return groups
+        prompts = [r.prompt_ids for group in groups for r in group]
         check_lengths(prompts, max_tokens, "max_position_embeddings", self.config.max_position_embeddings)
-        slots = min(self.max_num_seqs, sum(len(group) for group in seeds))
-        d = Decoding(self._prefill(prompts), prompts, seeds, slots, max_tokens)
+        slots = min(self.max_num_seqs, sum(len(s) for s in seeds))
+        d = Decoding(self._prefill(texts), texts, seeds, slots, max_tokens, begun, quota)
         while d.turn_over():
             rows = min(math.ceil(len(d.live) / self.row_bucket) * self.row_bucket, slots)
             length = min(math.ceil(d.length / self.length_bucket) * self.length_bucket, d.cache.shape[3])
@@ -331,11 +422,15 @@ class TorchSampler:
             raise SystemExit(
                 "the sampler's log-probabilities are not finite: weights that are nan or inf, or a too high lr"
             )
-        eos_ids, samples, ids, logprobs = set(self.eos_ids.tolist()), [], d.ids.cpu(), d.logprobs.cpu()
-        for sample, n in enumerate(d.counts[: d.nobody].tolist()):
-            response = ids[sample, 1 : n + 1].tolist()
-            samples.append((response, logprobs[sample, :n].tolist(), "stop" if response[-1] in eos_ids else "length"))
-        return in_groups(prompts, seeds, samples)
+        return joined(groups, self._samples(d))
+
+    def _samples(self, d: Decoding) -> Iterator[tuple]:
+        """(new tokens, their logprobs, finish_reason) of each of d's samples."""
+        eos_ids, ids, logprobs, done = set(self.eos_ids.tolist()), d.ids.cpu(), d.logprobs.cpu(), d.done.tolist()
+        for s, n in enumerate(d.counts[: d.nobody].tolist()):
+            new = ids[s, 1 + d.begun[s] : n + 1].tolist()
+            reason = None if not done[s] else "stop" if new[-1] in eos_ids else "length"
+            yield new, logprobs[s, d.begun[s] : n].tolist(), reason
 
     def _run_step(self, d: Decoding, rows: int, length: int, temperature: float, top_p: float) -> None:
         """`_step`, on CUDA as a graph. The first step of a shape runs eagerly: a capture may not set libraries up;
@@ -382,6 +477,15 @@ class TorchSampler:
 
 
 # ---------------------------------------------------------------------------------------------------------------- vLLM
+
+
+def as_sample(output: Any) -> tuple[list[int], list[float], str | None]:
+    """(response_ids, logprobs, finish_reason) of vLLM's output; None for the reason of a request that was ended."""
+    completion = output.outputs[0]
+    ids, logprobs = list(completion.token_ids), list(completion.logprobs.logprobs)
+    reason = None if completion.finish_reason == "abort" else completion.finish_reason
+    assert len(ids) == len(logprobs) and (ids or reason is None)
+    return ids, logprobs, reason
 
 
 class VLLMSampler:
@@ -431,24 +535,61 @@ class VLLMSampler:
     ) -> list[list[Rollout]]:
         """As TorchSampler.generate. Each sample is a request with its own seed, all submitted at once (vLLM would seed
         child i of an n > 1 request with seed + i); samples of a prompt share its cached blocks."""
-        from vllm import SamplingParams
-
         self.cached_tokens = 0
         if not prompts:
             return []
         check_lengths(prompts, max_tokens, "max_model_len", self.max_model_len)
         self._wake_cache()
-        shared = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens, "logit_bias": self.logit_bias}
-        shared |= {"logprobs": 0, "flat_logprobs": True, "detokenize": False, "stop_token_ids": self.eos_ids}
-        params = [SamplingParams(seed=seed, **shared) for group in seeds for seed in group]
+        params = [self._params(seed, max_tokens, temperature, top_p) for group in seeds for seed in group]
         requests = [{"prompt_token_ids": p} for p, group in zip(prompts, seeds, strict=True) for _ in group]
         with globals_kept():
             outputs = self.llm.generate(requests, params, use_tqdm=False)
         self.cached_tokens = sum(output.num_cached_tokens for output in outputs)
-        completions = [output.outputs[0] for output in outputs]
-        assert all(len(c.token_ids) == len(c.logprobs.logprobs) > 0 for c in completions)
-        samples = [(list(c.token_ids), list(c.logprobs.logprobs), c.finish_reason) for c in completions]
-        return in_groups(prompts, seeds, samples)
+        return in_groups(prompts, seeds, list(map(as_sample, outputs)))
+
+    def _params(self, seed: int, max_tokens: int, temperature: float, top_p: float) -> Any:
+        """vLLM's SamplingParams of one sample."""
+        from vllm import SamplingParams
+
+        shared = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens, "logit_bias": self.logit_bias}
+        shared |= {"logprobs": 0, "flat_logprobs": True, "detokenize": False, "stop_token_ids": self.eos_ids}
+        return SamplingParams(seed=seed, **shared)
+
+    def generate_until(
+        self,
+        groups: list[list[Rollout]],
+        seeds: list[list[int]],
+        num_groups: int,
+        must_finish: set[int],
+        max_tokens: int,
+        temperature: float,
+        top_p: float,
+    ) -> list[list[Rollout]]:
+        """As TorchSampler.generate_until, but a response depends on where it was cut: vLLM's random numbers count from
+        the beginning of a request, so each of a sample's segments has a seed of its own."""
+        quota = Quota(groups, num_groups, must_finish)
+        unfinished = []  # with their seeds
+        for group, group_seeds in zip(groups, seeds, strict=True):
+            unfinished += [(r, seed) for r, seed in zip(group, group_seeds, strict=True) if r.finish_reason is None]
+        self.cached_tokens = 0
+        if not unfinished or quota.is_met:
+            return groups
+        check_lengths([r.prompt_ids for r, _ in unfinished], max_tokens, "max_model_len", self.max_model_len)
+        self._wake_cache()
+        requests = []
+        for r, seed in unfinished:
+            seed = sample_seed(seed, len(r.segments)) if r.segments else seed
+            left = max_tokens - len(r.response_ids)
+            requests.append((r.prompt_ids + r.response_ids, self._params(seed, left, temperature, top_p)))
+
+        def is_enough(sample: int) -> bool:
+            quota.finish(sample)
+            return quota.is_met
+
+        with globals_kept():
+            outputs = run_until(self.llm, requests, is_enough)
+        self.cached_tokens = sum(output.num_cached_tokens or 0 for output in outputs)
+        return joined(groups, map(as_sample, outputs))
 
     def load_weights(self, named_tensors: Iterable[tuple[str, Tensor]]) -> int:
         """Stream new weights into the engine's own storage, one tensor at a time; returns their bytes.
