@@ -14,7 +14,7 @@ import torch
 
 from configs import PREEMPTED_STATUS, UserError, load_config
 from engines.samples import Quota
-from rollout import Rollout, TorchSampler
+from rollout import Rollout, TorchSampler, sample_seed
 from runs import flags, metrics, responses, run_ranks, train, weights_hash
 from test_preemption import signalled_main
 from training import checkpoint, partial, watch
@@ -35,15 +35,19 @@ class TwoLengths:
     def __init__(self, right=RIGHT):
         self.right = right
 
+    def is_right(self, seed):
+        return random.Random(seed).random() < self.right
+
     def generate_until(self, groups, seeds, num_groups, must_finish, max_tokens, temperature, top_p):
         quota, groups = Quota(groups, num_groups, must_finish), [list(group) for group in groups]
         where = [(g, i) for g, group in enumerate(groups) for i, r in enumerate(group) if r.finish_reason is None]
         while not quota.is_met:  # a token for each
+            assert any(quota.unfinished), "there are not as many groups"
             for sample, (g, i) in enumerate(where):
-                r, is_right = groups[g][i], random.Random(seeds[g][i]).random() < self.right
+                r, is_right = groups[g][i], self.is_right(seeds[g][i])
                 if r.finish_reason is None:
                     ids = [*r.response_ids, int(is_right)]
-                    reason = "stop" if len(ids) == (LONG if is_right else SHORT) else None
+                    reason = "stop" if len(ids) >= (LONG if is_right else SHORT) else None
                     groups[g][i] = replace(r, response_ids=ids, logprobs=[0.0] * len(ids), finish_reason=reason)
                     if reason:
                         quota.finish(sample)
@@ -126,9 +130,9 @@ def test_every_group_that_is_drawn_is_trained_on_once_before_it_is_too_old(group
     for step, group in first + second + third:
         assert [r.sample_id for r in group] == list(range(5 if step > 7 else 4))
         for r in group:
-            assert (
-                sum(tokens for _, tokens in r.segments) == len(r.response_ids) == (LONG if r.response_ids[0] else SHORT)
-            )
+            is_right = run.sampler.is_right(sample_seed(0, int(step > 7), r.draw, 0, r.prompt_id, r.sample_id))
+            assert r.response_ids == [is_right] * (LONG if is_right else SHORT)  # also where it was begun anew
+            assert sum(tokens for _, tokens in r.segments) == len(r.response_ids)
 
 
 def test_a_stage_that_ends_unforeseen_begins_with_the_prompts_in_flight_or_with_a_new_order(group_of_one):
@@ -226,7 +230,7 @@ def test_a_run_says_how_old_its_tokens_are(whole_run):
 
 def test_a_run_that_is_cut_in_the_middle_of_its_answers_resumes_exactly(world, tmp_path, whole_run):
     argv = flags(world, tmp_path, preempt_seconds=0, **SETTINGS)
-    moment = ("training.partial.sample", 3, signal.SIGUSR1)
+    moment = ("train_grpo.add_fixed_logprobs", 3, signal.SIGUSR1)  # what generation has carried over is given up too
     run_ranks(1, argv, PREEMPTED_STATUS, bind(signalled_main, moment))
     state_dir = tmp_path / "run/ckpt/step_000002"
     copy = shutil.copytree(state_dir, tmp_path / "copy")
