@@ -1,18 +1,15 @@
 """Prompts in, sampled responses out: the two sampling engines, one interface.
 
 `TorchSampler` is embedded: its own copy of the weights, a KV cache and a fixed number of slots; whenever a sequence
-ends, the next one takes its slot (continuous batching). `VLLMSampler` is vLLM in this process, one engine a rank. The
-random numbers of a sequence depend on its seed and the position only. Reads model folders; writes nothing.
+ends, the next one takes its slot (continuous batching). `VLLMSampler` (engines/vllm_sampler.py) is vLLM in this
+process, one engine a rank. Both return `Rollout`s (engines/samples.py). The random numbers of a sequence depend on its
+seed and the position only. Reads model folders; writes nothing.
 
 Dimensions: N live sequences, L cache positions, V vocabulary; H, K, E as in model.py; G = H/K.
 """
 
-import atexit
-import hashlib
 import math
-import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import accumulate, islice
 from pathlib import Path
 
@@ -21,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from configs import Config, UserError
-from engines.vllm_engine import check_engine, cpu_options, globals_kept, model_shapes, new_engine, starting
+from configs import Config
+from engines.samples import Quota, Rollout, check_lengths, in_groups, joined, sample_seed, texts_to_go_on_with
+from engines.vllm_sampler import VLLMSampler
 from model import (
     DTYPES,
     ModelConfig,
@@ -35,29 +33,9 @@ from model import (
 )
 from problems.prompts import ChatTokenizer, Prompt
 
+__all__ = ["Rollout", "Sampler", "TorchSampler", "VLLMSampler", "make_sampler", "response_text", "sample_seed"]
 # cuDNN, torch's first choice on sm_90 for attention with a mask, plans anew for every shape. A CPU's choice is FLASH.
 NOT_CUDNN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-
-
-@dataclass
-class Rollout:
-    """One sampled response. Plain Python: no tensors."""
-
-    prompt_id: int  # index of the prompt: among the run's prompts; as a sampler returns it, in generate's argument
-    sample_id: int  # 0 .. group_size - 1
-    prompt_ids: list[int]
-    response_ids: list[int]  # with the stop token, where there is one
-    logprobs: list[float]  # the sampler's, of each response token, at the sampling temperature
-    finish_reason: str  # "stop" | "length"
-    reward: float = 0.0
-    advantage: float = 0.0
-    thought: bool = False  # are both <think> and </think> there, with what the chat template opened?
-    answer: str | None = None  # in the response, right or wrong; None where it has none that could be graded
-
-
-def sample_seed(*parts: int | str) -> int:
-    """One 63-bit seed: a hash of (run seed, stage, step, attempt, prompt, sample), or of whatever names a sample."""
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little") >> 1
 
 
 def response_text(prompt: Prompt, rollout: Rollout, tokenizer: ChatTokenizer) -> str:
@@ -113,25 +91,6 @@ def sample_tokens(
     return tokens, logprobs.gather(-1, tokens[:, None]).squeeze(-1)
 
 
-def check_lengths(prompts: list[list[int]], max_tokens: int, name: str, limit: int) -> None:
-    """Raises UserError if a prompt is empty, or with `max_tokens` exceeds the `limit`, a setting called `name`."""
-    longest = max(len(p) for p in prompts)
-    if min(len(p) for p in prompts) == 0 or max_tokens < 1:
-        raise UserError("generate: a prompt without tokens, or max_tokens under 1")
-    if longest + max_tokens > limit:
-        raise UserError(f"generate: {longest} prompt + {max_tokens} response tokens exceed {name}={limit}")
-
-
-def in_groups(prompts: list[list[int]], seeds: list[list[int]], samples: list[tuple]) -> list[list[Rollout]]:
-    """The rollouts of each prompt, from (response_ids, logprobs, finish_reason) of all samples in order."""
-    groups, first = [], 0
-    for prompt_id, prompt in enumerate(prompts):
-        own = samples[first : first + len(seeds[prompt_id])]
-        groups.append([Rollout(prompt_id, sample_id, prompt, *sample) for sample_id, sample in enumerate(own)])
-        first += len(own)
-    return groups
-
-
 def attend_cache(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
     """Attention of one token a sequence to its cache, in two products of all sequences, which on a CPU beat the kernel
     made for many queries. q (N, K, G, E), keys and values (N, K, L, E), bias (N, 1, 1, L) -> (N, K, G, E)."""
@@ -149,21 +108,32 @@ class Decoding:
     """
 
     def __init__(
-        self, store: Tensor, prompts: list[list[int]], seeds: list[list[int]], slots: int, max_tokens: int
+        self,
+        store: Tensor,
+        prompts: list[list[int]],
+        seeds: list[list[int]],
+        slots: int,
+        max_tokens: int,
+        begun: list[int],
+        quota: Quota,
     ) -> None:
-        """store: keys and values of all prompts, packed (layers, 2, tokens, K, E)."""
+        """store: keys and values of all prompts, packed (layers, 2, tokens, K, E). begun: how many last tokens of each
+        prompt are response already; they count in `max_tokens`."""
         prompt_of = [p for p, group in enumerate(seeds) for _ in group]
         starts = list(accumulate((len(p) for p in prompts), initial=0))
         self.spans = [(starts[p], len(prompts[p])) for p in prompt_of]  # of a sample's prompt in the store
         self.store, self.max_tokens, self.nobody, device = store, max_tokens, len(prompt_of), store.device
         self.seeds = torch.tensor([seed for group in seeds for seed in group] + [0], device=device)  # (samples + 1,)
-        self.prompt_end = torch.tensor([n - 1 for _, n in self.spans] + [0], device=device)  # its last position
-        self.counts = torch.zeros_like(self.seeds)  # tokens drawn
+        self.begun, self.quota = [begun[p] for p in prompt_of], quota
+        self.counts = torch.tensor(self.begun + [0], device=device)  # tokens drawn
+        self.prompt_end = torch.tensor([n - 1 for _, n in self.spans] + [0], device=device) - self.counts
         self.done = torch.zeros_like(self.seeds, dtype=torch.bool)
         self.ids = torch.zeros(self.nobody + 1, 1 + max_tokens, dtype=torch.int64, device=device)
-        self.ids[:-1, 0] = torch.tensor([prompts[p][-1] for p in prompt_of])  # then the response
+        last, most = [prompts[p][-1 - begun[p] :] for p in prompt_of], max(begun)  # a prompt's last token, the response
+        self.ids[:-1, : 1 + most] = torch.tensor([ids + [0] * (1 + most - len(ids)) for ids in last])
         self.logprobs = torch.zeros(self.nobody + 1, max_tokens, device=device)
-        self.longest = max(len(p) for p in prompts) + max_tokens  # positions that a row may come to have
+        # positions that a row may come to have
+        self.longest = max(len(p) - b for p, b in zip(prompts, begun, strict=True)) + max_tokens
         layers, _, _, kv_heads, head_dim = store.shape
         self.cache = store.new_zeros(layers, 2, slots, kv_heads, 0, head_dim)  # (layers, 2, slots, K, L, E)
         self.sample = torch.full((slots,), self.nobody, device=device)  # which one lives in a row
@@ -174,10 +144,16 @@ class Decoding:
         self.graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}  # (rows, length): that step, captured
 
     def turn_over(self) -> bool:
-        """Between two steps: finished samples leave, waiting ones enter. Returns whether anyone lives. The first line
-        is the one host sync of a token, and enough: who is done is all that the host cannot count by itself."""
+        """Between two steps: finished samples leave, waiting ones enter. Returns whether anyone lives and is needed.
+        The first line is the one host sync of a token, and enough: who is done is all that the host cannot count by
+        itself."""
         over = self.done[self.sample[: len(self.live)]].tolist()
         self.steps += 1
+        for s, end in zip(self.live, over, strict=True):
+            if end:
+                self.quota.finish(s)
+        if self.quota.is_met:
+            return False
         if any(over) or not self.live:
             self._reseat(over)
         if self.live:
@@ -328,8 +304,6 @@ class TorchSampler:
             first = last
         return torch.cat(stores, dim=2)
 
-    @torch.inference_mode()
-    @sdpa_kernel(NOT_CUDNN)
     def generate(
         self, prompts: list[list[int]], seeds: list[list[int]], max_tokens: int, temperature: float, top_p: float
     ) -> list[list[Rollout]]:
@@ -337,15 +311,36 @@ class TorchSampler:
 
         Temperature 0 is greedy. Raises UserError for an empty prompt or one that outgrows the model's positions.
         """
-        self.cached_tokens = sum(len(p) * (len(s) - 1) for p, s in zip(prompts, seeds, strict=True) if s)
-        if not any(seeds):
-            return [[] for _ in prompts]
+        groups = in_groups(prompts, seeds, [([], [], None)] * sum(len(group) for group in seeds))
+        return self.generate_until(groups, seeds, len(groups), set(), max_tokens, temperature, top_p)
+
+    @torch.inference_mode()
+    @sdpa_kernel(NOT_CUDNN)
+    def generate_until(
+        self,
+        groups: list[list[Rollout]],
+        seeds: list[list[int]],
+        num_groups: int,
+        must_finish: set[int],
+        max_tokens: int,
+        temperature: float,
+        top_p: float,
+    ) -> list[list[Rollout]]:
+        """The groups, their unfinished samples longer, as soon as `num_groups` groups are finished, those of the
+        indices `must_finish` among them. Earlier groups go first. The rest is as in `generate`: a response is the same
+        wherever it is cut, since random numbers depend on seed and position, and `max_tokens` is for all of it."""
+        quota, (texts, begun, seeds) = Quota(groups, num_groups, must_finish), texts_to_go_on_with(groups, seeds)
+        self.cached_tokens = sum(len(t) * (len(s) - 1) for t, s in zip(texts, seeds, strict=True))
+        if not texts:
+            return groups
+        prompts = [r.prompt_ids for group in groups for r in group]
         check_lengths(prompts, max_tokens, "max_position_embeddings", self.config.max_position_embeddings)
-        slots = min(self.max_num_seqs, sum(len(group) for group in seeds))
-        store = self._prefill(prompts)
+        slots = min(self.max_num_seqs, sum(len(s) for s in seeds))
+        store = self._prefill(texts)
         # A CPU's attention computes in float32, and should not convert the cache for every token.
-        d = Decoding(store if self.static_cache else store.float(), prompts, seeds, slots, max_tokens)
-        d.resize(d.longest if self.static_cache else max(len(p) for p in prompts))
+        store = store if self.static_cache else store.float()
+        d = Decoding(store, texts, seeds, slots, max_tokens, begun, quota)
+        d.resize(d.longest if self.static_cache else max(len(t) for t in texts))
         while d.turn_over():
             rows = min(math.ceil(len(d.live) / self.row_bucket) * self.row_bucket, slots)
             length = min(math.ceil(d.length / self.length_bucket) * self.length_bucket, d.longest)
@@ -358,11 +353,15 @@ class TorchSampler:
             raise SystemExit(
                 "the sampler's log-probabilities are not finite: weights that are nan or inf, or a too high lr"
             )
-        eos_ids, samples, ids, logprobs = set(self.eos_ids.tolist()), [], d.ids.cpu(), d.logprobs.cpu()
-        for sample, n in enumerate(d.counts[: d.nobody].tolist()):
-            response = ids[sample, 1 : n + 1].tolist()
-            samples.append((response, logprobs[sample, :n].tolist(), "stop" if response[-1] in eos_ids else "length"))
-        return in_groups(prompts, seeds, samples)
+        return joined(groups, self._samples(d))
+
+    def _samples(self, d: Decoding) -> Iterator[tuple]:
+        """(new tokens, their logprobs, finish_reason) of each of d's samples."""
+        eos_ids, ids, logprobs, done = set(self.eos_ids.tolist()), d.ids.cpu(), d.logprobs.cpu(), d.done.tolist()
+        for s, n in enumerate(d.counts[: d.nobody].tolist()):
+            new = ids[s, 1 + d.begun[s] : n + 1].tolist()
+            reason = None if not done[s] else "stop" if new[-1] in eos_ids else "length"
+            yield new, logprobs[s, d.begun[s] : n].tolist(), reason
 
     def _run_step(self, d: Decoding, rows: int, length: int, temperature: float, top_p: float) -> None:
         """`_step`, on CUDA as a graph. The first step of a shape runs eagerly: a capture may not set libraries up;
@@ -412,136 +411,6 @@ class TorchSampler:
 
 
 # ---------------------------------------------------------------------------------------------------------------- vLLM
-
-
-class VLLMSampler:
-    """vLLM beside the trainer: one engine a rank, tensor parallel 1, in this process, asleep while the trainer works.
-
-    The process group must exist. On CUDA the order is `wake`, `load_weights`, `generate`, `sleep`. Written for vLLM
-    0.32; its CPU build neither sleeps nor captures graphs.
-    """
-
-    def __init__(
-        self,
-        path: str | Path,
-        dtype: torch.dtype,
-        device: torch.device | str,
-        max_num_seqs: int,
-        max_model_len: int,
-        gpu_memory_utilization: float = 0.6,
-        sleep_level: int | None = 1,
-        stop_tokens: tuple[str, ...] = (),
-    ) -> None:
-        """sleep_level: None where no trainer wants the memory: `sleep` and `wake` then do nothing. Raises UserError
-        where vLLM is not installed or cannot run this model. (The engine is asked for one token, since some refusals
-        come only then.)"""
-        cuda = torch.device(device).type == "cuda"
-        self.sleep_level, self.max_model_len = sleep_level if cuda else None, max_model_len
-        config, tokenizer = ModelConfig.from_folder(path), ChatTokenizer(path, stop_tokens)
-        self.shapes = model_shapes(config)
-        self.tied, self.eos_ids = config.tie_word_embeddings, tokenizer.eos_ids
-        self.cached_tokens = 0  # prompt tokens the last `generate` took from the prefix cache: the engine's own counter
-        # rows that pad the checkpoint's vocabulary are no tokens: e^-100 leaves them no probability
-        self.logit_bias = dict.fromkeys(range(tokenizer.size, config.vocab_size), -100.0) or None
-        if cuda:
-            can_sleep = sleep_level is not None
-            options = {"gpu_memory_utilization": gpu_memory_utilization, "enable_sleep_mode": can_sleep}
-        else:
-            options = cpu_options(config, dtype, max_num_seqs, max_model_len, gpu_memory_utilization)
-        options |= {"dtype": str(dtype).removeprefix("torch."), "max_model_len": max_model_len}
-        with starting(path):
-            self.llm = new_engine(path, {**options, "max_num_seqs": max_num_seqs})
-            self.cache_awake = True
-            self.generate([[0]], [[0]], 1, 1.0, 1.0)
-        atexit.register(self.close)  # should nobody call it: handlers of vLLM's, which come later, would not wake it
-        self.name = check_engine(self.llm, path, self.shapes, cuda)
-
-    def generate(
-        self, prompts: list[list[int]], seeds: list[list[int]], max_tokens: int, temperature: float, top_p: float
-    ) -> list[list[Rollout]]:
-        """As TorchSampler.generate. Each sample is a request with its own seed, all submitted at once (vLLM would seed
-        child i of an n > 1 request with seed + i); samples of a prompt share its cached blocks."""
-        from vllm import SamplingParams
-
-        self.cached_tokens = 0
-        if not prompts:
-            return []
-        check_lengths(prompts, max_tokens, "max_model_len", self.max_model_len)
-        self._wake_cache()
-        shared = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens, "logit_bias": self.logit_bias}
-        shared |= {"logprobs": 0, "flat_logprobs": True, "detokenize": False, "stop_token_ids": self.eos_ids}
-        params = [SamplingParams(seed=seed, **shared) for group in seeds for seed in group]
-        requests = [{"prompt_token_ids": p} for p, group in zip(prompts, seeds, strict=True) for _ in group]
-        with globals_kept():
-            outputs = self.llm.generate(requests, params, use_tqdm=False)
-        self.cached_tokens = sum(output.num_cached_tokens for output in outputs)
-        completions = [output.outputs[0] for output in outputs]
-        assert all(len(c.token_ids) == len(c.logprobs.logprobs) > 0 for c in completions)
-        samples = [(list(c.token_ids), list(c.logprobs.logprobs), c.finish_reason) for c in completions]
-        return in_groups(prompts, seeds, samples)
-
-    def load_weights(self, named_tensors: Iterable[tuple[str, Tensor]]) -> int:
-        """Stream new weights into the engine's own storage, one tensor at a time; returns their bytes.
-
-        Every name and shape is checked against the engine's before vLLM sees the tensor (it silently keeps a missing
-        weight and accepts an oversized one). A tied head is given too: the engine packs a copy of its own. The
-        prefix cache is emptied: its keys and values are the old weights'. Raises ValueError.
-        """
-        received: dict[str, int] = {}  # name: bytes
-
-        def checked() -> Iterator[tuple[str, Tensor]]:
-            for name, tensor in named_tensors:
-                shape = tuple(tensor.shape)
-                if name in received or self.shapes.get(name) != shape:
-                    expected = self.shapes.get(name)
-                    raise ValueError(f"load_weights: {name} {shape} came twice, or the engine has it as {expected}")
-                received[name] = tensor.nbytes
-                yield name, tensor
-                if self.tied and name == "model.embed_tokens.weight":
-                    yield "lm_head.weight", tensor
-
-        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": checked()})
-        missing = set(self.shapes) - set(received)
-        if missing:
-            raise ValueError(f"load_weights: {len(missing)} tensors are missing, the first is {min(missing)}")
-        self._wake_cache()
-        if not self.llm.reset_prefix_cache():
-            raise RuntimeError("vLLM did not reset its prefix cache: it would answer from the old weights")
-        return sum(received.values())
-
-    def sleep(self) -> None:
-        """Give the GPU's memory away: KV cache dropped, weights waiting in RAM (level 1) or dropped too (level 2)."""
-        if self.sleep_level is not None and self.cache_awake:
-            self.llm.sleep(level=self.sleep_level)
-            self.cache_awake = False
-
-    def wake(self) -> None:
-        """Take the weights' memory back; the KV cache's comes back with `load_weights` or `generate`."""
-        if not self.cache_awake:
-            torch.cuda.empty_cache()  # what torch keeps for later, vLLM cannot have
-            self.llm.wake_up(tags=["weights"])
-
-    def _wake_cache(self) -> None:
-        if not self.cache_awake:
-            self.llm.wake_up(tags=["kv_cache"])
-            self.cache_awake = True
-
-    def close(self) -> None:
-        """End the engine, and with it the process group: the last thing to do.
-
-        One that sleeps is woken before: vLLM's allocator (CuMemAllocator, 0.32) releases all that it frees on CUDA,
-        also what it has released to sleep (github.com/vllm-project/vllm/issues/36651).
-        """
-        atexit.unregister(self.close)
-        if not self.cache_awake:
-            torch.cuda.empty_cache()
-            try:
-                self.llm.wake_up()  # all that still sleeps
-            except RuntimeError as e:  # the GPU is full, which has ended the run
-                print(f"vLLM could not be woken, and is left as it is: {str(e).splitlines()[0]}", file=sys.stderr)
-                return
-            self.cache_awake = True
-        self.llm.llm_engine.engine_core.shutdown()
 
 
 Sampler = TorchSampler | VLLMSampler

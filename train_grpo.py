@@ -42,7 +42,7 @@ from model import DTYPES, Qwen2
 from problems.prompts import ChatTokenizer, Prompt, load_benchmarks, load_prompts, unmatched_golds
 from reward import after_thinking, extract_answer, graded_text
 from rollout import Rollout, Sampler, make_sampler, sample_seed
-from training import checkpoint, metrics, packing, preflight, run_folder, smoke, stages, watch
+from training import carried, checkpoint, metrics, packing, partial, preflight, run_folder, smoke, stages, watch
 from training import loss_scale as scaling
 from training.checkpoint import RunState, step_name
 from training.groups import draw_prompts, groups_to_train_on, refill_prompts
@@ -110,9 +110,10 @@ def grade(run: Run, rollouts: list[Rollout], timer: Timer) -> list[Rollout]:
 
 def with_advantages(rollouts: list[Rollout], order: list[int], max_len: int, cfg: Config) -> list[list[Rollout]]:
     """The groups, by prompt in the given order of prompt indices, each sample with its advantage."""
-    groups: dict[int, list[Rollout]] = {index: [] for index in order}
-    for rollout in rollouts:
-        groups[rollout.prompt_id].append(rollout)
+    place, unordered = {index: i for i, index in enumerate(order)}, {}
+    for rollout in rollouts:  # two draws that are in flight may have a prompt in common
+        unordered.setdefault((rollout.draw, place[rollout.prompt_id]), []).append(rollout)
+    groups = {key: unordered[key] for key in sorted(unordered)}
     rewards = torch.tensor([[r.reward for r in group] for group in groups.values()], dtype=torch.float64)  # (P, G)
     if cfg.overlong_buffer:
         lengths = [[len(r.response_ids) for r in group] for group in groups.values()]
@@ -216,7 +217,8 @@ def learn(
     ranks' tokens; for each update its gradient norm, None if it was skipped (but for a too large loss scale, which is
     no fault); and the state with what float16 has learned of its loss scale."""
     cfg, step, sums, losses, norms = run.cfg, state.step + 1, LossSums.zero(run.device), [], []
-    figures: dict[str, Any] = dict.fromkeys(("mismatch_k3", "mismatch_max", "mismatch_ess"))
+    names = ["mismatch_k3", "mismatch_max", "mismatch_ess", *(["mismatch_stale_k3"] if cfg.partial_rollouts else [])]
+    figures: dict[str, Any] = dict.fromkeys(names)
     if not minibatches:
         print0(f"step {step}: every group is uniform (all right or all wrong), or no token counts: no update")
     for i, (minibatch, batches) in enumerate(zip(minibatches, packed, strict=True)):
@@ -226,6 +228,7 @@ def learn(
             all_batches = [b for batches in packed for b in batches]
             result = watch.check(mismatch + on_policy_mismatch, f"step {step}", run.model, all_batches, cfg)
             figures = {"mismatch_k3": result.k3, "mismatch_max": result.largest, "mismatch_ess": result.ess}
+            figures |= {"mismatch_stale_k3": result.stale_k3} if cfg.partial_rollouts else {}
         loss = all_sum([float(minibatch_sums.loss)])[0]
         losses.append(loss / (dist.get_world_size() if cfg.loss_agg == "deepscaler" else 1))
         norm = optimizer_step(run.model, run.optimizer, losses[-1], cfg, scale)
@@ -254,7 +257,7 @@ def set_up(cfg: Config, hook: Any, preemption: Preemption, started: float) -> tu
     hook.before_loading(cfg)
     lock = run_folder.RunLock(cfg.run_dir)
     newest = from_rank0(checkpoint.find, cfg.run_dir) if cfg.resume else None
-    state = checkpoint.read_state(newest) if newest else RunState()
+    state = replace(checkpoint.read_state(newest), carried=carried.read(newest)) if newest else RunState()
     stages.check_gpus(state, cfg)
     files = from_rank0(run_folder.check_identity, cfg, path)
     run_id = from_rank0(run_folder.run_id, cfg)
@@ -434,15 +437,19 @@ def train(run: Run, state: RunState, hook: Any) -> tuple[RunState, dict[int, dic
                     break  # a run that starts here was started on this stage's GPUs
                 with timer("sync"):
                     state = stages.begin_next(cfg, state, run.model, run.reference, run.optimizer)
+                    state = replace(state, carried=partial.for_next_stage(state, run.prompts, cfg))
                 sync(run, state.step, timer)
             run.preemption.check_boundary()
             max_len = cfg.max_response_len[state.stage]
 
             # 1. Draw prompts, sample and grade responses, compare each with its group; again for uniform groups.
-            groups, attempt, cached_tokens = [], 0, 0
+            groups, carried_over, attempt, cached_tokens = [], (), 0, 0
             prompt_indices = draw_prompts(state, len(run.prompts), cfg)
             while prompt_indices:
-                rollouts = sample(run, state, prompt_indices, attempt, timer)
+                if cfg.partial_rollouts:  # those of the groups in flight that are finished first
+                    rollouts, prompt_indices, carried_over = partial.sample(run, state, timer)
+                else:
+                    rollouts = sample(run, state, prompt_indices, attempt, timer)
                 cached_tokens += run.sampler.cached_tokens
                 groups += with_advantages(grade(run, rollouts, timer), prompt_indices, max_len, cfg)
                 attempt += 1
@@ -454,7 +461,7 @@ def train(run: Run, state: RunState, hook: Any) -> tuple[RunState, dict[int, dic
             with timer("train"):
                 chosen = groups_to_train_on(groups, cfg)
                 minibatches = packing.plan_minibatches(chosen, max_len, cfg, dist.get_world_size())
-                packed = [packing.pack_share(minibatch, cfg, run.device) for minibatch in minibatches]
+                packed = [packing.pack_share(minibatch, cfg, run.device, step) for minibatch in minibatches]
 
             # 3. Old and reference log-probabilities before any weight moves, then one update a minibatch.
             with timer("logprobs"):
@@ -474,12 +481,13 @@ def train(run: Run, state: RunState, hook: Any) -> tuple[RunState, dict[int, dic
             row |= metrics.rollout_metrics(groups) | {"groups_trained": len(chosen)} | figures | sync_figures
             row |= {"updates_skipped": state.skipped + norms.count(None), "prompt_tokens_cached": cached_tokens}
             row |= {"reward_timeouts": timeouts_at_start + timeouts}
+            row |= partial.columns(groups, carried_over, step) if cfg.partial_rollouts else {}
             if cfg.save_rollouts_every and step % cfg.save_rollouts_every == 0:
                 metrics.dump_rollouts(cfg.run_dir, step, groups, run.prompts, run.tokenizer)
             row |= metrics.time_columns(timer, time.perf_counter() - step_started, row["tokens_generated"])
             row |= metrics.flops_columns(run.model, groups, chosen, row["time_train"])
             run.ledger.charge(timer)
-            state = stages.after_step(state, row, cfg)
+            state = stages.after_step(replace(state, carried=carried_over), row, cfg)
             state = report(run, state, evaluated)
 
             # 6. Save: a crash costs at most `save_every` steps.

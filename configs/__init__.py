@@ -93,6 +93,10 @@ class Config:
     top_p: float = 1.0  # training wants 1: the log-probabilities below are those of the whole distribution
     max_prompt_len: int = 1024  # tokens; longer prompts are counted and left out
     max_response_len: tuple[int, ...] = (8192,)  # tokens, one entry a stage
+    # A step's generation ends when prompts_per_step groups are finished; the rest goes on in the next step, under its
+    # weights (training/partial.py). Needs a rollout_correction.
+    partial_rollouts: bool = False
+    max_staleness: int = 4  # steps that a token may be old when it is trained on; a step waits for groups that would be
     # the context schedule
     # auto = a stage ends at its turning point (schedule.py), or after stage_steps; the last one after stage_steps alone
     stage_policy: Literal["fixed", "auto"] = "fixed"
@@ -219,7 +223,8 @@ class Config:
                     "clip_eps_low": 0, "clip_eps_high": 0, "eval_temperature": 0, "rollout_correction_low": 0,
                     "adam_beta1": 0, "adam_beta2": 0, "stage_window": 8, "stage_patience": 1,
                     "stage_gpus": 1, "overlong_buffer": 0, "refill_attempts": 0, "shard_size": 0,
-                    "gpu_dollars_per_hour": 0, "eval_max_len": 0, "preempt_seconds": 0, "threads": 0}  # fmt: skip
+                    "gpu_dollars_per_hour": 0, "eval_max_len": 0, "preempt_seconds": 0, "threads": 0,
+                    "max_staleness": 1}  # fmt: skip
         for name, low in at_least.items():
             value = getattr(self, name)
             entries = value if isinstance(value, tuple) else (value,)
@@ -267,6 +272,11 @@ class Config:
             raise UserError(f"overlong_buffer: {self.overlong_buffer} is longer than max_response_len")
         if self.refill_attempts and not self.drop_uniform_groups:
             raise UserError("refill_attempts: only dropped groups are replaced; needs drop_uniform_groups=true")
+        if self.partial_rollouts and self.rollout_correction == "none":
+            reason = "tokens of older weights must be weighed; use --rollout_correction=truncate"
+            raise UserError(f"partial_rollouts: {reason}")
+        if self.partial_rollouts and self.refill_attempts:
+            raise UserError("refill_attempts: partial_rollouts draws no groups in place of others; use 0")
         if self.stage_from == "best" and not self.save_every:
             raise UserError("stage_from: best is a checkpoint's; needs save_every above 0")
         if self.sampler == "vllm" and max(self.temperature, self.eval_temperature) > 2:

@@ -7,9 +7,10 @@ import math
 import os
 import random
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -114,6 +115,32 @@ def cpu_options(
 
 
 # ------------------------------------------------------------------------------------------------- one that has started
+
+
+def run_until(llm: Any, requests: list[tuple[list[int], Any]], is_enough: Callable[[int], bool]) -> list[Any]:
+    """The outputs of all (prompt_token_ids, SamplingParams), in order. is_enough: is told which request has finished,
+    and says whether the others may end; these then have what has come so far, and the finish_reason "abort"."""
+    from vllm.sampling_params import RequestOutputKind
+
+    engine, index_of, outputs = llm.llm_engine, {}, {}
+    for index, (prompt, params) in enumerate(requests):
+        params.output_kind = RequestOutputKind.FINAL_ONLY  # an output a token would cost as much time as the token
+        request_id = str(next(llm.request_counter))
+        index_of[request_id] = index
+        engine.add_request(request_id, {"prompt_token_ids": prompt}, params)
+    enough = False
+    while not enough and engine.has_unfinished_requests():
+        for output in engine.step():
+            outputs[output.request_id] = output
+            enough |= is_enough(index_of[output.request_id])
+    ended: SimpleQueue = SimpleQueue()
+    for state in engine.output_processor.request_states.values():
+        state.queue = ended  # where vLLM puts what an aborted request has, if it has such a queue (0.32)
+    engine.abort_request([request_id for request_id in index_of if request_id not in outputs])
+    while not ended.empty():
+        output = ended.get()
+        outputs[output.request_id] = output
+    return [outputs[request_id] for request_id in index_of]
 
 
 def check_engine(llm: Any, path: str | Path, shapes: Shapes, cuda: bool) -> str:

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from configs import UserError
 from model import Qwen2, stream_weights
 from problems.prompts import ChatTokenizer
-from rollout import Decoding, TorchSampler, sample_seed, sample_tokens, uniforms
+from rollout import Decoding, Quota, Rollout, TorchSampler, sample_seed, sample_tokens, uniforms
 from training import packing
 from training.preemption import GivenUp
 
@@ -357,7 +357,8 @@ def test_only_one_line_asks_the_device_for_values(folder):
     sampler = TorchSampler(folder, torch.float32, "meta")
     c, tokens = sampler.config, sum(len(p) for p in PROMPTS)
     store = torch.empty(c.num_hidden_layers, 2, tokens, c.num_key_value_heads, c.head_dim, device="meta")
-    d = Decoding(store, PROMPTS, [[0, 1]] * len(PROMPTS), 6, 12)
+    groups = [[Rollout(0, 0, [], [], [], None)] * 2] * len(PROMPTS)
+    d = Decoding(store, PROMPTS, [[0, 1]] * len(PROMPTS), 6, 12, [0] * len(PROMPTS), Quota(groups, 5, set()))
     d.resize(d.longest)
     d._reseat([])
     sampler._step(d, 6, 16, 1.0, 0.9)

@@ -10,6 +10,7 @@ import json
 import os
 import random
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ import torch.distributed as dist
 
 from configs import UserError
 from model import Qwen2, token_logprobs
-from rollout import TorchSampler, VLLMSampler
+from rollout import Rollout, TorchSampler, VLLMSampler
 
 WITHOUT_VLLM = "vllm is not installed: its CPU build is for Linux x86-64, where make test installs it"
 pytestmark = [
@@ -136,6 +137,26 @@ def test_a_sample_does_not_depend_on_its_batch(engine):
     together = engine.generate(SHORT, SEEDS, 50, 1.0, 1.0)
     ((alone,),) = engine.generate(SHORT[5:6], [SEEDS[5][2:3]], 50, 1.0, 1.0)
     assert alone.response_ids == together[5][2].response_ids
+
+
+def test_samples_that_were_cut_go_on_with_the_tokens_they_had(engine, model):
+    """Each round ends with one more group; in the last all must finish. Logprobs are the trainer's across all cuts."""
+    groups = [[Rollout(10 + p, s, SHORT[p], [], [], None) for s in range(2)] for p in range(12)]
+    seeds, cuts = [group[:2] for group in SEEDS], 0
+    for rounds in (1, 2, 3):
+        finished = sum(all(r.finish_reason for r in group) for group in groups)
+        before, must_finish = groups, set(range(12)) if rounds == 3 else set()
+        groups = engine.generate_until(groups, seeds, finished + 1, must_finish, 50, 1.0, 1.0)
+        assert sum(all(r.finish_reason for r in group) for group in groups) > finished
+        for old, new in zip(flat(before), flat(groups), strict=True):
+            assert new.response_ids[: len(old.response_ids)] == old.response_ids
+            assert (new.prompt_id, new.sample_id) == (old.prompt_id, old.sample_id)
+            assert new == old or old.finish_reason is None
+            cuts += new.finish_reason is None and len(new.response_ids) > 0
+        groups = [[replace(r, segments=((rounds, len(r.response_ids)),)) for r in group] for group in groups]
+    assert cuts > 12 and largest_difference(model, groups, 1.0) < 1e-4
+    assert all(r.response_ids[-1] == 1 or len(r.response_ids) == 50 for r in flat(groups))
+    assert not engine.llm.llm_engine.has_unfinished_requests()
 
 
 def test_a_group_shares_its_prompts_cached_blocks(engine, model):

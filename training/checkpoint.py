@@ -1,9 +1,10 @@
 """Checkpoints that a crash cannot spoil: written aside, described by a manifest of sizes and hashes, then renamed.
 
 `ckpt/step_000100/` holds the sharded model and optimizer (torch.distributed.checkpoint: any world size loads what any
-other wrote), `state.json` (a `RunState`) and `manifest.json`. There is no generator state to keep: every random number
-of a run is a function of its seed and the step. Every rank calls `save`, `save_all`, `load` and `load_weights`
-together; functions that only look at files or remove them are for rank 0.
+other wrote), `state.json` (a `RunState`), what is carried over to the next step (`carried.*`) and `manifest.json`.
+There is no generator state to keep: every random number of a run is a function of its seed and the step. Every rank
+calls `save`, `save_all`, `load` and `load_weights` together; functions that only look at files or remove them are for
+rank 0.
 """
 
 import dataclasses
@@ -24,6 +25,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from configs import Config, UserError, check_regular, flush, read_json
 from model import DTYPES, Qwen2, check_weights
+from rollout import Rollout
+from training import carried
 from training.packing import create_moments, from_rank0
 
 
@@ -46,15 +49,16 @@ class RunState:
     history: tuple[dict[str, Any], ...] = ()  # what schedule.py reads of each step of this stage
     decision: str | None = None  # of the schedule: "lengthen" | "collapsed"
     unreported: dict[str, Any] | None = None  # the row of the last step, as long as its validation is to come
+    carried: tuple[list[Rollout], ...] = ()  # groups in flight, see training/partial.py; in files of their own
 
     def to_json(self) -> str:
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "carried"}
         fields["verdict"] = fields.pop("decision")  # its name in files, which older versions wrote too
         return json.dumps(fields)
 
     @classmethod
     def from_json(cls, text: str) -> "RunState":
-        """A field that an older file lacks has its default. Raises ValueError."""
+        """A field that an older file lacks has its default, and `carried` too. Raises ValueError."""
         try:
             fields = json.loads(text)
         except RecursionError:
@@ -115,6 +119,7 @@ def save(folder: Path, model: Qwen2, optimizer: torch.optim.Optimizer, state: Ru
     dcp.save(tensors(model, optimizer), checkpoint_id=aside)
     if rank == 0:
         (aside / "state.json").write_text(state.to_json(), encoding="utf-8")
+        carried.write(aside, state.carried)
     dist.barrier()
     names = from_rank0(sorted_names, aside)  # one listing for all: a network file system may show each rank another
     entries = {name: manifest_entry(aside / name) for name in names[rank::world_size]}
@@ -261,7 +266,7 @@ def find(run_dir: Path) -> Path | None:
 
 
 def read_state(folder: Path) -> RunState:
-    """The state of a whole checkpoint."""
+    """The state of a whole checkpoint, but for the groups in flight: `training.carried.read`."""
     return RunState.from_json((folder / "state.json").read_text(encoding="utf-8"))
 
 

@@ -150,7 +150,7 @@ def gather_rollouts(rollouts: list[Rollout]) -> list[Rollout]:
     gathered = []
     for r in (r for rollouts_of_rank in received for r in rollouts_of_rank):
         gathered.append(replace(r, **{name: getattr(r, name).tolist() for name in kinds}))
-    return sorted(gathered, key=lambda r: (r.prompt_id, r.sample_id))
+    return sorted(gathered, key=lambda r: (r.prompt_id, r.draw, r.sample_id))
 
 
 # ---------------------------------------------------------------------------------------------- who trains on what
@@ -241,13 +241,15 @@ class Batch:
     rollout_logprobs: Tensor  # (T,) the sampler's
     old_logprobs: Tensor | None = None  # (T,); None = on-policy: the training forward's own
     ref_logprobs: Tensor | None = None  # (T,); None without a KL penalty
+    stale_mask: Tensor | None = None  # (T,) 1 where the target was sampled by older weights; None: nowhere
     longest: int | None = None  # tokens of the longest sequence, for attention; None: it asks the GPU, and waits
 
 
-def pack(rollouts: list[Rollout], mask_truncated: bool, device: torch.device) -> Batch:
-    """One micro-batch as tensors; the only place that shifts targets against inputs. Without rollouts: a dummy of two
-    masked tokens, for a rank that has fewer micro-batches than others. (torch.compile has one graph for all lengths but
-    1: of one token it would have graphs of its own, compiled while the other ranks wait.)"""
+def pack(rollouts: list[Rollout], mask_truncated: bool, device: torch.device, step: int = 0) -> Batch:
+    """One micro-batch as tensors; the only place that shifts targets against inputs. step: the one that trains on it,
+    for which tokens that earlier steps have sampled are stale. Without rollouts: a dummy of two masked tokens, for a
+    rank that has fewer micro-batches than others. (torch.compile has one graph for all lengths but 1: of one token it
+    would have graphs of its own, compiled while the other ranks wait.)"""
     dummy = not rollouts
     if dummy:
         rollouts = [Rollout(0, 0, [0, 0], [0], [0.0], "length")]
@@ -264,6 +266,8 @@ def pack(rollouts: list[Rollout], mask_truncated: bool, device: torch.device) ->
         return torch.from_numpy(np.concatenate(parts)).to(device, torch.float32)
 
     masks = [[float(not dummy and counts_in_loss(r, mask_truncated))] * len(r.response_ids) for r in rollouts]
+    stale = [sum(tokens for sampled, tokens in r.segments if sampled < step) for r in rollouts]  # first tokens of each
+    stale_masks = [[float(i < n) for i in range(len(r.response_ids))] for r, n in zip(rollouts, stale, strict=True)]
     return Batch(
         input_ids=joined([i[:-1] for i in ids]),
         targets=joined([i[1:] for i in ids]),
@@ -273,12 +277,13 @@ def pack(rollouts: list[Rollout], mask_truncated: bool, device: torch.device) ->
         response_mask=per_token(masks),
         advantages=per_token([[r.advantage] * len(r.response_ids) for r in rollouts]),
         rollout_logprobs=per_token([r.logprobs for r in rollouts]),
+        stale_mask=per_token(stale_masks) if any(stale) else None,
     )
 
 
-def pack_share(minibatch: Minibatch, cfg: Config, device: torch.device) -> list[Batch]:
-    """This rank's micro-batches."""
-    return [pack(m.rollouts, cfg.mask_truncated, device) for m in minibatch.micro_batches[dist.get_rank()]]
+def pack_share(minibatch: Minibatch, cfg: Config, device: torch.device, step: int = 0) -> list[Batch]:
+    """This rank's micro-batches, for this step."""
+    return [pack(m.rollouts, cfg.mask_truncated, device, step) for m in minibatch.micro_batches[dist.get_rank()]]
 
 
 def batch_logprobs(model: Qwen2, b: Batch, cfg: Config, with_entropy: bool = True) -> tuple[Tensor, Tensor | None]:

@@ -36,7 +36,7 @@ MAY_CHANGE = set(
     """resume out_dir max_steps save_every keep_checkpoints save_rollouts_every wandb max_num_seqs
     vllm_gpu_memory_utilization vllm_sleep_level token_budget logprob_chunk activation_checkpointing attention compile
     reward_workers reward_timeout mismatch_limit smoke process_group_timeout preempt_seconds world_size shard_size
-    gpu_dollars_per_hour stage_gpus threads""".split()
+    gpu_dollars_per_hour stage_gpus threads max_staleness""".split()
 )
 
 

@@ -5,6 +5,9 @@ the training: weights that did not arrive, another temperature, a truncated dist
 `mismatch` measures it, `check` stops the run before the optimizer moves, `explain` says what it looks like, `probe`
 checks right after a sync. All ranks call everything together.
 
+A token that older weights have sampled (partial_rollouts) differs by right: `stale_k3` measures these apart, and they
+do not count elsewhere.
+
 With d = trainer's log-probability - sampler's of each response token, the means of k3 = e^d - 1 - d and of k1 = -d both
 estimate KL(sampler || trainer) per token.
 
@@ -42,6 +45,8 @@ class MismatchSums:
     d: Tensor
     d_squared: Tensor
     tokens: Tensor
+    stale_k3: Tensor  # over the response tokens of older weights, which all others leave out
+    stale_tokens: Tensor
     largest: Tensor  # |d|
 
     def __add__(self, other: "MismatchSums") -> "MismatchSums":
@@ -60,6 +65,7 @@ class Mismatch:
     k1_error: float
     largest: float  # |d|
     ess: float  # effective sample size (sum of weights)^2 / sum of their squares, as a share of the tokens
+    stale_k3: float | None = None  # mean over the tokens of older weights; None where there are none
 
     def divergence(self, standard_errors: float = 0.0) -> float:
         """The larger estimate of the KL divergence: k3 less so many standard errors, or k1 less five.
@@ -77,14 +83,17 @@ class Mismatch:
 
 def zero_sums(device: torch.device) -> MismatchSums:
     """The sums over no tokens."""
-    return MismatchSums(*torch.zeros(8, dtype=torch.float64, device=device))
+    return MismatchSums(*torch.zeros(10, dtype=torch.float64, device=device))
 
 
 def mismatch(logprobs: Tensor, b: Batch) -> MismatchSums:
     """The sums over a batch's response tokens, from the trainer's log-probabilities (T,)."""
-    mask = b.response_mask > 0
+    counted = b.response_mask > 0
+    stale = torch.zeros_like(counted) if b.stale_mask is None else counted & (b.stale_mask > 0)
+    mask = counted & ~stale
     d = torch.where(mask, logprobs - b.rollout_logprobs, 0.0).double()
     k3, weight = torch.expm1(d) - d, torch.where(mask, d.exp(), 0.0)
+    stale_d = torch.where(stale, logprobs - b.rollout_logprobs, 0.0).double()
     return MismatchSums(
         k3=k3.sum(),
         k3_squared=k3.square().sum(),
@@ -93,6 +102,8 @@ def mismatch(logprobs: Tensor, b: Batch) -> MismatchSums:
         d=d.sum(),
         d_squared=d.square().sum(),
         tokens=mask.double().sum(),
+        stale_k3=(torch.expm1(stale_d) - stale_d).sum(),
+        stale_tokens=stale.double().sum(),
         largest=d.abs().max(),
     )
 
@@ -118,6 +129,7 @@ def over_ranks(sums: MismatchSums) -> Mismatch:
         k1_error=standard_error("d"),
         largest=largest.item(),
         ess=total["weight"] ** 2 / squares if squares else 1.0,
+        stale_k3=total["stale_k3"] / total["stale_tokens"] if total["stale_tokens"] else None,
     )
 
 
