@@ -174,7 +174,7 @@ def test_comments_go_to_their_fields_and_sections_to_headings(capsys, monkeypatc
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_windows_is_told_to_use_wsl(name, capsys, monkeypatch):
     """In one line, before an import of what only Unix has."""
-    wings = ["grader", "problems", "engines", "training", "evaluation"]
+    wings = ["grader", "problems", "engines", "training", "evaluation", "speed"]
     ours = ["configs", "losses", "model", "rollout", *SCRIPTS, *wings]
     for module in list(sys.modules):
         if module.split(".")[0] in ours:
