@@ -26,13 +26,15 @@ import torch
 
 from configs import HELP, Config, UserError, load_config, parse_flags, run, show_help
 from model import ModelConfig
-from speed import against, kernels, steps
+from speed import against, growth, kernels, passes, steps
 from speed.measure import Section, machine_facts, section_text
 from training import plan
 from training.preflight import check_machine
 
 KERNELS = {"gemm": kernels.gemm, "attention": kernels.attention_section, "head": kernels.head}
-SECTIONS = (*KERNELS, "step")
+PASSES = {"train": passes.train, "generate": passes.generate, "growth": growth.growth}
+STEPS = {"sync": steps.sync, "reward": steps.reward, "step": steps.step}
+SECTIONS = (*KERNELS, *PASSES, *STEPS)
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Flags:
     """The bench's own flags, beside the config's settings."""
 
     # of the bench
-    sections: tuple[str, ...] = ("step",)  # what to measure, in this order: gemm, attention, head, step
+    sections: tuple[str, ...] = ("step",)  # gemm, attention, head, train, generate, growth, sync, reward, step
     json: bool = False  # print one JSON object instead of tables; --json alone is enough
     # of the comparison
     against: str = ""  # trl: the same job in train_grpo and in TRL's GRPOTrainer
@@ -71,12 +73,12 @@ def shape_of(cfg: Config) -> ModelConfig:
 
 def measure_section(name: str, cfg: Config, argv: list[str]) -> Section | None:
     """One section; None on ranks that do not report. Raises UserError."""
-    if name == "step":
-        return steps.step(cfg, argv)
+    if name in STEPS:
+        return STEPS[name](cfg, argv)
     check_machine(cfg, (cfg.dtype,), trains=True)
     cuda = cfg.device == "auto"
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
-    return KERNELS[name](cfg, shape_of(cfg), device)
+    return PASSES[name](cfg) if name in PASSES else KERNELS[name](cfg, shape_of(cfg), device)
 
 
 def measure_sections(flags: Flags, cfg: Config, argv: list[str]) -> None:

@@ -8,6 +8,7 @@ away and repeated.
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -137,7 +138,7 @@ def run_once(side: str, job: dict[str, Any], folder: Path, python: Path) -> dict
     result, file = Path(job["result"]), folder / "job.json"
     result.unlink(missing_ok=True)
     file.write_text(json.dumps(job), encoding="utf-8")
-    subprocess.run(["rm", "-rf", job["out_dir"]], check=True)
+    shutil.rmtree(job["out_dir"], ignore_errors=True)
     room = {"ours": "our_side", "trl": "trl_side"}[side]
     environment = {**os.environ, "OMP_NUM_THREADS": str(job["threads"]), "HF_HUB_OFFLINE": "1"}
     command = [str(python if side == "trl" else sys.executable), "-m", f"speed.{room}", str(file)]

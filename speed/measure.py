@@ -15,9 +15,11 @@ from statistics import median
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from configs import markdown_table
+from training.packing import all_sum
 
 MIN_REPEATS, MAX_REPEATS = 3, 30
 SECONDS = 1.5  # after which no further repeat begins
@@ -63,6 +65,12 @@ def seconds_of(function: Callable[[], Any], device: torch.device) -> float:
     return now(device) - start
 
 
+def elapsed(since: float) -> float:
+    """Seconds since a time, a mean over ranks, so that all of them stop repeating together."""
+    seconds = time.perf_counter() - since
+    return all_sum([seconds])[0] / dist.get_world_size() if dist.is_initialized() else seconds
+
+
 def alternating(functions: dict[str, Callable[[], Any]], device: torch.device) -> dict[str, list[float]]:
     """Seconds of every call of each function. Each is called once before, to warm up; then they take turns, forwards
     and backwards (ABBA), so that a machine that grows slower or faster does so for all of them alike."""
@@ -71,7 +79,7 @@ def alternating(functions: dict[str, Callable[[], Any]], device: torch.device) -
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     began = time.perf_counter()
     for repeat in range(MAX_REPEATS):
-        if repeat >= MIN_REPEATS and time.perf_counter() - began > SECONDS * len(functions):
+        if elapsed(began) > SECONDS * len(functions) and repeat >= MIN_REPEATS:
             break
         for name in list(functions)[:: -1 if repeat % 2 else 1]:
             seconds[name].append(seconds_of(functions[name], device))

@@ -1,9 +1,11 @@
-"""Whole steps of the real loop: seconds and rates by phase, memory."""
+"""Whole steps of the real loop: seconds and rates by phase, memory; what the sync of weights takes of them; rewards."""
 
 import os
 import shutil
 import sys
 import tempfile
+from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,12 @@ import torch
 
 import train_grpo
 from configs import Config, UserError
+from configs._model import resolve_model
+from grader.pool import RewardPool
 from model import DTYPES
+from problems.prompts import ChatTokenizer, Prompt, load_prompts
 from schedule import read_metrics
-from speed.measure import Section, Spread
+from speed.measure import Section, Spread, rates, repeated
 from training.hardware import matmul_flops
 
 STEPS = 4  # the first one is not counted
@@ -25,8 +30,10 @@ OVERRIDES = (
 )
 
 
-def measure(argv: list[str]) -> list[dict]:
-    """Train for a few steps; on rank 0 the rows of metrics.jsonl that count, on other ranks none. Raises UserError."""
+@cache
+def measure(argv: tuple[str, ...]) -> list[dict]:
+    """Train for a few steps, once for all sections; on rank 0 the rows of metrics.jsonl that count, on other ranks
+    none. Raises UserError."""
     is_first = os.environ.get("RANK", "0") == "0"
     folder = Path(tempfile.gettempdir()) / f"nanoscaler-bench-{os.getppid()}"  # the same for all ranks of a node
     try:
@@ -94,7 +101,7 @@ def table(figures: list[dict[str, Any]]) -> str:
 
 def step(cfg: Config, argv: list[str]) -> Section | None:
     """A few real steps of a config, whose arguments are `argv`; None on ranks that do not report. Raises UserError."""
-    rows = measure(argv)
+    rows = measure(tuple(argv))
     if not rows:
         return None
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -109,3 +116,52 @@ def step(cfg: Config, argv: list[str]) -> Section | None:
     )
     title = f"measured: {len(rows)} steps of {samples}, {machine}"
     return Section(title, phase_figures(rows, cfg, world_size, peak), notes)
+
+
+def sync(cfg: Config, argv: list[str]) -> Section | None:
+    """Of the same steps, weights from the trainer to the sampler, and the probe that finds them there; None on ranks
+    that do not report. Raises UserError."""
+    rows = measure(tuple(argv))
+    if not rows:
+        return None
+    figures = []
+    for phase in ("sync", "probe"):
+        seconds = [row[f"time_{phase}"] for row in rows]
+        shares = [s / row["time_step"] for s, row in zip(seconds, rows, strict=True)]
+        figures.append({"phase": phase, "ms": Spread.of([1e3 * s for s in seconds]), "share": Spread.of(shares)})
+    speeds = [row["sync_bytes"] / 1e9 / row["time_sync"] for row in rows]
+    figures[0]["GB/s"], figures[1]["GB/s"] = Spread.of(speeds), None
+    return Section(f"sync: {rows[0]['sync_bytes']:,} bytes of {cfg.dtype} weights a step; share of the step", figures)
+
+
+def answers_to(prompts: list[Prompt], group_size: int, number: int) -> tuple[list[str], list[float]]:
+    """Responses to each prompt, every other one right, and the reward that each must get. The wrong answers are others
+    for each `number`, since a worker remembers what it has compared."""
+    texts, expected = [], []
+    for prompt in prompts:
+        gold = prompt.problem.answer if isinstance(prompt.problem.answer, str) else prompt.problem.answer[0]
+        for i in range(group_size):
+            answer = gold if i % 2 == 0 else f"{1000 * number + i}.0625"
+            texts.append(f"<think>\n{'wait ' * 100}</think>The answer is \\boxed{{{answer}}}.")
+            expected.append(float(i % 2 == 0))
+    return texts, expected
+
+
+def reward(cfg: Config, argv: list[str]) -> Section | None:
+    """The grading of a step's answers in the worker processes of one rank; None on other ranks. Raises UserError."""
+    if os.environ.get("RANK", "0") != "0":
+        return None
+    prompts = load_prompts(cfg, ChatTokenizer(resolve_model(cfg.model), cfg.stop_tokens))[0][: cfg.prompts_per_step]
+    problems = [prompt.problem for prompt in prompts for _ in range(cfg.group_size[0])]
+    wrong, numbers = 0, count(1)
+    with RewardPool(cfg.reward_workers, cfg.reward_timeout, rule=cfg.reward) as pool:
+
+        def grade() -> None:
+            nonlocal wrong
+            texts, expected = answers_to(prompts, cfg.group_size[0], next(numbers))
+            wrong += sum(a != b for a, b in zip(pool.rewards(problems, texts), expected, strict=True))
+
+        seconds = repeated(grade, torch.device("cpu"))
+    speeds = {"ms": Spread.of([1e3 * s for s in seconds]), "answers/s": rates(len(problems), seconds)}
+    title = f"reward: {cfg.reward_workers} workers, rule {cfg.reward}, half of the answers right"
+    return Section(title, [{"answers": len(problems), **speeds, "not as expected": wrong}])
