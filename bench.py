@@ -84,7 +84,7 @@ def measure_section(name: str, cfg: Config, argv: list[str]) -> Section | None:
 def measure_sections(flags: Flags, cfg: Config, argv: list[str]) -> None:
     """Measure and print one section after the other; with --json all of them together, at the end."""
     is_first, found = os.environ.get("RANK", "0") == "0", {}
-    for name in flags.sections:
+    for name in dict.fromkeys(flags.sections):
         with contextlib.redirect_stdout(sys.stderr) if flags.json else contextlib.nullcontext():
             section = measure_section(name, cfg, argv)
         if section is not None and is_first:

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 import train_grpo
 from configs import Config, UserError
@@ -33,9 +34,17 @@ CHECKED = 4  # sequences whose log-probabilities are compared with a float32 mod
 
 
 @contextmanager
-def process_group(cfg: Config) -> Iterator[torch.device]:
-    """The ranks' process group, gone afterwards, so that another section can have its own. Raises UserError."""
-    device = packing.init_distributed(cfg)
+def process_group(cfg: Config, section: str) -> Iterator[torch.device]:
+    """The ranks' process group as `packing.init_distributed` makes it, gone afterwards, so that the next section can
+    have its own. Its keys in torchrun's store begin with the section: a second group would find the addresses of the
+    first there, and wait for ever."""
+    cuda = cfg.device == "auto"
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    store, rank, world_size = next(rendezvous("env://")) if "RANK" in os.environ else (dist.HashStore(), 0, 1)
+    options = {"store": dist.PrefixStore(section, store), "rank": rank, "world_size": world_size}
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", **options)
     try:
         yield device
     finally:
@@ -89,7 +98,7 @@ def train(cfg: Config) -> Section:
     """`train_grpo.backward` on a pack of full and a pack of ragged sequences, beside `bare_backward` on a model that is
     not sharded. Raises UserError."""
     path, rows = resolve_model(cfg.model), []
-    with process_group(cfg) as device:
+    with process_group(cfg, "train") as device:
         model = packing.load_model(cfg, path, device, torch.float32)
         bare = Qwen2.from_pretrained(path, DTYPES[cfg.dtype], device)
         reference = Qwen2.from_pretrained(path, torch.float32, device)
@@ -208,7 +217,7 @@ def generate(cfg: Config) -> Section:
     group = min(cfg.group_size[0], cfg.max_num_seqs)
     count = min(cfg.prompts_per_step, cfg.max_num_seqs // group)
     max_tokens, world_size = min(GENERATED, cfg.max_response_len[0]), int(os.environ.get("WORLD_SIZE", "1"))
-    with process_group(cfg) as device:
+    with process_group(cfg, "generate") as device:
         sampler = without_stop(TorchSampler(path, dtype, device, count * group))
         bare = BareDecoder(path, dtype, device)
         prompts = random_ids(sampler.vocab_size, count, min(PROMPT, cfg.max_prompt_len))
