@@ -51,8 +51,11 @@ class Flags:
     jobs: tuple[str, ...] = ("full", "ragged", "large")  # see JOBS in speed/against.py
 
 
-def check_flags(flags: Flags) -> None:
-    """Raises UserError."""
+def check_flags(flags: Flags, given: set[str]) -> None:
+    """`given`: the names of those that were. Raises UserError."""
+    for name in given & {"trl_python", "rounds", "jobs"} if not flags.against else given & {"sections"}:
+        with_it = "without --against" if flags.against else "with --against=trl"
+        raise UserError(f"--{name}: it goes {with_it}; leave one of them out")
     for name, values, known in (("sections", flags.sections, SECTIONS), ("jobs", flags.jobs, tuple(against.JOBS))):
         unknown = [value for value in values if value not in known]
         if unknown or not values:
@@ -61,6 +64,8 @@ def check_flags(flags: Flags) -> None:
         raise UserError(f"--against: {flags.against!r} is not known, only trl")
     if flags.rounds < 1:
         raise UserError(f"--rounds: {flags.rounds} is under its minimum 1")
+    if flags.against and not Path("/proc/stat").exists():
+        raise UserError("--against: it reads from /proc who else uses the machine, which only Linux has")
 
 
 def shape_of(cfg: Config) -> ModelConfig:
@@ -121,7 +126,7 @@ def main(argv: list[str]) -> None:
         return plan.main([a for a in argv if a != "--plan"])
     values, others = parse_flags(["--json=true" if a == "--json" else a for a in argv], Flags)
     flags = Flags(**values)
-    check_flags(flags)
+    check_flags(flags, set(values))
     if flags.against:
         return compare_with_trl(flags, others)
     measure_sections(flags, load_config(others), others)
