@@ -142,7 +142,11 @@ def run_once(side: str, job: dict[str, Any], folder: Path, python: Path) -> dict
     room = {"ours": "our_side", "trl": "trl_side"}[side]
     environment = {**os.environ, "OMP_NUM_THREADS": str(job["threads"]), "HF_HUB_OFFLINE": "1"}
     command = [str(python if side == "trl" else sys.executable), "-m", f"speed.{room}", str(file)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=RUN_SECONDS)
+    options = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True, "timeout": RUN_SECONDS}
+    try:
+        done = subprocess.run(command, **options)
+    except subprocess.TimeoutExpired:
+        raise SystemExit(f"{side}: a run took more than {RUN_SECONDS} s and was ended") from None
     if done.returncode or not result.is_file():
         last_words = "\n".join((done.stdout + done.stderr).strip().splitlines()[-15:])
         raise SystemExit(f"{side}: the run ended with status {done.returncode}:\n{last_words}")
