@@ -1,103 +1,135 @@
 """How fast a config runs here: `python bench.py configs/tiny.py [--key=value ...]`, or the same under torchrun.
 
-What it would need elsewhere: `python bench.py configs/16k.py --plan --gpu=a100-80 --gpus=32`, see training/plan.py.
-What is measured says "measured"; what the plan computes says "model".
+    python bench.py configs/tiny.py                                  # whole steps: tokens/s, share of each phase
+    python bench.py configs/tiny.py --sections=gemm,attention,head   # one part after the other (speed/)
+    python bench.py --against=trl --trl_python=.venv-trl/bin/python  # beside TRL's GRPOTrainer, on this machine
+    python bench.py configs/16k.py --plan --gpu=a100-80 --gpus=32    # what it would need elsewhere (training/plan.py)
 
-Runs a few real steps of train_grpo in a temporary run folder (nothing is saved or evaluated), and prints tokens/s of
-generation and of training, the share of each phase, peak memory, and the FLOP rate against this machine's own matrix
-product, measured in the same run. The first step warms up and is left out. `python train_grpo.py --help` lists the
-config's settings.
+What is measured says "measured"; what the plan computes says "model". Every figure is a median over repeats, with the
+least and the most; `--json` prints one object with all of them instead of tables. docs/speed.md says how to read them.
+
+By default it runs a few real steps of train_grpo in a temporary run folder (nothing is saved or evaluated), and prints
+tokens/s of generation and of training, the share of each phase, peak memory, and the FLOP rate against this machine's
+own matrix product, measured in the same run. The first step warms up and is left out. `python train_grpo.py --help`
+lists the config's settings, `python bench.py --plan --help` the plan's.
 """
 
+import contextlib
+import dataclasses
+import json
 import os
-import shutil
 import sys
-import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-import train_grpo
-from configs import HELP, Config, UserError, load_config, run, show_help
-from model import DTYPES
-from schedule import read_metrics
+from configs import HELP, Config, UserError, load_config, parse_flags, run, show_help
+from model import ModelConfig
+from speed import against, growth, kernels, passes, steps
+from speed.measure import Section, machine_facts, section_text
 from training import plan
-from training.hardware import matmul_flops
+from training.preflight import check_machine
 
-STEPS = 4  # the first one is not counted
-PHASES = ("rollout", "tail", "reward", "logprobs", "train", "sync", "probe")
-# Few steps that leave nothing behind; without checkpoints a stage cannot go on from its best one.
-OVERRIDES = (
-    f"--run_name=bench --max_steps={STEPS} --resume=false --smoke=false --save_every=0 --save_rollouts_every=0 "
-    "--eval_every=0 --stage_from=last --stage_gpus="
-)
+KERNELS = {"gemm": kernels.gemm, "attention": kernels.attention_section, "head": kernels.head}
+PASSES = {"train": passes.train, "generate": passes.generate, "growth": growth.growth}
+STEPS = {"sync": steps.sync, "reward": steps.reward, "step": steps.step}
+SECTIONS = (*KERNELS, *PASSES, *STEPS)
 
 
-def measure(argv: list[str]) -> list[dict]:
-    """Train for a few steps; on rank 0 the rows of metrics.jsonl that count, on other ranks none."""
-    is_first = os.environ.get("RANK", "0") == "0"
-    folder = Path(tempfile.gettempdir()) / f"nanoscaler-bench-{os.getppid()}"  # the same for all ranks of a node
-    try:
-        train_grpo.main([*argv, f"--out_dir={folder}", *OVERRIDES.split()])
-        return read_metrics(folder / "bench" / "metrics.jsonl")[1:] if is_first else []
-    finally:
-        if is_first:
-            shutil.rmtree(folder, ignore_errors=True)
+@dataclass(frozen=True)
+class Flags:
+    """The bench's own flags, beside the config's settings."""
+
+    # of the bench
+    sections: tuple[str, ...] = ("step",)  # gemm, attention, head, train, generate, growth, sync, reward, step
+    json: bool = False  # print one JSON object instead of tables; --json alone is enough
+    # of the comparison
+    against: str = ""  # trl: the same job in train_grpo and in TRL's GRPOTrainer
+    trl_python: str = ".venv-trl/bin/python"  # the Python of an environment made from requirements-trl.txt
+    rounds: int = 3  # of four runs each: ours, TRL's, TRL's, ours
+    jobs: tuple[str, ...] = ("full", "ragged", "large")  # see JOBS in speed/against.py
 
 
-def peak_memory(device: torch.device) -> str:
-    """The most this process ever held, in GiB: on its GPU, or resident on the CPU."""
-    if device.type == "cuda":
-        return f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB on the GPU"
-    import resource  # Unix has it: on Windows, `configs` is to say so
+def check_flags(flags: Flags, given: set[str]) -> None:
+    """`given`: the names of those that were. Raises UserError."""
+    for name in given & {"trl_python", "rounds", "jobs"} if not flags.against else given & {"sections"}:
+        with_it = "without --against" if flags.against else "with --against=trl"
+        raise UserError(f"--{name}: it goes {with_it}; leave one of them out")
+    for name, values, known in (("sections", flags.sections, SECTIONS), ("jobs", flags.jobs, tuple(against.JOBS))):
+        unknown = [value for value in values if value not in known]
+        if unknown or not values:
+            raise UserError(f"--{name}: {','.join(unknown)!r} is not among {', '.join(known)}")
+    if flags.against not in ("", "trl"):
+        raise UserError(f"--against: {flags.against!r} is not known, only trl")
+    if flags.rounds < 1:
+        raise UserError(f"--rounds: {flags.rounds} is under its minimum 1")
+    if flags.against and not Path("/proc/stat").exists():
+        raise UserError("--against: it reads from /proc who else uses the machine, which only Linux has")
 
-    unit = 1 if sys.platform == "darwin" else 1024
-    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.2f} GiB resident"
+
+def shape_of(cfg: Config) -> ModelConfig:
+    """The model's sizes, from its folder or the plan's table. Raises UserError."""
+    shape = plan.known_shape(cfg.model)
+    if shape is None:
+        raise UserError(f"model: no config.json in {cfg.model} (`python data_prep.py tiny` makes data/tiny/base)")
+    return shape
 
 
-def table(rows: list[dict], cfg: Config, world_size: int, peak: float) -> str:
-    """The report on the steps in `rows`; rates are those of all ranks together, `peak` is one rank's FLOP/s."""
-    total = {key: sum(row[key] or 0 for row in rows) for key in rows[0] if key not in ("step", "stage")}
-    forward = total["flops_trained"] / 3
-    passes = (cfg.minibatches - 1) / cfg.minibatches + bool(cfg.kl_coef)  # old and reference log-probabilities
-    flops = {"rollout": total["flops_generated"], "logprobs": passes * forward, "train": total["flops_trained"]}
-    tokens = {"rollout": total["tokens_generated"], "train": total["tokens_trained"], "step": total["tokens_generated"]}
-    seconds = {phase: max(total[f"time_{phase}"], 1e-9) for phase in PHASES}
-    seconds["rest"] = total["time_step"] - sum(total[f"time_{phase}"] for phase in PHASES)
-    seconds["step"] = total["time_step"]
-    lines = [f"{'phase':<10}{'s/step':>9}{'share':>8}{'tokens/s':>12}{'GFLOP/s':>10}{'of peak':>9}"]
-    for phase, time in seconds.items():
-        line = f"{phase:<10}{time / len(rows):>9.3f}{time / total['time_step']:>8.1%}"
-        if phase in tokens:
-            line += f"{tokens[phase] / time:>12,.0f}"
-        if phase in flops:
-            rate = flops[phase] / time
-            line = f"{line:<39}{rate / 1e9:>10,.1f}{rate / (peak * world_size):>9.1%}"
-        lines.append(line)
-    return "\n".join(lines)
+def measure_section(name: str, cfg: Config, argv: list[str]) -> Section | None:
+    """One section; None on ranks that do not report. Raises UserError."""
+    if name in STEPS:
+        return STEPS[name](cfg, argv)
+    check_machine(cfg, (cfg.dtype,), trains=True)
+    cuda = cfg.device == "auto"
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
+    return PASSES[name](cfg) if name in PASSES else KERNELS[name](cfg, shape_of(cfg), device)
+
+
+def measure_sections(flags: Flags, cfg: Config, argv: list[str]) -> None:
+    """Measure and print one section after the other; with --json all of them together, at the end."""
+    is_first, found = os.environ.get("RANK", "0") == "0", {}
+    for name in dict.fromkeys(flags.sections):
+        with contextlib.redirect_stdout(sys.stderr) if flags.json else contextlib.nullcontext():
+            section = measure_section(name, cfg, argv)
+        if section is not None and is_first:
+            found[name] = dataclasses.asdict(section)
+            if not flags.json:
+                print(step_text(section) if name == "step" else section_text(section), flush=True)
+    if is_first and flags.json:
+        device = torch.device("cuda" if cfg.device == "auto" else "cpu")
+        print(json.dumps({"machine": machine_facts(device), "config": dataclasses.asdict(cfg), "sections": found}))
+
+
+def step_text(section: Section) -> str:
+    return "\n".join([f"\n{section.title}", steps.table(section.rows), *section.notes])
+
+
+def compare_with_trl(flags: Flags, others: list[str]) -> None:
+    """Raises UserError before anything runs."""
+    python = Path(flags.trl_python).absolute()  # a link's target would be a Python without TRL
+    versions = against.trl_versions(python)
+    machine = machine_facts(torch.device("cpu")) | {"trl_side": versions}
+    found = against.compare(python, flags.rounds, flags.jobs, others, machine["threads"])
+    if flags.json:
+        print(json.dumps({"machine": machine, "settings": others, "against": found}))
+        return
+    for name, figures in found.items():
+        print(section_text(against.section_of(name, figures)))
+    print("\n" + ", ".join(f"{name} {value}" for name, value in (machine | versions).items() if name != "trl_side"))
 
 
 def main(argv: list[str]) -> None:
     if HELP & set(argv):
-        return show_help(__doc__, plan.Flags())
+        return show_help(__doc__, plan.Flags() if "--plan" in argv else Flags())
     if "--plan" in argv:
-        plan.main([a for a in argv if a != "--plan"])
-        return
-    cfg = load_config(argv)
-    rows = measure(argv)
-    if os.environ.get("RANK", "0") != "0":
-        return
-    if not rows:
-        raise UserError(f"stage_steps: the bench needs at least 2 steps, {cfg.total_steps} asked for")
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    device = torch.device("cuda" if cfg.device == "auto" else "cpu")
-    peak = matmul_flops(device, DTYPES[cfg.dtype])
-    samples = f"{cfg.prompts_per_step} prompts x {cfg.group_size[0]} samples, context {cfg.max_response_len[0]}"
-    machine = f"{world_size} x {device.type}, {cfg.dtype}, {torch.get_num_threads()} threads"
-    print(f"\nmeasured: {len(rows)} steps of {samples}, {machine}")
-    print(table(rows, cfg, world_size, peak))
-    print(f"measured peak: {peak / 1e9:,.0f} GFLOP/s a rank, the best {cfg.dtype} matrix product here, just now")
-    print(f"measured peak memory of rank 0: {peak_memory(device)}")
+        return plan.main([a for a in argv if a != "--plan"])
+    values, others = parse_flags(["--json=true" if a == "--json" else a for a in argv], Flags)
+    flags = Flags(**values)
+    check_flags(flags, set(values))
+    if flags.against:
+        return compare_with_trl(flags, others)
+    measure_sections(flags, load_config(others), others)
 
 
 if __name__ == "__main__":

@@ -106,11 +106,14 @@ def test_a_command_of_data_prep_lists_its_own_flags(capsys):
         check_fields(shown, data_prep.settings(command, []))
 
 
-def test_the_plan_s_flags_are_listed_with_the_bench(capsys):
+def test_the_bench_s_flags_and_the_plan_s_are_listed(capsys):
     text = help_of(capsys, bench.main, "--plan")
     assert "\nof the plan\n  --gpu=" in text
     check_fields(listed(text), bench.plan.Flags())
     assert len(listed(text)) == len(dataclasses.fields(bench.plan.Flags))
+    own = listed(help_of(capsys, bench.main))
+    assert len(own) == len(dataclasses.fields(bench.Flags))
+    check_fields(own, bench.Flags())
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -174,7 +177,7 @@ def test_comments_go_to_their_fields_and_sections_to_headings(capsys, monkeypatc
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_windows_is_told_to_use_wsl(name, capsys, monkeypatch):
     """In one line, before an import of what only Unix has."""
-    wings = ["grader", "problems", "engines", "training", "evaluation"]
+    wings = ["grader", "problems", "engines", "training", "evaluation", "speed"]
     ours = ["configs", "losses", "model", "rollout", *SCRIPTS, *wings]
     for module in list(sys.modules):
         if module.split(".")[0] in ours:
