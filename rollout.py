@@ -21,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from configs import Config
 from engines.samples import Quota, Rollout, check_lengths, in_groups, joined, sample_seed, texts_to_go_on_with
 from engines.vllm_sampler import VLLMSampler
+from kernels.norm import rms_norm
 from model import (
     DTYPES,
     ModelConfig,
@@ -262,7 +263,7 @@ class TorchSampler:
         cos, sin = rotary_angles(position_ids, c.head_dim, c.rope_theta)
 
         def norm(x: Tensor, name: str) -> Tensor:
-            return F.rms_norm(x, x.shape[-1:], w[name + ".weight"], c.rms_norm_eps)
+            return rms_norm(x, w[name + ".weight"], c.rms_norm_eps)
 
         x = F.embedding(ids, w["model.embed_tokens.weight"])
         for i in range(c.num_hidden_layers):

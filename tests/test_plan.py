@@ -94,8 +94,8 @@ def test_sharding_divides_what_is_sharded_and_hsdp_divides_by_its_part():
 @pytest.mark.parametrize("model_type", ["qwen2", "qwen3"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_activations_are_what_autograd_saves(checkpointing, model_type):
-    """In float32, where CPU and GPU differ least. What the CPU keeps beside a GPU is taken off: its RMSNorm is made of
-    parts and keeps the normalized input too, its attention keeps the output once more and indices of rows."""
+    """In float32, where CPU and GPU differ least. What the CPU keeps beside a GPU is taken off: its attention keeps the
+    output once more."""
     tokens, d, layers = 512, 64, 4
     flags = ["--dtype=float32", f"--token_budget={tokens}", f"--activation_checkpointing={checkpointing}"]
     shape = dict(vocab_size=50, intermediate_size=256, num_hidden_layers=layers, head_dim=32)
@@ -113,10 +113,7 @@ def test_activations_are_what_autograd_saves(checkpointing, model_type):
     measured = sum(s.nbytes() for key, s in saved.items() if key not in weights)
     stream = 4 * tokens * d
     heads = 4 * tokens * 32  # a head of q, k or v; there are 4 + 2 + 2
-    of_layer = 2 * stream + 4 * heads  # norms, attention
-    if model_type == "qwen3":
-        of_layer += 6 * heads  # norms of q and k
-    cpu_only = stream + (0 if checkpointing else layers * of_layer)
+    cpu_only = 0 if checkpointing else layers * 4 * heads
     ours = part(job, "activations")[0] - stream  # less the gradient that enters the last layer
     assert measured - cpu_only == pytest.approx(ours, rel=0.03)
 
@@ -147,7 +144,8 @@ def test_a_whole_step_peaks_where_the_plan_says(shape):
     model.set_activation_checkpointing(True)
     ids = torch.randint(vocab, (tokens,))
     with PeakBytes() as counted:
-        hidden = model(ids, torch.arange(tokens), torch.tensor([0, tokens]).int())
+        # Of short sequences, since a CPU's attention, unlike a GPU's, has its scores in memory for a moment.
+        hidden = model(ids, torch.arange(tokens) % 32, torch.arange(0, tokens + 1, 32).int())
         logprobs, entropy = token_logprobs(hidden, model.lm_head.weight, ids, 1.0, chunk)
         del hidden
         (logprobs.sum() + entropy.sum()).backward()
