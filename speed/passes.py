@@ -62,10 +62,9 @@ def random_ids(vocab_size: int, count: int, length: int) -> list[list[int]]:
 
 def random_rollouts(lengths: list[int], vocab_size: int) -> list[Rollout]:
     """A response of so many packed tokens behind a prompt of one, for each length."""
-    rollouts = []
-    for i, n in enumerate(lengths):
-        ids = random_ids(vocab_size, 1, n + 1)[0]
-        rollouts.append(Rollout(i, 0, ids[:1], ids[1:], [-1.0] * n, "length", advantage=(-1.0) ** i))
+    rollouts, all_ids = [], random_ids(vocab_size, len(lengths), max(lengths) + 1)
+    for i, (n, ids) in enumerate(zip(lengths, all_ids, strict=True)):
+        rollouts.append(Rollout(i, 0, ids[:1], ids[1 : n + 1], [-1.0] * n, "length", advantage=(-1.0) ** i))
     return rollouts
 
 
