@@ -21,6 +21,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -89,6 +90,7 @@ def measure_section(name: str, cfg: Config, argv: list[str]) -> Section | None:
 def measure_sections(flags: Flags, cfg: Config, argv: list[str]) -> None:
     """Measure and print one section after the other; with --json all of them together, at the end."""
     is_first, found = os.environ.get("RANK", "0") == "0", {}
+    device = torch.device("cuda" if cfg.device == "auto" else "cpu")
     for name in dict.fromkeys(flags.sections):
         with contextlib.redirect_stdout(sys.stderr) if flags.json else contextlib.nullcontext():
             section = measure_section(name, cfg, argv)
@@ -96,9 +98,14 @@ def measure_sections(flags: Flags, cfg: Config, argv: list[str]) -> None:
             found[name] = dataclasses.asdict(section)
             if not flags.json:
                 print(step_text(section) if name == "step" else section_text(section), flush=True)
+    if is_first and not flags.json:
+        print(f"\n{facts_text(machine_facts(device))}")
     if is_first and flags.json:
-        device = torch.device("cuda" if cfg.device == "auto" else "cpu")
         print(json.dumps({"machine": machine_facts(device), "config": dataclasses.asdict(cfg), "sections": found}))
+
+
+def facts_text(facts: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in facts.items())
 
 
 def step_text(section: Section) -> str:
@@ -116,7 +123,7 @@ def compare_with_trl(flags: Flags, others: list[str]) -> None:
         return
     for name, figures in found.items():
         print(section_text(against.section_of(name, figures)))
-    print("\n" + ", ".join(f"{name} {value}" for name, value in (machine | versions).items() if name != "trl_side"))
+    print(f"\n{facts_text(machine_facts(torch.device('cpu')))}\nTRL's side: {facts_text(versions)}")
 
 
 def main(argv: list[str]) -> None:

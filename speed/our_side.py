@@ -18,13 +18,13 @@ from training import smoke
 
 
 class Timed(smoke.NoHook):
-    """The hook: replaces the rewards, and reads the clocks after each step."""
+    """The hook: replaces the rewards, and reads the clocks after the last step of the warm-up and the last of all."""
 
-    def __init__(self, has_stop: bool) -> None:
-        self.has_stop = has_stop
+    def __init__(self, has_stop: bool, warm_up: int, steps: int) -> None:
+        self.has_stop, self.warm_up, self.steps = has_stop, warm_up, steps
         self.rng = random.Random(0)
         self.rows: list[dict[str, Any]] = []  # of the steps, as metrics.jsonl has them
-        self.readings: list[machine.Reading] = []  # after each step
+        self.readings: list[machine.Reading] = []
         self.threads = 0
 
     def before_training(self, run: Any, backward: Any, optimizer_step: Any) -> None:
@@ -41,13 +41,13 @@ class Timed(smoke.NoHook):
     def after_step(self, row: dict[str, Any], last_step: int) -> None:
         self.write(row, last_step)
         self.rows.append(row)
-        self.readings.append(machine.read_clocks())
+        if len(self.rows) in (self.warm_up, self.warm_up + self.steps):
+            self.readings.append(machine.read_clocks())
 
 
-def figures(hook: Timed, warm_up: int) -> dict[str, Any]:
-    """Of the steps behind the first `warm_up`: seconds a step, in all and by phase, tokens, and who else computed."""
-    timed = hook.rows[warm_up:]
-    stretch = machine.stretch(hook.readings[warm_up - 1], hook.readings[-1])
+def figures(hook: Timed) -> dict[str, Any]:
+    """Of the timed steps: seconds a step, in all and by phase, tokens, and who else computed."""
+    timed, stretch = hook.rows[hook.warm_up :], machine.stretch(*hook.readings)
     step = stretch.seconds / len(timed)
     generate = sum(row["time_rollout"] for row in timed) / len(timed)
     train = sum(row["time_train"] for row in timed) / len(timed)
@@ -58,9 +58,9 @@ def figures(hook: Timed, warm_up: int) -> dict[str, Any]:
 
 def main(argv: list[str]) -> None:
     job = json.loads(Path(argv[0]).read_text(encoding="utf-8"))
-    hook = Timed(job["has_stop"])
+    hook = Timed(job["has_stop"], job["warm_up"], job["steps"])
     train_grpo.main(job["our_flags"], hook)
-    write_whole(Path(job["result"]), json.dumps(figures(hook, job["warm_up"])))
+    write_whole(Path(job["result"]), json.dumps(figures(hook)))
 
 
 if __name__ == "__main__":

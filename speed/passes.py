@@ -17,6 +17,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import train_grpo
 from configs import Config, UserError
@@ -30,6 +31,7 @@ from training.packing import Batch, Minibatch
 from training.plan import PROMPT
 
 GENERATED = 256  # tokens of a response, at most, so that a run takes seconds
+KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]  # the torch sampler's
 CHECKED = 4  # sequences whose log-probabilities are compared with a float32 model's
 
 
@@ -37,12 +39,14 @@ CHECKED = 4  # sequences whose log-probabilities are compared with a float32 mod
 def process_group(cfg: Config, section: str) -> Iterator[torch.device]:
     """The ranks' process group as `packing.init_distributed` makes it, gone afterwards, so that the next section can
     have its own. Its keys in torchrun's store begin with the section: a second group would find the addresses of the
-    first there, and wait for ever."""
+    first there, and wait for ever. Raises UserError."""
     cuda = cfg.device == "auto"
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
     store, rank, world_size = next(rendezvous("env://")) if "RANK" in os.environ else (dist.HashStore(), 0, 1)
+    if world_size % (cfg.shard_size or 1):
+        raise UserError(f"shard_size: {world_size} ranks are no multiple of {cfg.shard_size}")
     options = {"store": dist.PrefixStore(section, store), "rank": rank, "world_size": world_size}
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", **options)
     try:
@@ -62,10 +66,9 @@ def random_ids(vocab_size: int, count: int, length: int) -> list[list[int]]:
 
 def random_rollouts(lengths: list[int], vocab_size: int) -> list[Rollout]:
     """A response of so many packed tokens behind a prompt of one, for each length."""
-    rollouts = []
-    for i, n in enumerate(lengths):
-        ids = random_ids(vocab_size, 1, n + 1)[0]
-        rollouts.append(Rollout(i, 0, ids[:1], ids[1:], [-1.0] * n, "length", advantage=(-1.0) ** i))
+    rollouts, all_ids = [], random_ids(vocab_size, len(lengths), max(lengths) + 1)
+    for i, (n, ids) in enumerate(zip(lengths, all_ids, strict=True)):
+        rollouts.append(Rollout(i, 0, ids[:1], ids[1 : n + 1], [-1.0] * n, "length", advantage=(-1.0) ** i))
     return rollouts
 
 
@@ -180,6 +183,7 @@ class BareDecoder:
         return F.linear(self.norm(x[:, -1], "model.norm"), self.head)
 
     @torch.inference_mode()
+    @sdpa_kernel(KERNELS)
     def generate(self, prompts: list[list[int]], group: int, max_tokens: int, temperature: float) -> Tensor:
         """`group` responses (B, max_tokens) to each prompt; all prompts have the same length."""
         ids, c = torch.tensor(prompts, device=self.device), self.config

@@ -9,8 +9,8 @@ import torch
 
 import bench
 from configs import UserError
-from model import Qwen2
-from speed import against, kernels, machine, measure, our_side
+from model import ModelConfig, Qwen2
+from speed import against, growth, kernels, machine, measure, our_side
 from speed.passes import BareDecoder, random_ids
 
 CPU = torch.device("cpu")
@@ -18,19 +18,26 @@ CPU = torch.device("cpu")
 
 def test_sections_print_one_json_object(tiny_model_dir, capsys, monkeypatch):
     monkeypatch.setattr(measure, "SECONDS", 0.0)
-    sections = ["gemm", "attention", "head", "train", "generate"]
+    monkeypatch.setattr(growth, "LENGTHS", (8, 16))
+    monkeypatch.setattr(growth, "GROUPS", (2,))
+    sections = ["gemm", "attention", "head", "train", "generate", "growth"]
     argv = ["configs/tiny.py", f"--model={tiny_model_dir}", f"--sections={','.join(sections)}", "--json"]
     bench.main([*argv, "--token_budget=200", "--logprob_chunk=64", "--prompts_per_step=2", "--max_response_len=8,8,8"])
     report = json.loads(capsys.readouterr().out)
     assert list(report["sections"]) == sections and report["machine"]["torch"] == torch.__version__
     rows = {name: section["rows"] for name, section in report["sections"].items()}
-    assert {name: len(found) for name, found in rows.items()} == dict(zip(sections, [15, 2, 2, 2, 1], strict=True))
+    assert {name: len(found) for name, found in rows.items()} == dict(zip(sections, [15, 2, 2, 2, 1, 3], strict=True))
     for name, row in ((name, row) for name, found in rows.items() for row in found):
-        assert row["error"] < (1e-4 if name == "generate" else 1e-5), (name, row)
+        assert row.get("error", 0.0) < (1e-4 if name == "generate" else 1e-5), (name, row)
         for spread in (value for value in row.values() if isinstance(value, dict)):
             assert 0 < spread["low"] <= spread["median"] <= spread["high"] and spread["repeats"] == 3
     assert rows["gemm"][0]["product"] == "qkv, forward" and rows["gemm"][0]["size"] == "200 x 96 x 160"
     assert rows["generate"][0]["batch"] == "2 prompts x 8 samples of 8 tokens"
+    lengths = ["1 x 8 of 8 tokens", "1 x 8 of 16 tokens", "4 x 2 of 8 tokens"]
+    assert [row["responses"] for row in rows["growth"]] == lengths
+    # 8 x 47 tokens; of attention a layer 2 products, of half the square, of 3 heads of 32
+    attention, products = 3 * 2 * 96 * 47**2, 47 * 2 * (3 * 96 * (2 * 96 + 2 * 32 + 3 * 256) + 96 * 51)
+    assert rows["growth"][0]["attention's FLOPs"] == f"{attention / (attention + products):.1%}"
 
 
 def test_the_error_tells_a_wrong_product_and_wrong_attention(monkeypatch, tiny_model_dir):
@@ -44,20 +51,29 @@ def test_the_error_tells_a_wrong_product_and_wrong_attention(monkeypatch, tiny_m
     assert min(kernels.attention_error(shape, torch.float32, "sdpa", CPU)) > 1e-2
 
 
-@pytest.mark.parametrize("folder", ["tiny_model_dir", "qwen3_dir"])
-def test_the_bare_decoder_computes_the_model(folder, request):
-    path = request.getfixturevalue(folder)
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
+def test_the_bare_decoder_computes_the_model(kind, qwen3_dir, tmp_path):
+    against.write_model(tmp_path, against.SMALL)  # two heads of keys and values for four of queries
+    path = qwen3_dir if kind == "qwen3" else tmp_path
     model, bare, prompts = Qwen2.from_pretrained(path), BareDecoder(path, torch.float32, CPU), random_ids(50, 2, 5)
-    ids = torch.tensor(prompts)
+    ids, c = torch.tensor(prompts), model.config
     with torch.no_grad():
         hidden = model(ids.flatten(), torch.arange(5).repeat(2), torch.tensor([0, 5, 10], dtype=torch.int32))
         expected = (hidden @ model.lm_head.weight.T).view(2, 5, -1)
-        c = model.config
         cache = torch.zeros(c.num_hidden_layers, 2, 2, c.num_key_value_heads, 5, c.head_dim)
-        torch.testing.assert_close(bare.logits(ids[:, :3], cache, 0), expected[:, 2], rtol=1e-4, atol=1e-4)
+        assert measure.relative_error(bare.logits(ids[:, :3], cache, 0), expected[:, 2]) < 1e-5
         for i in (3, 4):
-            torch.testing.assert_close(bare.logits(ids[:, i : i + 1], cache, i), expected[:, i], rtol=1e-4, atol=1e-4)
+            assert measure.relative_error(bare.logits(ids[:, i : i + 1], cache, i), expected[:, i]) < 1e-5
     assert bare.generate(prompts, 3, 4, 1.0).shape == (6, 4)
+
+
+def test_growth_raises_the_limit_of_positions_and_nothing_else(tiny_model_dir):
+    with growth.longer_folder(tiny_model_dir, 5000) as folder:
+        before, after = Qwen2.from_pretrained(tiny_model_dir), Qwen2.from_pretrained(folder)
+    assert after.config == replace(before.config, max_position_embeddings=5000)
+    assert all(torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
+    with growth.longer_folder(tiny_model_dir, 5) as folder:
+        assert ModelConfig.from_folder(folder) == before.config
 
 
 def test_the_share_of_others_is_what_neither_we_nor_idling_took():

@@ -140,12 +140,15 @@ def test_plotting_nothing_is_refused(tmp_path):
 
 
 def test_the_bench_prints_every_phase(world, tmp_path):
-    status, output = run_here(bench.main, flags(world, tmp_path))
+    status, output = run_here(bench.main, [*flags(world, tmp_path), "--sections=reward,sync,step"])
     assert status == 0, output[-2000:]
+    assert re.search(r"^\| 32 +\|.*\| +0 \|$", output, re.MULTILINE)  # 8 x 4 answers, graded as they are
+    assert re.search(r"^sync: [\d,]+ bytes of float32 weights a step", output, re.MULTILINE)
     report = output[output.index("3 steps of 8 prompts x 4 samples") :]
-    shares = {m[0]: float(m[1]) for m in re.findall(r"^(\w+) +[\d.]+ +([\d.]+)%", report, re.MULTILINE)}
-    assert list(shares) == ["rollout", "tail", "reward", "logprobs", "train", "sync", "probe", "rest", "step"]
-    assert sum(shares.values()) == pytest.approx(200, abs=0.5)
+    lines = re.findall(r"^(\w+) +([\d.]+) +([\d.]+)%.* ([\d.]+) +([\d.]+)$", report, re.MULTILINE)
+    assert [m[0] for m in lines] == ["rollout", "tail", "reward", "logprobs", "train", "sync", "probe", "rest", "step"]
+    assert sum(float(m[2]) for m in lines) == pytest.approx(200, abs=0.5)
+    assert all(float(fastest) <= float(median) <= float(slowest) for _, median, _, fastest, slowest in lines)
     assert "GFLOP/s a rank" in report and "GiB resident" in report
     assert not list(tmp_path.iterdir())
 
