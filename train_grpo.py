@@ -217,8 +217,7 @@ def learn(
     ranks' tokens; for each update its gradient norm, None if it was skipped (but for a too large loss scale, which is
     no fault); and the state with what float16 has learned of its loss scale."""
     cfg, step, sums, losses, norms = run.cfg, state.step + 1, LossSums.zero(run.device), [], []
-    names = ["mismatch_k3", "mismatch_max", "mismatch_ess", *(["mismatch_stale_k3"] if cfg.partial_rollouts else [])]
-    figures: dict[str, Any] = dict.fromkeys(names)
+    figures: dict[str, Any] = watch.columns(None, cfg)
     if not minibatches:
         print0(f"step {step}: every group is uniform (all right or all wrong), or no token counts: no update")
     for i, (minibatch, batches) in enumerate(zip(minibatches, packed, strict=True)):
@@ -227,8 +226,7 @@ def learn(
         if i == 0:  # all tokens are scored and no weight has moved: stop here if sampler and trainer disagree
             all_batches = [b for batches in packed for b in batches]
             result = watch.check(mismatch + on_policy_mismatch, f"step {step}", run.model, all_batches, cfg)
-            figures = {"mismatch_k3": result.k3, "mismatch_max": result.largest, "mismatch_ess": result.ess}
-            figures |= {"mismatch_stale_k3": result.stale_k3} if cfg.partial_rollouts else {}
+            figures = watch.columns(result, cfg)
         loss = all_sum([float(minibatch_sums.loss)])[0]
         losses.append(loss / (dist.get_world_size() if cfg.loss_agg == "deepscaler" else 1))
         norm = optimizer_step(run.model, run.optimizer, losses[-1], cfg, scale)

@@ -17,6 +17,7 @@ from engines.samples import Quota
 from rollout import Rollout, TorchSampler, sample_seed
 from runs import flags, metrics, responses, run_ranks, train, weights_hash
 from test_preemption import signalled_main
+from train_grpo import with_advantages
 from training import checkpoint, partial, watch
 from training.checkpoint import RunState
 from training.metrics import Timer
@@ -148,6 +149,19 @@ def test_a_stage_that_ends_unforeseen_begins_with_the_prompts_in_flight_or_with_
     draws = Counter((group[0].draw, group[0].prompt_id) for _, group in groups + later)
     assert set(draws.values()) == {1} and len(draws) == 8 * 4
     assert partial.for_next_stage(state, run.prompts, known_run(stage_data_order="reset").cfg) == ()
+
+
+def test_groups_of_one_prompt_from_two_draws_are_compared_apart():
+    cfg = known_run().cfg
+    rewards = {(1, 7): (0.0, 1.0), (2, 7): (1.0, 1.0), (2, 3): (0.0, 0.0)}
+    rollouts = []
+    for (draw, prompt_id), values in rewards.items():
+        rollouts += [Rollout(prompt_id, s, [1], [2], [0.0], "stop", r, draw=draw) for s, r in enumerate(values)]
+    groups = with_advantages(rollouts, [7, 3, 7], 24, cfg)
+    assert sorted((g[0].draw, g[0].prompt_id) for g in groups) == sorted(rewards)
+    for group in groups:
+        assert tuple(r.reward for r in group) == rewards[group[0].draw, group[0].prompt_id]
+        assert any(r.advantage for r in group) == (len({r.reward for r in group}) > 1)
 
 
 # ------------------------------------------------------------------------------------------------------------ samplers

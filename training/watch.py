@@ -133,6 +133,14 @@ def over_ranks(sums: MismatchSums) -> Mismatch:
     )
 
 
+def columns(figures: Mismatch | None, cfg: Config) -> dict[str, float | None]:
+    """What a step reports of them; None for a step without an update."""
+    names = {"mismatch_k3": "k3", "mismatch_max": "largest", "mismatch_ess": "ess"}
+    if cfg.partial_rollouts:
+        names["mismatch_stale_k3"] = "stale_k3"
+    return {column: getattr(figures, name) if figures else None for column, name in names.items()}
+
+
 # ----------------------------------------------------------------------------------------------------- check and probe
 
 
