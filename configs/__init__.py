@@ -85,6 +85,8 @@ class Config:
     # rollouts
     sampler: Literal["torch", "vllm"] = "torch"
     max_num_seqs: int = 64  # sequences that a rank generates at once; torch: each holds a cache of its full length
+    partial_rollouts: bool = False
+    max_staleness: int = 4
     vllm_gpu_memory_utilization: float = 0.6  # vllm: of a GPU's memory while it is awake, weights and KV cache
     vllm_sleep_level: int = 1  # vllm: 1 = its weights wait in RAM while the trainer works, 2 = they are dropped
     prompts_per_step: int = 128

@@ -4,5 +4,6 @@ run stands in its context schedule), `checkpoint` (save, find, load), `run_folde
 resume may change), `preemption` (how a run leaves when a scheduler wants its machine), `metrics` (what a step reports),
 `loss_scale` (what float16 needs), `ledger` (what the run has cost), `hardware` (how fast the machine is) and
 `preflight` (what is refused before anything loads). `smoke` is the trial run before a long one, `plan` what a config
-would cost on GPUs that are not rented yet, `memory` whether it fits there.
+would cost on GPUs that are not rented yet, `memory` whether it fits there, `generation` how long its engines take,
+`simulate` what partial rollouts would gain.
 """

@@ -21,6 +21,7 @@ GIB = 2**30
 CONTEXT = 1.5  # GiB of CUDA's context and NCCL's buffers
 ASLEEP = 1.5  # GiB that a sleeping vLLM keeps
 ENGINE = 2.5  # GiB of vLLM's share that are neither weights nor cache
+IN_FLIGHT = 2  # groups in flight by those that a step trains on, with partial rollouts
 SPARE = 0.05  # share of the memory that fragmentation may take
 # The backward pass of the head; of the last layer, when all activations are still there; of the root (embedding, final
 # norm and head), which comes last; the optimizer's step. vLLM sleeps through them. Passes that only score
@@ -80,8 +81,9 @@ class Job:
 
     @property
     def rank_samples(self) -> int:
-        """Samples of the rank with the most prompts."""
-        return math.ceil(self.cfg.prompts_per_step / self.gpus) * self.cfg.group_size[0]
+        """Samples of the rank with the most prompts, those that partial rollouts carry over included."""
+        in_flight = IN_FLIGHT if self.cfg.partial_rollouts else 1
+        return in_flight * math.ceil(self.cfg.prompts_per_step / self.gpus) * self.cfg.group_size[0]
 
     @property
     def kv_bytes(self) -> int:
