@@ -13,6 +13,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from statistics import NormalDist, fmean
 
 from training.memory import Job, num_params
@@ -24,7 +25,7 @@ BANDWIDTH_SHARE = 0.9  # of the GPU's bandwidth: a copy on an H200 was measured 
 PRODUCT_SHARE = 0.8  # of the GPU's peak: a large product there at 788 of 989 TFLOP/s
 DECODE_SHARE = 0.6  # of the GPU's FLOP/s, while decoding
 TORCH_STEP = 0.005  # seconds of a step of the torch sampler, whose steps are CUDA graphs, beyond reading and computing
-WARM_UP, STEPS = 10, 40  # simulated steps that are left out, as the first ones begin with an empty engine; that count
+WARM_UP, STEPS = 8, 32  # simulated steps that are left out, as the first ones begin with an empty engine; that count
 
 
 # ------------------------------------------------------------------------------------------------------------ lengths
@@ -208,7 +209,11 @@ class Quota:
 
 
 class Pool:
-    """Engines that share a quota of groups a step and stop together, over many steps of training."""
+    """Engines that share a quota of groups a step and stop together, over many steps of training.
+
+    max_staleness holds where at most twice the quota is in flight: then no more groups than a quota become due in one
+    step. With more, those of the first draw may be trained on later.
+    """
 
     def __init__(self, job: Job, engine: Engine, engines: int, quota: int, in_flight: float, seed: int) -> None:
         self.engine, self.engines, self.quota, self.rng = engine, engines, quota, random.Random(seed)
@@ -269,6 +274,7 @@ class Rollouts:
     carried: float  # groups of all ranks that go on in the next step, or wait for it
 
 
+@cache
 def simulate(
     job: Job,
     overhead: float,

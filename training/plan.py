@@ -10,7 +10,6 @@ Dimensions: T packed tokens, D hidden, F MLP, V vocabulary.
 """
 
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -27,7 +26,6 @@ from training.generation import (
     PRODUCT_SHARE,
     SIGMA,
     TORCH_STEP,
-    Rollouts,
     generate,
     response_lengths,
     simulate,
@@ -167,16 +165,10 @@ def kernel_seconds(job: Job, lengths: list[int], training: bool) -> float:
     return products / (PRODUCT_SHARE * job.gpu.peak) + attention / rate + traffic
 
 
-@cache
-def rollouts(job: Job, overhead: float, partial: bool) -> Rollouts:
-    """Generation over many steps: partial rollouts, or synchronous."""
-    return simulate(job, overhead, IN_FLIGHT, job.cfg.max_staleness) if partial else simulate(job, overhead)
-
-
 def generation_seconds(job: Job, stack: Stack) -> float:
     """Of a step, until the last rank has its share."""
     if job.cfg.partial_rollouts:
-        return rollouts(job, stack.overhead, partial=True).seconds
+        return simulate(job, stack.overhead, IN_FLIGHT, job.cfg.max_staleness).seconds
     limit, group = job.cfg.max_response_len[0], job.cfg.group_size[0]
     return generate(job, job.mean, limit, job.cfg.prompts_per_step, group, stack.overhead)
 
@@ -209,7 +201,8 @@ def print_partial_rollouts(job: Job) -> None:
         f"partial rollouts (model): {in_flight} groups in flight, {in_flight - job.cfg.prompts_per_step} carried over"
     )
     for name, stack in STACKS.items():
-        partial, synchronous = (rollouts(job, stack.overhead, partial=on) for on in (True, False))
+        synchronous = simulate(job, stack.overhead)
+        partial = simulate(job, stack.overhead, IN_FLIGHT, job.cfg.max_staleness)
         print(
             f"{name}: generation {synchronous.seconds:.1f} s a step synchronous, {partial.seconds:.1f} partial; of it "
             f"{partial.prefill:.1f} prefills what was carried, {partial.waiting:.0%} waits for other ranks;\n"
