@@ -1,5 +1,6 @@
 """How fast a config runs here: `python bench.py configs/tiny.py [--key=value ...]`, or the same under torchrun.
 
+With --predict (a CPU, one process) the plan's time model says the same seconds, see training/predict.py.
 What it would need elsewhere: `python bench.py configs/16k.py --plan --gpu=a100-80 --gpus=32`, see training/plan.py.
 What is measured says "measured"; what the plan computes says "model".
 
@@ -21,7 +22,7 @@ import train_grpo
 from configs import HELP, Config, UserError, load_config, run, show_help
 from model import DTYPES
 from schedule import read_metrics
-from training import plan
+from training import plan, predict
 from training.hardware import matmul_flops
 
 STEPS = 4  # the first one is not counted
@@ -83,7 +84,10 @@ def main(argv: list[str]) -> None:
     if "--plan" in argv:
         plan.main([a for a in argv if a != "--plan"])
         return
+    wants_prediction, argv = "--predict" in argv, [a for a in argv if a != "--predict"]
     cfg = load_config(argv)
+    if wants_prediction:
+        predict.check(cfg)
     rows = measure(argv)
     if os.environ.get("RANK", "0") != "0":
         return
@@ -98,6 +102,8 @@ def main(argv: list[str]) -> None:
     print(table(rows, cfg, world_size, peak))
     print(f"measured peak: {peak / 1e9:,.0f} GFLOP/s a rank, the best {cfg.dtype} matrix product here, just now")
     print(f"measured peak memory of rank 0: {peak_memory(device)}")
+    if wants_prediction:
+        print("\n" + predict.report(cfg, rows))
 
 
 if __name__ == "__main__":

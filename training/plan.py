@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from configs import UserError, load_config, parse_flags
+from configs import Config, UserError, load_config, parse_flags
 from configs._model import is_hub_id
 from model import ModelConfig, Qwen2
 from problems.files import data_files, objects
@@ -140,29 +140,45 @@ def evaluation_seconds(job: Job, stack: Stack) -> float:
     return generate(job, mean, job.eval_len, max(1, problems), job.cfg.eval_k, stack.overhead)
 
 
-def kernel_seconds(job: Job, lengths: list[int], training: bool) -> float:
-    """Seconds that one GPU computes on sequences of these lengths, in full packs: forward and backward in `training`,
-    else the forward pass of log-probabilities alone."""
-    c, cfg, tokens = job.model.config, job.cfg, sum(lengths)
+@dataclass(frozen=True)
+class Work:
+    """What passes over sequences take of a machine."""
+
+    products: float  # FLOPs
+    attention: float  # FLOPs
+    layer_traffic: float  # bytes of elementwise operations in the layers
+    logit_traffic: float  # bytes of those on logits
+
+
+def kernel_work(model: Qwen2, cfg: Config, lengths: list[int], training: bool) -> Work:
+    """Of sequences of these lengths, in full packs: forward and backward in `training`, else the forward pass of
+    log-probabilities alone. Traffic is that of a 16-bit compute type."""
+    c, tokens = model.config, sum(lengths)
     layers, heads = c.num_hidden_layers, c.num_attention_heads
-    attention = 2 * layers * heads * c.head_dim * sum(n * n for n in lengths)  # FLOPs of the causal half
-    products = job.model.flops(lengths) - attention
+    attention = 2 * layers * heads * c.head_dim * sum(n * n for n in lengths)  # of the causal half
+    products = model.flops(lengths) - attention
     sizes = c.intermediate_size, c.hidden_size, (heads + c.num_key_value_heads) * c.head_dim
     layer_bytes = tokens * layers * sum(n * size for n, size in zip(LAYER_TRAFFIC, sizes, strict=True))
     layer_bytes *= FUSED_LAYERS if cfg.compile == "layers" else 1
     logit_bytes = tokens * c.vocab_size * LOGIT_TRAFFIC["eager" if cfg.compile == "none" else "fused"][training]
     if training:
         recomputed = int(cfg.activation_checkpointing)
-        head = 2 * tokens * num_params(job.model.lm_head)
-        down = 2 * tokens * layers * num_params(job.model.model.layers[0].mlp.down_proj)
+        head = 2 * tokens * num_params(model.lm_head)
+        down = 2 * tokens * layers * num_params(model.model.layers[0].mlp.down_proj)
         # The head is computed again in any case; a layer but for its last product, which the backward pass can spare.
         products = 3 * products + head + recomputed * (products - head - down)
         attention *= 1 + ATTENTION_BACKWARD + recomputed
         layer_bytes *= 1 + LAYER_BACKWARD + recomputed
+    return Work(products, attention, layer_bytes, logit_bytes)
+
+
+def kernel_seconds(job: Job, lengths: list[int], training: bool) -> float:
+    """Seconds that one GPU computes on `kernel_work`."""
+    work = kernel_work(job.model, job.cfg, lengths, training)
     rate = ATTENTION_SHARE * job.gpu.peak
-    rate = rate if cfg.attention in ("fa3", "fa4") else min(rate, FA2_MOST)
-    traffic = (layer_bytes + logit_bytes) / (BANDWIDTH_SHARE * job.gpu.bandwidth)
-    return products / (PRODUCT_SHARE * job.gpu.peak) + attention / rate + traffic
+    rate = rate if job.cfg.attention in ("fa3", "fa4") else min(rate, FA2_MOST)
+    traffic = (work.layer_traffic + work.logit_traffic) / (BANDWIDTH_SHARE * job.gpu.bandwidth)
+    return work.products / (PRODUCT_SHARE * job.gpu.peak) + work.attention / rate + traffic
 
 
 def generation_seconds(job: Job, stack: Stack) -> float:
