@@ -14,31 +14,32 @@ from training import simulate as command
 SMALL = "configs/8k.py --gpus=2 --prompts_per_step=8 --max_response_len=600 --token_budget=8192 --mean_len=250".split()
 
 
-def pool_of(in_flight: float, engines: int, *flags: str) -> generation.Pool:
+def ranks_of(in_flight: float, together: bool, *flags: str) -> generation.Ranks:
     (job,) = plan.stages([*SMALL, *flags])
-    return generation.Pool(job, generation.engine_of(job, 0.002), engines, 8, in_flight, seed=1)
+    return generation.Ranks(job, generation.engine_of(job, 0.002), in_flight, 0.5, together)
 
 
 @pytest.mark.parametrize("in_flight, max_staleness", [(1, 0), (1.25, 1), (2, 1), (2, 4)])
-@pytest.mark.parametrize("engines, slots", [(1, 20), (2, 256)])
-def test_each_group_is_trained_on_once_while_it_is_young_and_generated_once(in_flight, max_staleness, engines, slots):
-    pool, trained, drawn = pool_of(in_flight, engines, f"--max_num_seqs={slots}"), [], set()
+@pytest.mark.parametrize("together, slots", [(False, 20), (False, 256), (True, 256)])
+def test_each_group_is_trained_on_once_while_it_is_young_and_generated_once(in_flight, max_staleness, together, slots):
+    ranks, trained, drawn = ranks_of(in_flight, together, f"--max_num_seqs={slots}"), [], set()
     for step in range(40):
-        pool.draw(step, correlation=0.5)
-        drawn |= set(pool.groups)
-        assert len(pool.groups) == 8 * in_flight
-        _, groups = pool.generate(step, max_staleness)
-        assert len(groups) == 8 and [g.drawn for g in groups] == sorted(g.drawn for g in groups)
-        assert all(step - g.drawn <= max_staleness for g in groups)
+        ranks.draw(step)
+        drawn |= set(ranks.groups)
+        assert len(ranks.groups) == 8 * in_flight
+        _, groups = ranks.generate(step, max_staleness)
+        ages = [g.age(step) for g in groups]
+        assert len(groups) == 8 and ages == sorted(ages, reverse=True)
+        assert ages[0] <= max_staleness
         trained += groups
-    assert len(set(trained)) == len(trained) == 40 * 8 and not set(trained) & set(pool.groups)
-    assert set(trained) | set(pool.groups) == drawn
+    assert len(set(trained)) == len(trained) == 40 * 8 and not set(trained) & set(ranks.groups)
+    assert set(trained) | set(ranks.groups) == drawn
     for group in trained:
         for s in group.samples:
             assert s.made == s.wanted == sum(tokens for _, tokens in s.made_in)
             assert [step for step, _ in s.made_in] == sorted({step for step, _ in s.made_in})
-            assert s.made_in[0][0] >= group.drawn
-    in_progress = [s for group in pool.groups for s in group.samples]
+            assert s.made_in[0][0] >= group.began
+    in_progress = [s for group in ranks.groups for s in group.samples]
     assert all(s.made == sum(tokens for _, tokens in s.made_in) <= s.wanted for s in in_progress)
 
 
@@ -102,12 +103,15 @@ def test_ranks_that_stop_together_wait_less():
 
 def test_the_plan_takes_partial_rollouts_into_account(capsys):
     flags = ["configs/8k.py", "--plan", "--gpus=4", "--prompts_per_step=32"]
-    (job,), (partial_job,) = (plan.stages([flags[0], *flags[2:], *more]) for more in ([], ["--partial_rollouts=true"]))
+    (job,), (partial_job,) = (
+        plan.stages([flags[0], *flags[2:], *more])
+        for more in ([], ["--partial_rollouts=true", "--rollout_correction=truncate"])
+    )
     partial = generation.simulate(partial_job, plan.POOR.overhead, 2, 4)
     assert plan.step_seconds(partial_job, plan.POOR)[plan.GENERATION] == partial.seconds
     assert partial.seconds < plan.step_seconds(job, plan.POOR)[plan.GENERATION]
     assert partial_job.rank_samples == 2 * job.rank_samples == 128  # the torch sampler's cache
-    bench.main([*flags, "--partial_rollouts=true"])
+    bench.main([*flags, "--partial_rollouts=true", "--rollout_correction=truncate"])
     printed = capsys.readouterr().out
     assert "partial rollouts (model): 64 groups in flight, 32 carried over" in printed
     poor = re.search(r"^poor: generation ([\d.]+) s a step synchronous, ([\d.]+) partial", printed, re.MULTILINE)

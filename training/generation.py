@@ -180,80 +180,88 @@ def generate(job: Job, mean: float, limit: int, prompts: int, group: int, overhe
 
 @dataclass(eq=False)
 class Group:
-    """The samples of a prompt, which stay with one engine."""
+    """The samples of a prompt."""
 
-    drawn: int  # the step in which it was drawn
-    engine: int
     samples: list[Sample] = field(default_factory=list)
     unfinished: int = 0  # samples
+    began: int | None = None  # the step that made its first token
+
+    def age(self, step: int) -> int:
+        """Steps between the weights of `step` and those that made its oldest token."""
+        return 0 if self.began is None else step - self.began
 
 
 class Quota:
     """Whether there is enough for a step: a number of finished groups, and all that may wait no longer."""
 
-    def __init__(self, groups: list[Group], quota: int, step: int, max_staleness: int) -> None:
-        self.oldest = step - max_staleness  # drawn then or before: due
-        self.groups_missing = quota - sum(not group.unfinished for group in groups)
-        self.due = sum(group.unfinished > 0 and group.drawn <= self.oldest for group in groups)
+    def __init__(self, groups: list[Group], number: int, step: int, max_staleness: int) -> None:
+        self.missing = number - sum(not group.unfinished for group in groups)
+        self.due = {group for group in groups if group.unfinished and group.age(step) >= max_staleness}
 
     def is_met(self) -> bool:
-        return self.groups_missing <= 0 and not self.due
+        return self.missing <= 0 and not self.due
 
     def count(self, sample: Sample) -> None:
         """Count a sample that has ended."""
-        group = sample.group
-        group.unfinished -= 1
-        if not group.unfinished:
-            self.groups_missing -= 1
-            self.due -= group.drawn <= self.oldest
+        sample.group.unfinished -= 1
+        if not sample.group.unfinished:
+            self.missing -= 1
+            self.due.discard(sample.group)
 
 
-class Pool:
-    """Engines that share a quota of groups a step and stop together, over many steps of training.
+def run_until(decodings: list[Decoding], quota: Quota) -> None:
+    """Let these engines generate until the quota is met, then stop all of them."""
+    second = 0.0
+    while not quota.is_met():
+        next_one = min(decodings, key=Decoding.next_end)
+        second = next_one.next_end()
+        for sample in next_one.advance():
+            quota.count(sample)
+    for decoding in decodings:
+        decoding.stop(second)
 
-    max_staleness holds where at most twice the quota is in flight: then no more groups than a quota become due in one
-    step. With more, those of the first draw may be trained on later.
-    """
 
-    def __init__(self, job: Job, engine: Engine, engines: int, quota: int, in_flight: float, seed: int) -> None:
-        self.engine, self.engines, self.quota, self.rng = engine, engines, quota, random.Random(seed)
+class Ranks:
+    """The engines of all ranks, over many steps of training."""
+
+    def __init__(self, job: Job, engine: Engine, in_flight: float, correlation: float, together: bool) -> None:
+        self.engine, self.number, self.prompts = engine, job.gpus, job.cfg.prompts_per_step
+        self.in_flight, self.together = round(in_flight * self.prompts), together
         self.limit, self.group_size = job.cfg.max_response_len[0], job.cfg.group_size[0]
         self.median = response_lengths(job.mean, self.limit, 1001)[500]
-        self.in_flight = round(in_flight * quota)
-        self.groups: list[Group] = []  # in flight, in the order in which they were drawn
+        self.correlation, self.rng = correlation, random.Random(0)
+        self.groups: list[Group] = []  # in flight
 
-    def draw(self, step: int, correlation: float) -> None:
-        """Fill up what is in flight; each group goes to the engine with the fewest unfinished samples."""
-        unfinished = [0] * self.engines
-        for group in self.groups:
-            unfinished[group.engine] += group.unfinished
+    def draw(self, step: int) -> None:
+        """Fill up what is in flight, and order it by age."""
         while len(self.groups) < self.in_flight:
-            lengths = group_lengths(self.median, self.limit, self.group_size, correlation, self.rng)
-            group = Group(step, unfinished.index(min(unfinished)), unfinished=len(lengths))
+            lengths = group_lengths(self.median, self.limit, self.group_size, self.correlation, self.rng)
+            group = Group(unfinished=len(lengths))
             group.samples = [Sample(n, group) for n in lengths]
-            unfinished[group.engine] += len(lengths)
             self.groups.append(group)
+        self.groups.sort(key=lambda group: -group.age(step))  # stable: of one age, in the order of their draws
 
     def generate(self, step: int, max_staleness: int) -> tuple[list[Decoding], list[Group]]:
-        """One step: its engines when they stop, and the groups to train on, which leave; the oldest draws first."""
-        quota = Quota(self.groups, self.quota, step, max_staleness)
-        unfinished: list[list[Sample]] = [[] for _ in range(self.engines)]
-        for group in self.groups:
-            unfinished[group.engine] += [s for s in group.samples if s.made < s.wanted]
-        before = [(s, s.made) for samples in unfinished for s in samples]
-        decodings = [Decoding(self.engine, [] if quota.is_met() else samples) for samples in unfinished]
-        second = 0.0
-        while not quota.is_met():
-            next_one = min(decodings, key=Decoding.next_end)
-            second = next_one.next_end()
-            for sample in next_one.advance():
-                quota.count(sample)
-        for decoding in decodings:
-            decoding.stop(second)
+        """One step: the engines when they stop, and the groups to train on, which leave: the oldest finished ones."""
+        shares = [self.groups[rank :: self.number] for rank in range(self.number)]
+        if self.together:
+            quotas = [Quota(self.groups, self.prompts, step, max_staleness)]
+        else:
+            numbers = [len(range(rank, self.prompts, self.number)) for rank in range(self.number)]
+            quotas = [Quota(s, number, step, max_staleness) for s, number in zip(shares, numbers, strict=True)]
+        decodings, before = [], []
+        for rank, share in enumerate(shares):
+            samples = [s for group in share for s in group.samples if s.made < s.wanted]
+            before += [(s, s.made) for s in samples]
+            is_met = quotas[0 if self.together else rank].is_met()
+            decodings.append(Decoding(self.engine, [] if is_met else samples))
+        for i, quota in enumerate(quotas):
+            run_until(decodings if self.together else [decodings[i]], quota)
         for sample, made in before:
             if sample.made > made:
                 sample.made_in.append((step, sample.made - made))
-        finished = [group for group in self.groups if not group.unfinished][: self.quota]
+                sample.group.began = step if sample.group.began is None else sample.group.began
+        finished = [group for group in self.groups if not group.unfinished][: self.prompts]
         leaving = set(finished)
         self.groups = [group for group in self.groups if group not in leaving]
         return decodings, finished
@@ -270,8 +278,8 @@ class Rollouts:
     length: float  # mean tokens of a response that is trained on
     staleness: float  # mean steps between a token's weights and those it trains
     stale_tokens: float  # share of the tokens that older weights have made
-    oldest: int  # most steps between the draw of a group and its training
-    carried: float  # groups of all ranks that go on in the next step, or wait for it
+    oldest: int  # the most such steps of any token
+    carried: int  # groups of all ranks that go on in the next step, or wait for it
 
 
 @cache
@@ -287,30 +295,21 @@ def simulate(
     """Generation over many steps of training. in_flight: groups in flight by those that a step trains on; 1 is
     synchronous: the groups are drawn, generated and trained on in the same step. together: all ranks stop when they
     have enough together, not each when it has its own share."""
-    engine, prompts = engine_of(job, overhead), job.cfg.prompts_per_step
-    shares = [prompts] if together else [len(range(rank, prompts, job.gpus)) for rank in range(job.gpus)]
-    engines = job.gpus // len(shares)
-    pools = [Pool(job, engine, engines, share, in_flight, rank) for rank, share in enumerate(shares)]
+    engine = engine_of(job, overhead)
+    ranks = Ranks(job, engine, in_flight, correlation, together)
     decodings: list[list[Decoding]] = []  # of all ranks, by step
     trained: list[tuple[int, Group]] = []  # in which step
-    carried = 0
     for step in range(WARM_UP + steps):
-        of_ranks: list[Decoding] = []
-        for pool in pools:
-            pool.draw(step, correlation)
-            of_pool, groups = pool.generate(step, max_staleness)
-            of_ranks += of_pool
-            trained += [(step, group) for group in groups if step >= WARM_UP]
+        ranks.draw(step)
+        of_ranks, groups = ranks.generate(step, max_staleness)
         if step >= WARM_UP:
             decodings.append(of_ranks)
-            carried += sum(len(pool.groups) for pool in pools)
-    slots = min(engine.slots, round(in_flight * shares[0] / engines) * job.cfg.group_size[0])
-    return summarized(decodings, trained, slots, carried / steps)
+            trained += [(step, group) for group in groups]
+    slots = min(engine.slots, round(in_flight * job.rank_prompts) * job.cfg.group_size[0])
+    return summarized(decodings, trained, slots, len(ranks.groups))
 
 
-def summarized(
-    decodings: list[list[Decoding]], trained: list[tuple[int, Group]], slots: int, carried: float
-) -> Rollouts:
+def summarized(decodings: list[list[Decoding]], trained: list[tuple[int, Group]], slots: int, carried: int) -> Rollouts:
     """The averages of what a run's ranks did in each step, and of the groups it trained on."""
     seconds = [max(d.seconds for d in of_ranks) for of_ranks in decodings]
     total = sum(seconds)
@@ -325,6 +324,6 @@ def summarized(
         length=tokens / len(samples),
         staleness=sum(age * count for age, count in ages) / tokens,
         stale_tokens=sum(count for age, count in ages if age) / tokens,
-        oldest=max(step - group.drawn for step, group in trained),
+        oldest=max(age for age, _ in ages),
         carried=carried,
     )

@@ -80,10 +80,15 @@ class Job:
         return self.cfg.max_prompt_len + self.cfg.max_response_len[0]
 
     @property
+    def rank_prompts(self) -> int:
+        """Prompts of a step of the rank with the most."""
+        return math.ceil(self.cfg.prompts_per_step / self.gpus)
+
+    @property
     def rank_samples(self) -> int:
         """Samples of the rank with the most prompts, those that partial rollouts carry over included."""
         in_flight = IN_FLIGHT if self.cfg.partial_rollouts else 1
-        return in_flight * math.ceil(self.cfg.prompts_per_step / self.gpus) * self.cfg.group_size[0]
+        return in_flight * self.rank_prompts * self.cfg.group_size[0]
 
     @property
     def kv_bytes(self) -> int:

@@ -25,8 +25,8 @@ HEADER = (
 LEGEND = """\
 generate, step: seconds; gain: in GPU-hours against synchronous; stop: each rank when it has its own share of finished
 groups, or all when they have the step's together; waiting: share of generation in which a rank waits for another;
-empty: share of its slots in which nothing lives; prefill: seconds a step on what older weights began; staleness: mean
-steps between a token's weights and those it trains; most: steps between a group's draw and its training"""
+empty: share of its slots in which nothing lives; prefill: seconds a step on what older weights began; staleness: steps
+between a token's weights and those that it trains, on average, and the most"""
 
 
 def table_row(name: str, job: Job, rollouts: Rollouts, rest: float, synchronous: float) -> str:
