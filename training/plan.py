@@ -222,8 +222,8 @@ def print_partial_rollouts(job: Job) -> None:
         print(
             f"{name}: generation {synchronous.seconds:.1f} s a step synchronous, {partial.seconds:.1f} partial; of it "
             f"{partial.prefill:.1f} prefills what was carried, {partial.waiting:.0%} waits for other ranks;\n"
-            f"  tokens {partial.staleness:.2f} steps stale on average, {partial.stale_tokens:.0%} of them stale, "
-            f"groups up to {partial.oldest} (model)"
+            f"  tokens {partial.staleness:.2f} steps stale on average and {partial.oldest} at most, "
+            f"{partial.stale_tokens:.0%} of them stale (model)"
         )
 
 
