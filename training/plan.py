@@ -22,6 +22,7 @@ from training import memory
 from training.checkpoint import in_bytes, most_saves, save_bytes
 from training.generation import (
     BANDWIDTH_SHARE,
+    CORRELATION,
     DECODE_SHARE,
     PRODUCT_SHARE,
     SIGMA,
@@ -212,10 +213,9 @@ def step_seconds(job: Job, stack: Stack) -> dict[str, float]:
 
 def print_partial_rollouts(job: Job) -> None:
     """What the line of generation comes from, beside the synchronous one."""
-    in_flight = round(IN_FLIGHT * job.cfg.prompts_per_step)
-    print(
-        f"partial rollouts (model): {in_flight} groups in flight, {in_flight - job.cfg.prompts_per_step} carried over"
-    )
+    carried = round((IN_FLIGHT - 1) * job.cfg.prompts_per_step)
+    groups = f"{job.cfg.prompts_per_step + carried} groups in flight, {carried} carried over"
+    print(f"partial rollouts (model): {groups}; a prompt's lengths correlate by {CORRELATION} (assumed)")
     for name, stack in STACKS.items():
         synchronous = simulate(job, stack.overhead)
         partial = simulate(job, stack.overhead, IN_FLIGHT, job.cfg.max_staleness)
