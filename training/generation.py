@@ -23,7 +23,7 @@ SIGMA = 0.7  # of the logarithm of response lengths
 CORRELATION = 0.5
 BANDWIDTH_SHARE = 0.9  # of the GPU's bandwidth: a copy on an H200 was measured by others at 4.3 of 4.8 TB/s
 PRODUCT_SHARE = 0.8  # of the GPU's peak: a large product there at 788 of 989 TFLOP/s
-DECODE_SHARE = 0.6  # of the GPU's FLOP/s, while decoding
+DECODE_SHARE = 0.6  # of the GPU's FLOP/s, while decoding, and while a prefill runs
 TORCH_STEP = 0.005  # seconds of a step of the torch sampler, whose steps are CUDA graphs, beyond reading and computing
 WARM_UP, STEPS = 8, 32  # simulated steps that are left out, as the first ones begin with an empty engine; that count
 
