@@ -34,7 +34,7 @@ from training.preflight import check_machine
 
 KERNELS = {"gemm": kernels.gemm, "attention": kernels.attention_section, "head": kernels.head}
 PASSES = {"train": passes.train, "generate": passes.generate, "growth": growth.growth}
-STEPS = {"sync": steps.sync, "reward": steps.reward, "step": steps.step}
+STEPS = {"sync": steps.sync, "reward": steps.reward, "step": steps.step, "predict": steps.predict}
 SECTIONS = (*KERNELS, *PASSES, *STEPS)
 
 
@@ -43,7 +43,7 @@ class Flags:
     """The bench's own flags, beside the config's settings."""
 
     # of the bench
-    sections: tuple[str, ...] = ("step",)  # gemm, attention, head, train, generate, growth, sync, reward, step
+    sections: tuple[str, ...] = ("step",)  # gemm, attention, head, train, generate, growth, sync, reward, step, predict
     json: bool = False  # print one JSON object instead of tables; --json alone is enough
     # of the comparison
     against: str = ""  # trl: the same job in train_grpo and in TRL's GRPOTrainer

@@ -19,6 +19,7 @@ from model import DTYPES
 from problems.prompts import ChatTokenizer, Prompt, load_prompts
 from schedule import read_metrics
 from speed.measure import Section, Spread, rates, repeated
+from training import predict as prediction
 from training.hardware import matmul_flops
 
 STEPS = 4  # the first one is not counted
@@ -132,6 +133,13 @@ def sync(cfg: Config, argv: list[str]) -> Section | None:
     speeds = [row["sync_bytes"] / 1e9 / row["time_sync"] for row in rows]
     figures[0]["GB/s"], figures[1]["GB/s"] = Spread.of(speeds), None
     return Section(f"sync: {rows[0]['sync_bytes']:,} bytes of {cfg.dtype} weights a step; share of the step", figures)
+
+
+def predict(cfg: Config, argv: list[str]) -> Section | None:
+    """The same steps beside what the plan's time model says of them. Raises UserError."""
+    prediction.check(cfg)
+    table, note = prediction.compared(cfg, measure(tuple(argv)))
+    return Section("predict: seconds a step, measured and by the plan's time model", table, (note,))
 
 
 def answers_to(prompts: list[Prompt], group_size: int, number: int) -> tuple[list[str], list[float]]:

@@ -18,7 +18,7 @@ import bench
 from configs import UserError
 from model import ModelConfig, Qwen2, token_logprobs
 from runs import ENV, ROOT
-from training import memory, plan
+from training import generation, memory, plan
 
 
 def report(*flags: str, capsys) -> str:
@@ -330,8 +330,11 @@ def test_the_engine_equals_one_that_goes_token_by_token(slots, capacity, read, p
         return max(read, product * live) + 0.02 + 0.001 * cached
 
     lengths = [5, 17, 1, 30, 30, 2, 9, 11, 30, 4, 8, 23]
-    args = (lengths, 7, slots, capacity, seconds_of_step)
-    assert plan.engine_seconds(*args) == pytest.approx(token_by_token(*args), rel=1e-12)
+    engine = generation.Engine(7, slots, capacity, seconds_of_step, lambda tokens: math.nan)
+    decoding = generation.Decoding(engine, [generation.Sample(n) for n in lengths])
+    while decoding.live:
+        decoding.advance()
+    assert decoding.seconds == pytest.approx(token_by_token(lengths, 7, slots, capacity, seconds_of_step), rel=1e-12)
 
 
 def test_generation_lasts_as_long_as_the_longest_response():

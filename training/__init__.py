@@ -5,5 +5,6 @@
 when a scheduler wants its machine), `metrics` (what a step reports), `loss_scale` (what float16 needs), `ledger` (what
 the run has cost), `hardware` (how fast the machine is) and `preflight` (what is refused before anything loads). `smoke`
 is the trial run before a long one, `plan` what a config would cost on GPUs that are not rented yet, `memory` whether it
-fits there.
+fits there, `generation` how long its engines take, `simulate` what partial rollouts would gain; `predict` holds the
+time model to the machine that it runs on, at `rates` measured there.
 """

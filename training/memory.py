@@ -21,6 +21,7 @@ GIB = 2**30
 CONTEXT = 1.5  # GiB of CUDA's context and NCCL's buffers
 ASLEEP = 1.5  # GiB that a sleeping vLLM keeps
 ENGINE = 2.5  # GiB of vLLM's share that are neither weights nor cache
+IN_FLIGHT = 2  # groups in flight by those that a step trains on, with partial rollouts
 SPARE = 0.05  # share of the memory that fragmentation may take
 # The backward pass of the head; of the last layer, when all activations are still there; of the root (embedding, final
 # norm and head), which comes last; the optimizer's step. vLLM sleeps through them. Passes that only score
@@ -79,9 +80,15 @@ class Job:
         return self.cfg.max_prompt_len + self.cfg.max_response_len[0]
 
     @property
+    def rank_prompts(self) -> int:
+        """Prompts of a step of the rank with the most."""
+        return math.ceil(self.cfg.prompts_per_step / self.gpus)
+
+    @property
     def rank_samples(self) -> int:
-        """Samples of the rank with the most prompts."""
-        return math.ceil(self.cfg.prompts_per_step / self.gpus) * self.cfg.group_size[0]
+        """Samples of the rank with the most prompts, those that partial rollouts carry over included."""
+        in_flight = IN_FLIGHT if self.cfg.partial_rollouts else 1
+        return in_flight * self.rank_prompts * self.cfg.group_size[0]
 
     @property
     def kv_bytes(self) -> int:

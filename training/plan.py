@@ -9,24 +9,29 @@ products, attention and memory traffic, one after the other; generation is a sim
 Dimensions: T packed tokens, D hidden, F MLP, V vocabulary.
 """
 
-import math
-import random
-from bisect import bisect_left
-from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import NormalDist, fmean
 
 import torch
 
-from configs import UserError, load_config, parse_flags
+from configs import Config, UserError, load_config, parse_flags
 from configs._model import is_hub_id
 from model import ModelConfig, Qwen2
 from problems.files import data_files, objects
 from training import memory
 from training.checkpoint import in_bytes, most_saves, save_bytes
-from training.memory import GPUS, Job, num_params
+from training.generation import (
+    BANDWIDTH_SHARE,
+    CORRELATION,
+    DECODE_SHARE,
+    PRODUCT_SHARE,
+    SIGMA,
+    TORCH_STEP,
+    generate,
+    response_lengths,
+    simulate,
+)
+from training.memory import GPUS, IN_FLIGHT, Job, num_params
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class Stack:
 
 GOOD = Stack(overhead=0.0025, training=1.0, reward=2, sync=5)
 POOR = Stack(overhead=0.014, training=1.5, reward=15, sync=20)
+GENERATION = "generate, tail"  # the phase
 STACKS = {"good": GOOD, "poor": POOR}
 R1_DISTILL = dict(model_type="qwen2", vocab_size=151936, hidden_size=1536, intermediate_size=8960, num_hidden_layers=28,
                   num_attention_heads=12, num_key_value_heads=2, tie_word_embeddings=False)  # fmt: skip
@@ -61,11 +67,8 @@ SHAPES = {  # of hub repositories, as published
     "Qwen/Qwen3-1.7B-Base": QWEN3_1_7B,
 }
 PROMPT = 150  # tokens
-SIGMA = 0.7  # of the logarithm of response lengths
 MEANS = {8192: 4500, 16384: 4500, 24576: 5500}  # tokens of a response by context: the middle of DeepScaleR's curves
 MEAN_SHARE = 0.45  # of any other context
-BANDWIDTH_SHARE = 0.9  # of the GPU's bandwidth: a copy on an H200 was measured by others at 4.3 of 4.8 TB/s
-PRODUCT_SHARE = 0.8  # of the GPU's peak: a large product there at 788 of 989 TFLOP/s
 # FlashAttention 2, published: about 190 of 312 TFLOP/s on an A100; on Hopper, for which it was not written, 320 to 370.
 # Versions 3 and 4 were. Its backward pass computes five products where the forward pass computes two.
 ATTENTION_SHARE = 0.6
@@ -77,8 +80,6 @@ LOGIT_TRAFFIC = {"eager": (46, 166), "fused": (4, 16)}  # bytes a logit: log-pro
 LAYER_TRAFFIC = (10, 20, 48)  # bytes a number of an MLP's (T, F), of a residual (T, D), of rotated q and k
 LAYER_BACKWARD = 1.5  # times the forward pass's traffic
 FUSED_LAYERS = 0.5  # of the layers' traffic is left where they are compiled
-DECODE_SHARE = 0.6  # of the GPU's FLOP/s, while decoding
-TORCH_STEP = 0.005  # the same of the torch sampler, whose steps are CUDA graphs
 DISK = 1e9  # bytes/s of a checkpoint
 ASSUMED = f"""all of this is a model, arithmetic from assumptions (good | poor software):
 {memory.ASSUMED}
@@ -125,64 +126,6 @@ def without_weights(shape: ModelConfig) -> Qwen2:
 # --------------------------------------------------------------------------------------------------------------- time
 
 
-def response_lengths(mean: float, limit: int, count: int) -> list[int]:
-    """Tokens of `count` responses, the longest first: quantiles of the log-normal distribution that has this mean after
-    it is cut at `limit`."""
-    quantiles = [(i + 0.5) / count for i in reversed(range(count))]
-    factors = [math.exp(SIGMA * NormalDist().inv_cdf(q)) for q in quantiles]  # of the median
-    medians = range(1, math.ceil(limit / factors[-1]) + 1)
-    index = bisect_left(medians, mean, key=lambda median: fmean(min(limit, median * f) for f in factors))
-    median = medians[min(index, len(medians) - 1)]
-    return [min(limit, max(1, round(median * f))) for f in factors]
-
-
-def engine_seconds(
-    lengths: list[int], prompt: int, slots: int, capacity: float, seconds_of_step: Callable[[int, float], float]
-) -> float:
-    """Seconds in which an engine generates responses of these lengths, in order, a token of every live one a step.
-
-    A response starts as soon as one of the `slots` is free and it fits, whole and with its prompt, into a cache of
-    `capacity` tokens beside the live ones (one always fits). seconds_of_step(live, cached) is the time of a step with
-    so many live responses and cached tokens; it must be linear in `cached`.
-    """
-    waiting, live = deque(lengths), []  # live: (start, end) of each, in steps
-    now, seconds = 0, 0.0
-    while waiting or live:
-        while waiting and len(live) < slots:
-            reserved = sum(prompt + end - start for start, end in live)
-            if live and reserved + prompt + waiting[0] > capacity:
-                break
-            live.append((now, now + waiting.popleft()))
-        # Until the next one ends, every step adds a token of each: the average step stands for all of them.
-        steps = min(end for _, end in live) - now
-        cached = sum(prompt + now - start for start, _ in live) + len(live) * (steps + 1) / 2
-        seconds += steps * seconds_of_step(len(live), cached)
-        now += steps
-        live = [(start, end) for start, end in live if end > now]
-    return seconds
-
-
-def generate(job: Job, mean: float, limit: int, prompts: int, group: int, overhead: float) -> float:
-    """Seconds of the rank with the longest response for its share of `prompts`, `group` responses each."""
-    model = job.model
-    of_all_ranks = response_lengths(mean, limit, prompts * group)
-    count = math.ceil(prompts / job.gpus) * group
-    lengths = [of_all_ranks[i * len(of_all_ranks) // count] for i in range(count)]
-    random.Random(0).shuffle(lengths)
-
-    bandwidth = BANDWIDTH_SHARE * job.gpu.bandwidth
-    layers = model.config.num_hidden_layers * num_params(model.model.layers[0])
-    read_weights = job.size * (layers + num_params(model.lm_head)) / bandwidth  # seconds; of the embedding, a few rows
-    read_token = job.kv_bytes / bandwidth
-    products = model.flops([1]) / (DECODE_SHARE * job.gpu.peak)  # seconds a token
-    overhead = overhead if job.cfg.sampler == "vllm" else TORCH_STEP
-
-    def seconds_of_step(live: int, cached: float) -> float:
-        return max(read_weights, products * live) + overhead + read_token * cached
-
-    return engine_seconds(lengths, job.prompt, job.cfg.max_num_seqs, job.cache_tokens, seconds_of_step)
-
-
 def count_rows(path: str) -> int:
     """The problems of a benchmark, 30 where its files are not here."""
     try:
@@ -198,29 +141,53 @@ def evaluation_seconds(job: Job, stack: Stack) -> float:
     return generate(job, mean, job.eval_len, max(1, problems), job.cfg.eval_k, stack.overhead)
 
 
-def kernel_seconds(job: Job, lengths: list[int], training: bool) -> float:
-    """Seconds that one GPU computes on sequences of these lengths, in full packs: forward and backward in `training`,
-    else the forward pass of log-probabilities alone."""
-    c, cfg, tokens = job.model.config, job.cfg, sum(lengths)
+@dataclass(frozen=True)
+class Work:
+    """What passes over sequences take of a machine."""
+
+    products: float  # FLOPs
+    attention: float  # FLOPs
+    layer_traffic: float  # bytes of elementwise operations in the layers
+    logit_traffic: float  # bytes of those on logits
+
+
+def kernel_work(model: Qwen2, cfg: Config, lengths: list[int], training: bool) -> Work:
+    """Of sequences of these lengths, in full packs: forward and backward in `training`, else the forward pass of
+    log-probabilities alone. Traffic is that of a 16-bit compute type."""
+    c, tokens = model.config, sum(lengths)
     layers, heads = c.num_hidden_layers, c.num_attention_heads
-    attention = 2 * layers * heads * c.head_dim * sum(n * n for n in lengths)  # FLOPs of the causal half
-    products = job.model.flops(lengths) - attention
+    attention = 2 * layers * heads * c.head_dim * sum(n * n for n in lengths)  # of the causal half
+    products = model.flops(lengths) - attention
     sizes = c.intermediate_size, c.hidden_size, (heads + c.num_key_value_heads) * c.head_dim
     layer_bytes = tokens * layers * sum(n * size for n, size in zip(LAYER_TRAFFIC, sizes, strict=True))
     layer_bytes *= FUSED_LAYERS if cfg.compile == "layers" else 1
     logit_bytes = tokens * c.vocab_size * LOGIT_TRAFFIC["eager" if cfg.compile == "none" else "fused"][training]
     if training:
         recomputed = int(cfg.activation_checkpointing)
-        head = 2 * tokens * num_params(job.model.lm_head)
-        down = 2 * tokens * layers * num_params(job.model.model.layers[0].mlp.down_proj)
+        head = 2 * tokens * num_params(model.lm_head)
+        down = 2 * tokens * layers * num_params(model.model.layers[0].mlp.down_proj)
         # The head is computed again in any case; a layer but for its last product, which the backward pass can spare.
         products = 3 * products + head + recomputed * (products - head - down)
         attention *= 1 + ATTENTION_BACKWARD + recomputed
         layer_bytes *= 1 + LAYER_BACKWARD + recomputed
+    return Work(products, attention, layer_bytes, logit_bytes)
+
+
+def kernel_seconds(job: Job, lengths: list[int], training: bool) -> float:
+    """Seconds that one GPU computes on `kernel_work`."""
+    work = kernel_work(job.model, job.cfg, lengths, training)
     rate = ATTENTION_SHARE * job.gpu.peak
-    rate = rate if cfg.attention in ("fa3", "fa4") else min(rate, FA2_MOST)
-    traffic = (layer_bytes + logit_bytes) / (BANDWIDTH_SHARE * job.gpu.bandwidth)
-    return products / (PRODUCT_SHARE * job.gpu.peak) + attention / rate + traffic
+    rate = rate if job.cfg.attention in ("fa3", "fa4") else min(rate, FA2_MOST)
+    traffic = (work.layer_traffic + work.logit_traffic) / (BANDWIDTH_SHARE * job.gpu.bandwidth)
+    return work.products / (PRODUCT_SHARE * job.gpu.peak) + work.attention / rate + traffic
+
+
+def generation_seconds(job: Job, stack: Stack) -> float:
+    """Of a step, until the last rank has its share."""
+    if job.cfg.partial_rollouts:
+        return simulate(job, stack.overhead, IN_FLIGHT, job.cfg.max_staleness).seconds
+    limit, group = job.cfg.max_response_len[0], job.cfg.group_size[0]
+    return generate(job, job.mean, limit, job.cfg.prompts_per_step, group, stack.overhead)
 
 
 def step_seconds(job: Job, stack: Stack) -> dict[str, float]:
@@ -231,7 +198,7 @@ def step_seconds(job: Job, stack: Stack) -> dict[str, float]:
     passes = 1 - 1 / cfg.minibatches + bool(cfg.kl_coef)
     saved = save_bytes(num_params(job.model), cfg)
     return {
-        "generate, tail": generate(job, job.mean, limit, cfg.prompts_per_step, group, stack.overhead),
+        GENERATION: generation_seconds(job, stack),
         "reward": stack.reward,
         "logprobs": passes * stack.training * kernel_seconds(job, lengths, training=False) / job.gpus,
         "train": stack.training * kernel_seconds(job, lengths, training=True) / job.gpus,
@@ -242,6 +209,22 @@ def step_seconds(job: Job, stack: Stack) -> dict[str, float]:
 
 
 # ------------------------------------------------------------------------------------------------------------- report
+
+
+def print_partial_rollouts(job: Job) -> None:
+    """What the line of generation comes from, beside the synchronous one."""
+    carried = round((IN_FLIGHT - 1) * job.cfg.prompts_per_step)
+    groups = f"{job.cfg.prompts_per_step + carried} groups in flight, {carried} carried over"
+    print(f"partial rollouts (model): {groups}; a prompt's lengths correlate by {CORRELATION} (assumed)")
+    for name, stack in STACKS.items():
+        synchronous = simulate(job, stack.overhead)
+        partial = simulate(job, stack.overhead, IN_FLIGHT, job.cfg.max_staleness)
+        print(
+            f"{name}: generation {synchronous.seconds:.1f} s a step synchronous, {partial.seconds:.1f} partial; of it "
+            f"{partial.prefill:.1f} prefills what was carried, {partial.waiting:.0%} waits for other ranks;\n"
+            f"  tokens {partial.staleness:.2f} steps stale on average and {partial.oldest} at most, "
+            f"{partial.stale_tokens:.0%} of them stale (model)"
+        )
 
 
 def print_stage(job: Job, price: float) -> dict[str, float]:
@@ -255,6 +238,8 @@ def print_stage(job: Job, price: float) -> dict[str, float]:
     seconds = {name: step_seconds(job, stack) for name, stack in STACKS.items()}
     for phase in seconds["good"]:
         print(f"{phase:<16}" + "".join(f"{phases[phase]:>10.1f}" for phases in seconds.values()))
+    if cfg.partial_rollouts:
+        print_partial_rollouts(job)
     gpu_hours = {}
     for name, phases in seconds.items():
         step = sum(phases.values())
