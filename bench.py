@@ -26,13 +26,15 @@ from typing import Any
 import torch
 
 from configs import HELP, Config, UserError, load_config, parse_flags, run, show_help
+from kernels import cpu
 from model import ModelConfig
-from speed import against, growth, kernels, passes, steps
+from speed import against, growth, passes, steps
+from speed import kernels as kernel_sections
 from speed.measure import Section, machine_facts, section_text
 from training import plan
 from training.preflight import check_machine
 
-KERNELS = {"gemm": kernels.gemm, "attention": kernels.attention_section, "head": kernels.head}
+KERNELS = {"gemm": kernel_sections.gemm, "attention": kernel_sections.attention_section, "head": kernel_sections.head}
 PASSES = {"train": passes.train, "generate": passes.generate, "growth": growth.growth}
 STEPS = {"sync": steps.sync, "reward": steps.reward, "step": steps.step, "predict": steps.predict}
 SECTIONS = (*KERNELS, *PASSES, *STEPS)
@@ -91,6 +93,8 @@ def measure_sections(flags: Flags, cfg: Config, argv: list[str]) -> None:
     """Measure and print one section after the other; with --json all of them together, at the end."""
     is_first, found = os.environ.get("RANK", "0") == "0", {}
     device = torch.device("cuda" if cfg.device == "auto" else "cpu")
+    if device.type == "cpu":
+        cpu.prepare(cfg.threads)
     for name in dict.fromkeys(flags.sections):
         with contextlib.redirect_stdout(sys.stderr) if flags.json else contextlib.nullcontext():
             section = measure_section(name, cfg, argv)

@@ -22,8 +22,20 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import train_grpo
 from configs import Config, UserError
 from configs._model import resolve_model
-from model import DTYPES, ModelConfig, Qwen2, apply_rotary, rotary_angles, stream_weights, token_logprobs
-from rollout import Rollout, TorchSampler, sample_seed
+from kernels.norm import rms_norm
+from model import (
+    DTYPES,
+    ModelConfig,
+    Qwen2,
+    apply_rotary,
+    attention,
+    attention_backend,
+    attention_layout,
+    rotary_angles,
+    stream_weights,
+    token_logprobs,
+)
+from rollout import Rollout, TorchSampler, attend_cache, sample_seed
 from speed.kernels import full_lengths, ragged_lengths
 from speed.measure import Section, alternating, rates, ratios
 from training import packing
@@ -136,19 +148,20 @@ def train(cfg: Config) -> Section:
 
 
 class BareDecoder:
-    """A plain decode loop: a static KV cache, the whole batch at once, no end before the last token."""
+    """A plain decode loop with the sampler's kernels: the whole batch at once, no end before the last token."""
 
     def __init__(self, path: Path, dtype: torch.dtype, device: torch.device) -> None:
         self.config, self.device = ModelConfig.from_folder(path), device
         self.weights = {name: tensor.to(device, dtype) for name, tensor in stream_weights(path)}
         tied = self.config.tie_word_embeddings
+        self.backend = attention_backend(device)
         self.head = self.weights["model.embed_tokens.weight" if tied else "lm_head.weight"]
 
     def linear(self, x: Tensor, name: str) -> Tensor:
         return F.linear(x, self.weights[name + ".weight"], self.weights.get(name + ".bias"))
 
     def norm(self, x: Tensor, name: str) -> Tensor:
-        return F.rms_norm(x, x.shape[-1:], self.weights[name + ".weight"], self.config.rms_norm_eps)
+        return rms_norm(x, self.weights[name + ".weight"], self.config.rms_norm_eps)
 
     def attend(self, layer: int, x: Tensor, cache: Tensor, start: int, angles: tuple[Tensor, Tensor]) -> Tensor:
         """x (B, n, D) of positions from `start` on -> (B, n, H * E). Writes keys and values to cache (layers, 2, B, K,
@@ -157,15 +170,18 @@ class BareDecoder:
         q, k, v = (self.linear(x, f"{name}{kind}_proj").unflatten(-1, (-1, c.head_dim)) for kind in "qkv")
         if c.qk_norm:
             q, k = self.norm(q, name + "q_norm"), self.norm(k, name + "k_norm")
-        q, k = apply_rotary(q, *angles).transpose(1, 2), apply_rotary(k, *angles).transpose(1, 2)
-        cache[layer, 0, :, :, start:end], cache[layer, 1, :, :, start:end] = k, v.transpose(1, 2)
-        keys, values = cache[layer, :, :, :, :end]
+        q, k = apply_rotary(q, *angles), apply_rotary(k, *angles)
+        cache[layer, 0, :, :, start:end], cache[layer, 1, :, :, start:end] = k.transpose(1, 2), v.transpose(1, 2)
         if start == 0:
-            out = F.scaled_dot_product_attention(q, keys, values, is_causal=True, enable_gqa=True)
-        else:  # one token, which may see all: heads that share keys read them once
-            q = q.reshape(len(q), c.num_key_value_heads, -1, c.head_dim)
-            out = F.scaled_dot_product_attention(q, keys, values).reshape(len(q), -1, 1, c.head_dim)
-        return out.transpose(1, 2).flatten(2)
+            cu_seqlens = torch.arange(0, q.shape[0] * end + 1, end, dtype=torch.int32, device=self.device)
+            layout = attention_layout(cu_seqlens, self.backend, end)
+            packed = attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), layout, self.backend)
+            return packed.view(*x.shape[:2], -1)
+        keys, values = cache[layer]  # (B, K, L, E)
+        q = q.view(len(q), c.num_key_value_heads, -1, c.head_dim)  # heads that share keys read them once
+        bias = torch.zeros(keys.shape[2], device=self.device)
+        bias[end:] = -torch.inf
+        return attend_cache(q, keys, values, bias).view(len(q), 1, -1)
 
     def logits(self, ids: Tensor, cache: Tensor, start: int) -> Tensor:
         """Logits (B, V) behind the last of new tokens (B, n), whose first has position `start`."""
@@ -187,12 +203,15 @@ class BareDecoder:
     def generate(self, prompts: list[list[int]], group: int, max_tokens: int, temperature: float) -> Tensor:
         """`group` responses (B, max_tokens) to each prompt; all prompts have the same length."""
         ids, c = torch.tensor(prompts, device=self.device), self.config
-        shape = c.num_hidden_layers, 2, len(prompts), c.num_key_value_heads, ids.shape[1] + max_tokens, c.head_dim
-        cache = torch.zeros(shape, dtype=self.head.dtype, device=self.device)
+        shape = [c.num_hidden_layers, 2, len(prompts), c.num_key_value_heads, ids.shape[1], c.head_dim]
+        cache = torch.zeros(shape, dtype=torch.float32 if self.device.type == "cpu" else self.head.dtype)
+        cache = cache.to(self.device)
         logits = self.logits(ids, cache, 0).repeat_interleave(group, dim=0)
         cache = cache.repeat_interleave(group, dim=2)
         drawn = []
         for position in range(ids.shape[1], ids.shape[1] + max_tokens):
+            if position == cache.shape[-2]:
+                cache = F.pad(cache, (0, 0, 0, 32))
             drawn.append(torch.multinomial((logits.float() / temperature).softmax(-1), 1))  # (B, 1)
             if len(drawn) < max_tokens:
                 logits = self.logits(drawn[-1], cache, position)
