@@ -1,6 +1,6 @@
 """A storm of faults over a training run: whatever happens and whenever, the end is that of an unbroken run, bit by bit.
 
-    python tests/storm.py --kills=100 --ranks=1 [--seed=0]
+    python tests/storm.py --kills=100 --ranks=1 [--seed=0] [--partial_rollouts]
 
 Starts a run of twelve steps, lets a random fault happen at a random moment, resumes it, and so on until it is finished;
 then compares metrics, responses, weights and summary with those of the unbroken run, and begins again, until `kills`
@@ -33,8 +33,9 @@ FAULTS = ("SIGKILL", "SIGKILL of one rank", "SIGTERM", "SIGUSR1", "full disk", "
 GUARD = 120.0  # seconds after which a run hangs
 
 
-def storm_flags(world, folder):
-    return flags(world, folder, stage_steps="8,4", eval_every=3, save_every=2, process_group_timeout=60)
+def storm_flags(world, folder, partial_rollouts):
+    changes = dict(partial_rollouts=True, rollout_correction="truncate", max_staleness=2) if partial_rollouts else {}
+    return flags(world, folder, stage_steps="8,4", eval_every=3, save_every=2, process_group_timeout=60, **changes)
 
 
 def faulty_main(fault, seconds, argv):
@@ -103,13 +104,14 @@ def judge(output, statuses, fault, seconds):
     return None
 
 
-def storm(kills, ranks, seed, folder, report=print):
+def storm(kills, ranks, seed, folder, report=print, partial_rollouts=False):
     """Returns (faults by kind, finished runs, [what went wrong])."""
     rng, world = random.Random(seed), make_world(folder / "world")
     started = time.monotonic()
-    run_ranks(ranks, storm_flags(world, folder / "unbroken"))
+    run_ranks(ranks, storm_flags(world, folder / "unbroken", partial_rollouts))
     duration = time.monotonic() - started
-    argv, counts, finished, failures = storm_flags(world, folder / "storm"), Counter(), 0, []
+    argv = storm_flags(world, folder / "storm", partial_rollouts)
+    counts, finished, failures = Counter(), 0, []
     run_dir = folder / "storm/run"
     while sum(counts.values()) < kills or run_dir.exists():
         if sum(counts.values()) < kills:
@@ -140,10 +142,13 @@ def main():
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--partial_rollouts", action="store_true")
     args = parser.parse_args()
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        counts, finished, failures = storm(args.kills, args.ranks, args.seed, Path(folder))
+        counts, finished, failures = storm(
+            args.kills, args.ranks, args.seed, Path(folder), partial_rollouts=args.partial_rollouts
+        )
     for failure in failures:
         print(failure)
     kinds = ", ".join(f"{number} {fault}" for fault, number in counts.most_common())
