@@ -13,7 +13,7 @@ Dimensions: T packed tokens of a batch.
 import contextlib
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,11 +22,8 @@ from torch import Tensor
 
 from configs import HELP, Config, Preempted, load_config, show_help
 from configs import run as run_command
-from configs._model import resolve_model
 from eval import evaluate
 from evaluation.report import validation_lines
-from grader.pool import RewardPool
-from kernels import cpu
 from losses import (
     aggregate,
     cispo_loss,
@@ -39,38 +36,16 @@ from losses import (
     sequence_logratio,
 )
 from model import DTYPES, Qwen2
-from problems.prompts import ChatTokenizer, Prompt, load_benchmarks, load_prompts, unmatched_golds
 from reward import after_thinking, extract_answer, graded_text
-from rollout import Rollout, Sampler, make_sampler, sample_seed
-from training import carried, checkpoint, metrics, packing, partial, preflight, run_folder, smoke, stages, watch
+from rollout import Rollout, sample_seed
+from training import begin, checkpoint, metrics, packing, partial, preflight, run_folder, smoke, stages, watch
 from training import loss_scale as scaling
+from training.begin import Run
 from training.checkpoint import RunState, step_name
 from training.groups import draw_prompts, groups_to_train_on, refill_prompts
-from training.ledger import Ledger
 from training.metrics import LossSums, Timer
-from training.packing import Batch, Minibatch, all_sum, from_rank0, longest_sequence, print0
+from training.packing import Batch, Minibatch, all_sum, from_rank0, print0
 from training.preemption import Preemption
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a run works with from its first step to its last. Its progress is a `RunState`."""
-
-    cfg: Config
-    device: torch.device
-    tokenizer: ChatTokenizer
-    prompts: list[Prompt]
-    benchmarks: dict[str, list[Prompt]]  # for validation, by name
-    sampler: Sampler  # its own copy of the weights
-    pool: RewardPool
-    model: Qwen2  # the policy, in float32 shards
-    reference: Qwen2 | None  # frozen; None if kl_coef is 0
-    optimizer: torch.optim.AdamW
-    ledger: Ledger
-    log: metrics.StepLog
-    lock: run_folder.RunLock  # no other run in this folder
-    preemption: Preemption
-
 
 # ---------------------------------------------------------------------------------------------- sample, grade, compare
 
@@ -242,75 +217,19 @@ def learn(
 
 
 def set_up(cfg: Config, hook: Any, preemption: Preemption, started: float) -> tuple[Run, RunState]:
-    """Data, process group, sampler and models; on a resume, the newest whole checkpoint. Raises UserError for bad
-    input, before a model loads unless a checkpoint does not fit it."""
-    path = resolve_model(cfg.model)
-    tokenizer = ChatTokenizer(path, cfg.stop_tokens)
-    stop_warning = tokenizer.stop_warning()
-    prompts, notes = load_prompts(cfg, tokenizer)
-    benchmarks, eval_notes = load_benchmarks(cfg, tokenizer)
-    longest = longest_sequence(cfg, path, benchmarks)
-    device = packing.init_distributed(cfg)
-    machine = cpu.prepare(run_folder.threads(cfg)) if device.type == "cpu" else ""
-    hook.before_loading(cfg)
-    lock = run_folder.RunLock(cfg.run_dir)
-    newest = from_rank0(checkpoint.find, cfg.run_dir) if cfg.resume else None
-    state = replace(checkpoint.read_state(newest), carried=carried.read(newest)) if newest else RunState()
-    stages.check_gpus(state, cfg)
-    files = from_rank0(run_folder.check_identity, cfg, path)
-    run_id = from_rank0(run_folder.run_id, cfg)
-    ledger, log = Ledger(cfg.run_dir, started), metrics.StepLog(cfg, run_id)
-
-    with Timer(device)("load"):
-        sampler = make_sampler(cfg, path, device, longest)  # first: vLLM counts its share of a GPU's free memory
-        model, reference = packing.load_models(cfg, path, device)
-    betas = cfg.adam_beta1, cfg.adam_beta2
-    optimizer = torch.optim.AdamW(model.parameters(), cfg.lr, betas, cfg.adam_eps, cfg.weight_decay)
-    packing.create_moments(model, optimizer)
-    pool = RewardPool(cfg.reward_workers, cfg.reward_timeout, rule=cfg.reward)
-    benchmarks = {} if cfg.smoke else benchmarks  # a smoke run only checks that they can be read and fit
-    run = Run(
-        cfg=cfg,
-        device=device,
-        tokenizer=tokenizer,
-        prompts=prompts,
-        benchmarks=benchmarks,
-        sampler=sampler,
-        pool=pool,
-        model=model,
-        reference=reference,
-        optimizer=optimizer,
-        ledger=ledger,
-        log=log,
-        lock=lock,
-        preemption=preemption,
-    )
+    """All that a run works with, the sampler with the trainer's weights; on a resume, as the newest whole checkpoint
+    has it; in a new run, with the base model's evaluation. Raises UserError for bad input, before a model loads unless
+    a checkpoint does not fit it."""
+    run, state, beginning = begin.load(cfg, hook, preemption, started)
     hook.before_training(run, backward, optimizer_step)  # handed over because a wing does not import this script
-
-    if newest:
-        checkpoint.load(newest, model, optimizer)
-        stages.load_reference(cfg, state, reference)
-        print0(f"resuming after step {state.step} from {newest}")
-    stages.warn_if_too_short(cfg)
-    from_rank0(run_folder.begin, cfg, files, run_id, state)
-    print0(*notes, *eval_notes, sep="\n")
-    if stop_warning:
-        print0(stop_warning)
-    print0(from_rank0(unmatched_golds, {"train_data": prompts, **benchmarks}))
-    if not stages.is_over(state, cfg):
-        from_rank0(run_folder.check_disk, cfg, sum(p.numel() for p in model.parameters()))
-    kernel = model.backend if cfg.attention == "auto" else cfg.attention
-    print0(f"{dist.get_world_size()} x {device.type}, attention: {kernel}, sampler: {sampler.name}{machine}")
-    if benchmarks:
-        print0(metrics.validation_settings(cfg))
-
-    timer = Timer(device)
+    begin.start(run, state, beginning)
+    timer = Timer(run.device)
     timer.seconds["start"] = time.perf_counter() - started
     sync(run, state.step, timer)
-    if benchmarks and state.base is None:
+    if run.benchmarks and state.base is None:
         print0("evaluating the base model at the first and at the last context")
         state = replace(state, base=validate(run, cfg.end_contexts, {}, timer))
-    ledger.charge(timer)
+    run.ledger.charge(timer)
     return run, state
 
 

@@ -15,6 +15,7 @@ import train_grpo
 from configs import run, write_whole
 from speed import machine
 from training import smoke
+from training.begin import Run
 
 
 class Timed(smoke.NoHook):
@@ -27,7 +28,7 @@ class Timed(smoke.NoHook):
         self.readings: list[machine.Reading] = []
         self.threads = 0
 
-    def before_training(self, run: Any, backward: Any, optimizer_step: Any) -> None:
+    def before_training(self, run: Run, backward: Any, optimizer_step: Any) -> None:
         self.write = run.log.write
         run.log.write = self.after_step
         run.pool.rewards = self.random_rewards

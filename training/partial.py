@@ -12,13 +12,13 @@ is carried over, the same on every rank; checkpoints have it.
 """
 
 from dataclasses import replace
-from typing import Any
 
 import torch.distributed as dist
 
 from configs import Config
 from problems.prompts import Prompt
 from rollout import Rollout, sample_seed
+from training.begin import Run
 from training.checkpoint import RunState
 from training.groups import draw_prompts
 from training.metrics import Timer
@@ -83,9 +83,9 @@ def for_next_stage(state: RunState, prompts: list[Prompt], cfg: Config) -> tuple
 # ------------------------------------------------------------------------------------------------------------- sample
 
 
-def sample(run: Any, state: RunState, timer: Timer) -> tuple[list[Rollout], list[int], tuple[Group, ...]]:
+def sample(run: Run, state: RunState, timer: Timer) -> tuple[list[Rollout], list[int], tuple[Group, ...]]:
     """This rank's share of the samples of `prompts_per_step` finished groups; the prompt indices of all these groups;
-    and the groups that are carried over, on every rank all of them. (`run` is train_grpo.Run.) Raises Preempted."""
+    and the groups that are carried over, on every rank all of them. Raises Preempted."""
     cfg, step, rank, world_size = run.cfg, state.step + 1, dist.get_rank(), dist.get_world_size()
     with timer("rollout"):
         groups = in_flight(state, run.prompts, cfg)[rank::world_size]

@@ -5,8 +5,7 @@ fullest pack the config allows; then two real steps of the run, with sleep, wake
 are disturbed and must reach the sampler, and are wiped, with the optimizer, and must come back from the checkpoint.
 Works in `out/<run_name>-smoke/`, which it removes. The line that begins with `smoke:` is the verdict.
 
-The loop knows none of this: it calls a hook at five moments, `NoHook` in a real run and `SmokeTest` here. (`run` is
-train_grpo.Run: a wing does not import the script.)
+The loop knows none of this: it calls a hook at five moments, `NoHook` in a real run and `SmokeTest` here.
 """
 
 import os
@@ -22,6 +21,7 @@ from model import DTYPES, Qwen2
 from problems.prompts import Prompt, unread_golds
 from rollout import Rollout
 from training import checkpoint, run_folder, watch
+from training.begin import Run
 from training.checkpoint import RunState
 from training.loss_scale import loss_scale
 from training.metrics import Timer, check_wandb, is_hopeless
@@ -40,13 +40,13 @@ class NoHook:
     def before_loading(self, cfg: Config) -> None:
         """Data and process group are there, models are not."""
 
-    def before_training(self, run: Any, backward: Callable, optimizer_step: Callable) -> None:
+    def before_training(self, run: Run, backward: Callable, optimizer_step: Callable) -> None:
         """Models and sampler are there; the two functions are train_grpo's."""
 
-    def after_checkpoint(self, run: Any, row: dict[str, Any]) -> None:
+    def after_checkpoint(self, run: Run, row: dict[str, Any]) -> None:
         """The checkpoint of the step that `row` reports is written."""
 
-    def at_end(self, run: Any) -> None:
+    def at_end(self, run: Run) -> None:
         print0(run.ledger.table(run.cfg))
 
 
@@ -67,14 +67,14 @@ class SmokeTest:
         remove_folder(cfg)
         from_rank0(run_folder.open_run, cfg)
 
-    def before_training(self, run: Any, backward: Callable, optimizer_step: Callable) -> None:
+    def before_training(self, run: Run, backward: Callable, optimizer_step: Callable) -> None:
         self.worst_case = worst_case(run, backward, optimizer_step)
 
-    def after_checkpoint(self, run: Any, row: dict[str, Any]) -> None:
+    def after_checkpoint(self, run: Run, row: dict[str, Any]) -> None:
         self.rows.append(row)
         wipe_and_resume(run, row["step"])
 
-    def at_end(self, run: Any) -> None:
+    def at_end(self, run: Run) -> None:
         if not any(row["reward_mean"] > 0 for row in self.rows):
             from_rank0(check_that_something_can_be_earned, self.rows, run.prompts, run.cfg.reward)
         report(run.cfg, self.worst_case, self.rows, run.device)
@@ -146,7 +146,7 @@ def worst_pack(cfg: Config, vocab_size: int, device: torch.device) -> Batch:
     return pack(rollouts, False, device)
 
 
-def worst_case(run: Any, backward: Callable, optimizer_step: Callable) -> Timer:
+def worst_case(run: Run, backward: Callable, optimizer_step: Callable) -> Timer:
     """A step on the fullest pack, as long as nothing is generated yet; with lr 0, so that nothing moves. Returns its
     seconds and memory."""
     cfg, optimizer, timer = run.cfg, run.optimizer, Timer(run.device)
@@ -178,7 +178,7 @@ def fingerprint(model: Qwen2, optimizer: torch.optim.Optimizer) -> list[int]:
 
 
 @torch.no_grad()
-def wipe_and_resume(run: Any, step: int) -> None:
+def wipe_and_resume(run: Run, step: int) -> None:
     """Other weights must reach the sampler, and the checkpoint must give the old ones back. Ends the run if not.
 
     Two steps move the weights too little for a lost sync to be seen. So they are disturbed until the sampler, which

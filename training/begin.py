@@ -1,0 +1,119 @@
+"""How a run begins: from a config to everything that the loop works with. All ranks call both functions together."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from configs import Config
+from configs._model import resolve_model
+from grader.pool import RewardPool
+from kernels import cpu
+from model import Qwen2
+from problems.prompts import ChatTokenizer, Prompt, load_benchmarks, load_prompts, unmatched_golds
+from rollout import Sampler, make_sampler
+from training import carried, checkpoint, metrics, packing, run_folder, stages
+from training.checkpoint import RunState
+from training.ledger import Ledger
+from training.metrics import Timer
+from training.packing import from_rank0, longest_sequence, print0
+from training.preemption import Preemption
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run works with from its first step to its last. Its progress is a `RunState`."""
+
+    cfg: Config
+    device: torch.device
+    tokenizer: ChatTokenizer
+    prompts: list[Prompt]
+    benchmarks: dict[str, list[Prompt]]  # for validation, by name
+    sampler: Sampler  # its own copy of the weights
+    pool: RewardPool
+    model: Qwen2  # the policy, in float32 shards
+    reference: Qwen2 | None  # frozen; None if kl_coef is 0
+    optimizer: torch.optim.AdamW
+    ledger: Ledger
+    log: metrics.StepLog
+    lock: run_folder.RunLock  # no other run in this folder
+    preemption: Preemption
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What `start` still has to do and to say."""
+
+    newest: Path | None  # the checkpoint that the run goes on from
+    files: dict[str, str]  # see run_folder.identity
+    run_id: str
+    remarks: list[str]  # on data and tokenizer
+    machine: str  # what was chosen for a CPU
+
+
+def load(cfg: Config, hook: Any, preemption: Preemption, started: float) -> tuple[Run, RunState, Beginning]:
+    """Data, process group, sampler and models. Raises UserError for bad input, before a model loads."""
+    path = resolve_model(cfg.model)
+    tokenizer = ChatTokenizer(path, cfg.stop_tokens)
+    stop_warning = tokenizer.stop_warning()
+    prompts, notes = load_prompts(cfg, tokenizer)
+    benchmarks, eval_notes = load_benchmarks(cfg, tokenizer)
+    longest = longest_sequence(cfg, path, benchmarks)
+    device = packing.init_distributed(cfg)
+    machine = cpu.prepare(run_folder.threads(cfg)) if device.type == "cpu" else ""
+    hook.before_loading(cfg)
+    lock = run_folder.RunLock(cfg.run_dir)
+    newest = from_rank0(checkpoint.find, cfg.run_dir) if cfg.resume else None
+    state = replace(checkpoint.read_state(newest), carried=carried.read(newest)) if newest else RunState()
+    stages.check_gpus(state, cfg)
+    files = from_rank0(run_folder.check_identity, cfg, path)
+    run_id = from_rank0(run_folder.run_id, cfg)
+    ledger, log = Ledger(cfg.run_dir, started), metrics.StepLog(cfg, run_id)
+
+    with Timer(device)("load"):
+        sampler = make_sampler(cfg, path, device, longest)  # first: vLLM counts its share of a GPU's free memory
+        model, reference = packing.load_models(cfg, path, device)
+    betas = cfg.adam_beta1, cfg.adam_beta2
+    optimizer = torch.optim.AdamW(model.parameters(), cfg.lr, betas, cfg.adam_eps, cfg.weight_decay)
+    packing.create_moments(model, optimizer)
+    run = Run(
+        cfg=cfg,
+        device=device,
+        tokenizer=tokenizer,
+        prompts=prompts,
+        benchmarks={} if cfg.smoke else benchmarks,  # a smoke run only checks that they can be read and fit
+        sampler=sampler,
+        pool=RewardPool(cfg.reward_workers, cfg.reward_timeout, rule=cfg.reward),
+        model=model,
+        reference=reference,
+        optimizer=optimizer,
+        ledger=ledger,
+        log=log,
+        lock=lock,
+        preemption=preemption,
+    )
+    remarks = [*notes, *eval_notes, *([stop_warning] if stop_warning else [])]
+    return run, state, Beginning(newest, files, run_id, remarks, machine)
+
+
+def start(run: Run, state: RunState, beginning: Beginning) -> None:
+    """Load the checkpoint that a resumed run goes on from, make the folder ready for the step after `state`, and say
+    what the run is. Raises UserError for a checkpoint that does not fit, or a disk that is full."""
+    cfg = run.cfg
+    if beginning.newest:
+        checkpoint.load(beginning.newest, run.model, run.optimizer)
+        stages.load_reference(cfg, state, run.reference)
+        print0(f"resuming after step {state.step} from {beginning.newest}")
+    stages.warn_if_too_short(cfg)
+    from_rank0(run_folder.begin, cfg, beginning.files, beginning.run_id, state)
+    print0(*beginning.remarks, sep="\n")
+    print0(from_rank0(unmatched_golds, {"train_data": run.prompts, **run.benchmarks}))
+    if not stages.is_over(state, cfg):
+        from_rank0(run_folder.check_disk, cfg, sum(p.numel() for p in run.model.parameters()))
+    kernel = run.model.backend if cfg.attention == "auto" else cfg.attention
+    world = f"{dist.get_world_size()} x {run.device.type}"
+    print0(f"{world}, attention: {kernel}, sampler: {run.sampler.name}{beginning.machine}")
+    if run.benchmarks:
+        print0(metrics.validation_settings(cfg))
