@@ -4,9 +4,12 @@ import ctypes
 import math
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 WATCHED = 0.2  # seconds over which the cores are watched
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -28,6 +31,25 @@ def prepare(threads: int = 0) -> str:
     library = "oneDNN" if use_onednn() else "torch's default"
     of_cores = f"of {cores} cores" + ("" if free is None else f", {free:.1f} of them free")
     return f", {threads} threads ({of_cores}), products by {library}"
+
+
+@contextmanager
+def gloo_without_teams() -> Iterator[None]:
+    """Around the making of a process group: gloo's threads copy what they send, and each would have a team of OpenMP
+    threads for that. With more such threads than cores libgomp no longer lets a team wait awake between two
+    operations, and sends it to sleep: whatever the process computes then takes a third longer (measured on 2 cores).
+
+    A thread asks for its number of threads once, at its first large copy; here every thread of gloo makes one while
+    that number is 1.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    copies, block = 16, torch.zeros(1 << 20)  # enough of both that each of its two threads takes some
+    outputs = [[torch.empty_like(block) for _ in range(dist.get_world_size())] for _ in range(copies)]
+    for work in [dist.all_gather(output, block, async_op=True) for output in outputs]:
+        work.wait()
+    torch.set_num_threads(threads)
 
 
 def num_cores() -> int:

@@ -8,7 +8,7 @@ Dimensions: B sequences, n new tokens of each, L cache positions, T packed token
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import train_grpo
 from configs import Config, UserError
 from configs._model import resolve_model
+from kernels import cpu
 from kernels.norm import rms_norm
 from model import (
     DTYPES,
@@ -60,7 +61,8 @@ def process_group(cfg: Config, section: str) -> Iterator[torch.device]:
     if world_size % (cfg.shard_size or 1):
         raise UserError(f"shard_size: {world_size} ranks are no multiple of {cfg.shard_size}")
     options = {"store": dist.PrefixStore(section, store), "rank": rank, "world_size": world_size}
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", **options)
+    with nullcontext() if cuda else cpu.gloo_without_teams():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", **options)
     try:
         yield device
     finally:

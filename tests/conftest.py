@@ -7,12 +7,14 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from kernels import cpu
 from model import ModelConfig, Qwen2
 from problems import tiny
 from runs import flags, make_world, train
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes the tests start; two threads may fight over a core
 torch.set_num_threads(1)
+cpu.use_onednn()  # as in a run
 SHARED = Path(__file__).parents[2] / "shared"
 
 

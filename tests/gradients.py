@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 import train_grpo
 from configs import load_config
+from kernels import cpu
 from losses import kl_penalty, policy_loss
 from rollout import Rollout
 from training import packing
@@ -130,6 +131,7 @@ def main(argv):
     """Arguments: model folder, output file. Rank 0 writes {case: what `gradient` returns}."""
     model_dir, out = map(Path, argv)
     device = packing.init_distributed(config(model_dir))
+    cpu.prepare()  # the same products on all numbers of ranks, as in a run
     results = {case: gradient(model_dir, case, device) for case in CASES[dist.get_world_size()]}
     if dist.get_rank() == 0:
         torch.save(results, out)

@@ -1,12 +1,16 @@
 """The CPU's own kernels: attention in blocks against its formula, and what a process takes of the machine."""
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from kernels import blocks, cpu
+from runs import ROOT
 
 
 def plain_attention(q, k, v, lengths):
@@ -98,3 +102,21 @@ class Rounding(torch.Tensor):
     def __matmul__(self, other):
         plain, other = self.as_subclass(torch.Tensor), other.as_subclass(torch.Tensor)
         return (plain.bfloat16() @ other.bfloat16()).float() if plain.dtype == torch.float32 else plain @ other
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="only Linux counts a process's threads for it")
+def test_gloo_starts_no_team_of_threads():
+    code = """
+import os, torch, torch.distributed as dist
+from kernels import cpu
+torch.set_num_threads(2)
+with cpu.gloo_without_teams():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+torch.ones(1 << 20).exp()  # this thread's own team
+before, block = len(os.listdir("/proc/self/task")), torch.ones(1 << 20)
+for work in [dist.all_gather([torch.empty_like(block)], block, async_op=True) for _ in range(32)]:
+    work.wait()
+print(torch.get_num_threads(), len(os.listdir("/proc/self/task")) - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "2 0\n", done.stderr

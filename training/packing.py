@@ -6,6 +6,7 @@ tensors, a `Batch`; `batch_logprobs` scores it.
 Dimensions: T packed tokens, S sequences of a batch.
 """
 
+import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from configs import Config, UserError
+from kernels import cpu
 from model import DTYPES, ModelConfig, Qwen2, attention_backend, full_tensors, token_logprobs
 from problems.prompts import ChatTokenizer, Prompt
 from rollout import Rollout, Sampler
@@ -42,7 +44,8 @@ def init_distributed(cfg: Config) -> torch.device:
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     single_process = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
-    dist.init_process_group(backend, timeout=timedelta(seconds=cfg.process_group_timeout), **single_process)
+    with contextlib.nullcontext() if cuda else cpu.gloo_without_teams():
+        dist.init_process_group(backend, timeout=timedelta(seconds=cfg.process_group_timeout), **single_process)
     return device
 
 
