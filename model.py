@@ -152,7 +152,7 @@ class _Rotary(torch.autograd.Function):
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the halves (a, b) of each head to (a cos - b sin, b cos + a sin): GPT-NeoX layout, as Qwen2 and Qwen3.
     x (T, H, E); computed in float32. (Three operations each way, where autograd would make many on half heads.)"""
-    return _Rotary.apply(x, cos, sin)
+    return _Rotary.apply(x, cos, sin) if torch.is_grad_enabled() else _Rotary.rotate(x, cos, sin)
 
 
 # ---------------------------------------------------------------------------------------------------------- the model

@@ -95,9 +95,8 @@ def sample_tokens(
 def attend_cache(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
     """Attention of one token a sequence to its cache, in two products of all sequences, which on a CPU beat the kernel
     made for many queries. q (N, K, G, E), keys and values (N, K, L, E), bias (N, 1, 1, L) -> (N, K, G, E)."""
-    queries = (q.float() * q.shape[-1] ** -0.5).flatten(0, 1)  # (N K, G, E)
-    scores = torch.bmm(queries, keys.flatten(0, 1).mT).unflatten(0, q.shape[:2])  # (N, K, G, L)
-    probs = scores.add_(bias).softmax(-1)
+    scores = torch.bmm(q.float().flatten(0, 1), keys.flatten(0, 1).mT).unflatten(0, q.shape[:2])  # (N, K, G, L)
+    probs = torch.add(bias, scores, alpha=q.shape[-1] ** -0.5).softmax(-1)
     return torch.bmm(probs.flatten(0, 1), values.flatten(0, 1)).view_as(q).to(q.dtype)
 
 
@@ -230,8 +229,8 @@ class TorchSampler:
         self.load_weights(stream_weights(path))
 
     def load_weights(self, named_tensors: Iterable[tuple[str, Tensor]]) -> int:
-        """Take new weights under their Hugging Face names; q, k, v and gate, up are joined into one product each.
-        Returns their bytes."""
+        """Take new weights under their Hugging Face names. Returns their bytes. Those of q, k, v and of gate, up are
+        joined for one product each, and all of a layer are laid out (in, out), which is faster for few rows."""
         new = {name: tensor.to(self.device, self.dtype, copy=True) for name, tensor in named_tensors}
         size = sum(t.nbytes for t in new.values())
         kinds = ("weight", "bias") if self.config.qkv_bias else ("weight",)
@@ -239,7 +238,9 @@ class TorchSampler:
             p = f"model.layers.{i}."
             for kind in kinds:
                 new[f"{p}self_attn.qkv.{kind}"] = torch.cat([new.pop(f"{p}self_attn.{x}_proj.{kind}") for x in "qkv"])
-            new[f"{p}mlp.gate_up"] = torch.cat([new.pop(f"{p}mlp.{x}_proj.weight") for x in ("gate", "up")])
+            new[f"{p}mlp.gate_up.weight"] = torch.cat([new.pop(f"{p}mlp.{x}_proj.weight") for x in ("gate", "up")])
+            for name in ("self_attn.qkv", "self_attn.o_proj", "mlp.gate_up", "mlp.down_proj"):
+                new[f"{p}{name}.weight"] = new[f"{p}{name}.weight"].T.contiguous()
         if self.config.tie_word_embeddings:
             new["lm_head.weight"] = new["model.embed_tokens.weight"]
         shapes = {name: tensor.shape for name, tensor in (self.weights or new).items()}
@@ -269,17 +270,18 @@ class TorchSampler:
         for i in range(c.num_hidden_layers):
             p = f"model.layers.{i}."
             y = norm(x, p + "input_layernorm")
-            qkv = F.linear(y, w[p + "self_attn.qkv.weight"], w[p + "self_attn.qkv.bias"] if c.qkv_bias else None)
+            qkv_weight = w[p + "self_attn.qkv.weight"]
+            qkv = torch.addmm(w[p + "self_attn.qkv.bias"], y, qkv_weight) if c.qkv_bias else y @ qkv_weight
             qk, v = qkv.unflatten(-1, (-1, c.head_dim)).split((heads + kv_heads, kv_heads), dim=1)
             if c.qk_norm:
                 q, k = norm(qk[:, :heads], p + "self_attn.q_norm"), norm(qk[:, heads:], p + "self_attn.k_norm")
                 qk = torch.cat([q, k], dim=1)
             q, k = apply_rotary(qk, cos, sin).split((heads, kv_heads), dim=1)
             out = attend(i, q, k, v)  # (N, H, E)
-            x = x + F.linear(out.flatten(1), w[p + "self_attn.o_proj.weight"])
+            x = x + out.flatten(1) @ w[p + "self_attn.o_proj.weight"]
             y = norm(x, p + "post_attention_layernorm")
-            gate, up = F.linear(y, w[p + "mlp.gate_up"]).chunk(2, dim=-1)
-            x = x + F.linear(F.silu(gate) * up, w[p + "mlp.down_proj.weight"])
+            gate, up = (y @ w[p + "mlp.gate_up.weight"]).chunk(2, dim=-1)
+            x = x + (F.silu(gate) * up) @ w[p + "mlp.down_proj.weight"]
         return norm(x, "model.norm")
 
     def _prefill(self, prompts: list[list[int]], budget: int = 16384) -> Tensor:
@@ -395,8 +397,7 @@ class TorchSampler:
         bias = torch.zeros_like(unseen, dtype=d.cache.dtype).masked_fill(unseen, float("-inf"))
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            for cached, new in zip(d.cache[layer], (k, v), strict=True):
-                cached[row, :, position_ids] = new.to(cached.dtype)
+            d.cache[layer][:, row, :, position_ids] = torch.stack([k, v], dim=1).to(d.cache.dtype)  # (N, 2, K, E)
             keys, values = d.cache[layer, :, :rows, :, :length]  # (N, K, L, E)
             q = q.unflatten(1, (c.num_key_value_heads, -1))  # (N, K, G, E): heads that share keys read them once
             if self.static_cache:

@@ -16,7 +16,17 @@ class RMSNorm(nn.RMSNorm):
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension; x (T, D) or (T, H, D), weight (D,)."""
-    return F.rms_norm(x, weight.shape, weight, eps) if x.is_cuda else _RMSNorm.apply(x, weight, eps)
+    if x.is_cuda:
+        return F.rms_norm(x, weight.shape, weight, eps)
+    return _RMSNorm.apply(x, weight, eps) if torch.is_grad_enabled() else forward(x, weight, eps)[0]
+
+
+def forward(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The norm of x and 1 / sqrt(mean(x^2) + eps), (T, 1)."""
+    x_ = x.float()
+    mean_square = torch.linalg.vector_norm(x_, dim=-1, keepdim=True).square_().div_(x.shape[-1])
+    inverse = mean_square.add_(eps).rsqrt_()
+    return (x_ * inverse).mul_(weight).to(x.dtype), inverse
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -25,11 +35,9 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, eps):
-        x_ = x.float()
-        mean_square = torch.linalg.vector_norm(x_, dim=-1, keepdim=True).square_().div_(x.shape[-1])
-        inverse = mean_square.add_(eps).rsqrt_()  # (T, 1)
+        y, inverse = forward(x, weight, eps)
         ctx.save_for_backward(x, weight, inverse)
-        return (x_ * inverse).mul_(weight).to(x.dtype)
+        return y
 
     @staticmethod
     def backward(ctx, grad):

@@ -51,13 +51,8 @@ class Job:
 JOBS = {
     "full": Job(SMALL, has_stop=False, warm_up=1, steps=3),
     "ragged": Job(SMALL, has_stop=True, warm_up=1, steps=3),
-    "large": Job(LARGE, has_stop=False, warm_up=1, steps=2),
+    "large": Job(LARGE, has_stop=False, warm_up=1, steps=1),
 }
-
-
-def rounds_of(job: str, rounds: int) -> int:
-    """The large model takes five times as long: it gets a third of the rounds."""
-    return max(1, rounds // 3) if job == "large" else rounds
 
 
 # ------------------------------------------------------------------------------------------------------------- the job
@@ -197,7 +192,7 @@ def compare(python: Path, rounds: int, jobs: tuple[str, ...], others: list[str],
             written[name] = write_job(JOBS[name], Path(root) / name, others, threads)
         for name, job in written.items():
             all_rounds = []
-            for number in range(rounds_of(name, rounds)):
+            for number in range(rounds):
                 runs = [quiet_run(side, job, Path(root) / name, python) for side in ORDER]
                 all_rounds.append(round_figures(runs))
                 ratio = all_rounds[-1]["ratio"]

@@ -173,11 +173,11 @@ def probe_sums(
     beginnings = []
     for prompt in (longest[i % len(longest)] for i in (rank, rank + world_size)):
         beginnings += [prompt.ids[: math.ceil(len(prompt.ids) * eighth / 8)] for eighth in range(1, 9)]
-    seeds = [[sample_seed(cfg.seed, "probe", step, rank, i, s) for s in range(2)] for i in range(len(beginnings))]
+    seeds = [[sample_seed(cfg.seed, "probe", step, rank, i)] for i in range(len(beginnings))]
     groups = sampler.generate(beginnings, seeds, min(2, cfg.max_response_len[0]), cfg.temperature, cfg.top_p)
     device = next(model.parameters()).device
     # one pack if it surely fits, else one a prompt: as many on every rank
-    size = 16 if 32 * (cfg.max_prompt_len + 2) <= cfg.token_budget else 8
+    size = 16 if 16 * (cfg.max_prompt_len + 2) <= cfg.token_budget else 8
     batches = [pack([r for g in groups[i : i + size] for r in g], False, device) for i in range(0, 16, size)]
     sums = zero_sums(device)
     for b, logprobs in zip(batches, fixed_logprobs(model, batches, cfg), strict=True):
