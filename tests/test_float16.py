@@ -6,13 +6,13 @@ from functools import partial
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 import train_grpo
 from configs import load_config
+from kernels.norm import rms_norm
 from rollout import Rollout
 from runs import flags, metrics, rows_of, train, weights_hash
-from training import packing, smoke
+from training import begin, packing, smoke
 from training.checkpoint import RunState
 from training.loss_scale import GROW_AFTER, after_update, divide_gradients, is_overflow, loss_scale
 
@@ -106,7 +106,8 @@ def test_a_gradient_that_overflows_moves_nothing(world, group_of_one):
 
 def test_norms_see_numbers_whose_squares_float16_has_not():
     x = torch.full((2, 64), 1000.0, dtype=torch.float16)
-    assert torch.allclose(F.rms_norm(x, (64,), eps=1e-6).float(), torch.ones(2, 64), atol=1e-3)
+    normed = rms_norm(x, torch.ones(64, dtype=torch.float16), 1e-6)
+    assert torch.allclose(normed.float(), torch.ones(2, 64), atol=1e-3)
 
 
 def test_the_worst_pack_of_a_smoke_run_finds_its_scale(world, tmp_path, group_of_one, monkeypatch):
@@ -128,7 +129,7 @@ def test_the_worst_pack_of_a_smoke_run_finds_its_scale(world, tmp_path, group_of
 
 
 def test_a_scale_that_falls_from_its_start_ends_no_run_and_a_resume_goes_on_with_it(world, tmp_path, monkeypatch):
-    monkeypatch.setattr(train_grpo, "RunState", partial(RunState, loss_scale=2.0**28))
+    monkeypatch.setattr(begin, "RunState", partial(RunState, loss_scale=2.0**28))
     output = train(small(world, tmp_path, run_name="whole"))
     rows = rows_of(tmp_path / "whole")
     skipped, scale = rows[-1]["updates_skipped"], rows[-1]["loss_scale"]
