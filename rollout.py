@@ -48,18 +48,25 @@ def response_text(prompt: Prompt, rollout: Rollout, tokenizer: ChatTokenizer) ->
 # ------------------------------------------------------------------------------------------------------------ sampling
 
 
+def mix(z: Tensor) -> Tensor:
+    """SplitMix64's mixing function (Steele, Lea, Flood 2014, figure 16) of int64 numbers: products wrap; >> is
+    arithmetic, so the sign bits are masked off."""
+    z = (z ^ ((z >> 30) & ((1 << 34) - 1))) * (0xBF58476D1CE4E5B9 - (1 << 64))
+    z = (z ^ ((z >> 27) & ((1 << 37) - 1))) * (0x94D049BB133111EB - (1 << 64))
+    return z ^ ((z >> 31) & ((1 << 33) - 1))
+
+
 def uniforms(seeds: Tensor, positions: Tensor) -> Tensor:
     """One float64 in [0, 1) for each (seed, position), both (N,) int64.
 
-    Counter-based: SplitMix64's mixing function (Steele, Lea, Flood 2014, figure 16) over seed and counter, top 53 bits.
+    Counter-based: SplitMix64 over seed and counter, top 53 bits.
     """
+    return uniforms_of_mixed(mix(seeds), positions)
 
-    def mix(z: Tensor) -> Tensor:  # int64 products wrap; >> is arithmetic, so the sign bits are masked off
-        z = (z ^ ((z >> 30) & ((1 << 34) - 1))) * (0xBF58476D1CE4E5B9 - (1 << 64))
-        z = (z ^ ((z >> 27) & ((1 << 37) - 1))) * (0x94D049BB133111EB - (1 << 64))
-        return z ^ ((z >> 31) & ((1 << 33) - 1))
 
-    bits = mix(mix(seeds) + (positions + 1) * (0x9E3779B97F4A7C15 - (1 << 64)))
+def uniforms_of_mixed(seeds: Tensor, positions: Tensor) -> Tensor:
+    """The same from what `mix` makes of the seeds, which does not change from token to token."""
+    bits = mix(seeds + (positions + 1) * (0x9E3779B97F4A7C15 - (1 << 64)))
     return ((bits >> 11) & ((1 << 53) - 1)).double() * 2.0**-53
 
 
@@ -123,11 +130,12 @@ class Decoding:
         starts = list(accumulate((len(p) for p in prompts), initial=0))
         self.spans = [(starts[p], len(prompts[p])) for p in prompt_of]  # of a sample's prompt in the store
         self.store, self.max_tokens, self.nobody, device = store, max_tokens, len(prompt_of), store.device
-        self.seeds = torch.tensor([seed for group in seeds for seed in group] + [0], device=device)  # (samples + 1,)
+        seeds_and_nobody = torch.tensor([seed for group in seeds for seed in group] + [0], device=device)
+        self.mixed_seeds = mix(seeds_and_nobody)  # (samples + 1,)
         self.begun, self.quota = [begun[p] for p in prompt_of], quota
         self.counts = torch.tensor(self.begun + [0], device=device)  # tokens drawn
         self.prompt_end = torch.tensor([n - 1 for _, n in self.spans] + [0], device=device) - self.counts
-        self.done = torch.zeros_like(self.seeds, dtype=torch.bool)
+        self.done = torch.zeros_like(self.counts, dtype=torch.bool)
         self.ids = torch.zeros(self.nobody + 1, 1 + max_tokens, dtype=torch.int64, device=device)
         last, most = [prompts[p][-1 - begun[p] :] for p in prompt_of], max(begun)  # a prompt's last token, the response
         self.ids[:-1, : 1 + most] = torch.tensor([ids + [0] * (1 + most - len(ids)) for ids in last])
@@ -405,7 +413,8 @@ class TorchSampler:
             return attend_cache(q, keys, values, bias).flatten(1, 2)  # (N, H, E)
 
         hidden = self._forward(d.ids[sample, count], position_ids, attend)
-        logits, uniform = F.linear(hidden, self.weights["lm_head.weight"]).float(), uniforms(d.seeds[sample], count)
+        logits = F.linear(hidden, self.weights["lm_head.weight"]).float()
+        uniform = uniforms_of_mixed(d.mixed_seeds[sample], count)
         tokens, logprobs = sample_tokens(logits, uniform, temperature, top_p, self.vocab_size)
         d.ids[sample, count + 1], d.logprobs[sample, count] = tokens, logprobs
         d.done[sample] = (tokens[:, None] == self.eos_ids).any(-1) | (count + 1 == d.max_tokens)

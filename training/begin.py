@@ -76,7 +76,8 @@ def load(cfg: Config, hook: Any, preemption: Preemption, started: float) -> tupl
         sampler = make_sampler(cfg, path, device, longest)  # first: vLLM counts its share of a GPU's free memory
         model, reference = packing.load_models(cfg, path, device)
     betas = cfg.adam_beta1, cfg.adam_beta2
-    optimizer = torch.optim.AdamW(model.parameters(), cfg.lr, betas, cfg.adam_eps, cfg.weight_decay)
+    fused = device.type == "cpu"  # a pass a tensor there, not one an operation
+    optimizer = torch.optim.AdamW(model.parameters(), cfg.lr, betas, cfg.adam_eps, cfg.weight_decay, fused=fused)
     packing.create_moments(model, optimizer)
     run = Run(
         cfg=cfg,

@@ -261,7 +261,7 @@ def pack(rollouts: list[Rollout], mask_truncated: bool, device: torch.device, st
     def joined(parts: list) -> Tensor:
         return torch.from_numpy(np.concatenate([np.asarray(part, np.int64) for part in parts])).to(device)
 
-    def per_token(values: list[list[float]]) -> Tensor:
+    def per_token(values: list) -> Tensor:
         """One value a response token, with zeros in front for the prompt's."""
         parts = []
         for r, response_values in zip(rollouts, values, strict=True):
@@ -270,7 +270,7 @@ def pack(rollouts: list[Rollout], mask_truncated: bool, device: torch.device, st
 
     masks = [[float(not dummy and counts_in_loss(r, mask_truncated))] * len(r.response_ids) for r in rollouts]
     stale = [sum(tokens for sampled, tokens in r.segments if sampled < step) for r in rollouts]  # first tokens of each
-    stale_masks = [[float(i < n) for i in range(len(r.response_ids))] for r, n in zip(rollouts, stale, strict=True)]
+    stale_masks = [np.arange(len(r.response_ids)) < n for r, n in zip(rollouts, stale, strict=True)]
     return Batch(
         input_ids=joined([i[:-1] for i in ids]),
         targets=joined([i[1:] for i in ids]),
