@@ -169,11 +169,11 @@ class Decoding:
         return bool(self.live)
 
     def resize(self, length: int) -> None:
-        """A cache of this many positions, with what it held."""
-        old, shape = self.cache, list(self.cache.shape)
-        shape[-2] = length
-        self.cache = old.new_zeros(shape)  # zeros: what a row does not have yet is masked, but must be finite
-        self.cache[..., : old.shape[-2], :] = old
+        """A cache of this many positions, with what it held; of the live rows alone where nobody waits."""
+        old, rows = self.cache, len(self.sample) if len(self.birth) < self.nobody else len(self.live)
+        # zeros: what a row does not have yet is masked, but must be finite
+        self.cache = old.new_zeros(*old.shape[:2], rows, old.shape[3], length, old.shape[5])
+        self.cache[..., : old.shape[4], :] = old[:, :, :rows]
 
     def _reseat(self, over: list[bool]) -> None:
         """Waiting samples, with their prompts' keys and values, into free rows; last rows into holes that remain."""
