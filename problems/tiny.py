@@ -141,7 +141,7 @@ def train_base(tokenizer: Tokenizer, held_out: set, updates: int, seed: int, siz
     """Next-token prediction on traces; AdamW, linear warm-up, cosine to a tenth."""
     model, rng = new_model(tokenizer, seed), random.Random(seed + 1)
     peak = 4e-3  # learning rate after the warm-up
-    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     progress = tqdm(range(updates), desc="base model", unit="update", mininterval=2)
     for update in progress:
         warm_up = min(1.0, (update + 1) / 50)
