@@ -56,9 +56,11 @@ class Flags:
 
 def check_flags(flags: Flags, given: set[str]) -> None:
     """`given`: the names of those that were. Raises UserError."""
-    for name in given & {"trl_python", "rounds", "jobs"} if not flags.against else given & {"sections"}:
-        with_it = "without --against" if flags.against else "with --against=trl"
-        raise UserError(f"--{name}: it goes {with_it}; leave one of them out")
+    if flags.against and "sections" in given:
+        raise UserError("--sections: --against=trl has none; leave one of the two out")
+    for name in given & {"trl_python", "rounds", "jobs"}:
+        if not flags.against:
+            raise UserError(f"--{name}: only --against=trl has it; add that")
     for name, values, known in (("sections", flags.sections, SECTIONS), ("jobs", flags.jobs, tuple(against.JOBS))):
         unknown = [value for value in values if value not in known]
         if unknown or not values:

@@ -342,7 +342,7 @@ class TorchSampler:
         wherever it is cut, since random numbers depend on seed and position, and `max_tokens` is for all of it."""
         quota, (texts, begun, seeds) = Quota(groups, num_groups, must_finish), texts_to_go_on_with(groups, seeds)
         self.cached_tokens = sum(len(t) * (len(s) - 1) for t, s in zip(texts, seeds, strict=True))
-        if not texts:
+        if not texts or quota.is_met:
             return groups
         prompts = [r.prompt_ids for group in groups for r in group]
         check_lengths(prompts, max_tokens, "max_position_embeddings", self.config.max_position_embeddings)

@@ -94,7 +94,7 @@ class Config:
     max_prompt_len: int = 1024  # tokens; longer prompts are counted and left out
     max_response_len: tuple[int, ...] = (8192,)  # tokens, one entry a stage
     # A step's generation ends when prompts_per_step groups are finished; the rest goes on in the next step, under its
-    # weights (training/partial.py). Needs a rollout_correction.
+    # weights (training/partial.py). Needs rollout_correction="truncate".
     partial_rollouts: bool = False
     max_staleness: int = 4  # steps that a token may be old when it is trained on; a step waits for groups that would be
     # the context schedule
@@ -150,7 +150,8 @@ class Config:
     attention: Literal["auto", "flash_attn", "fa3", "fa4"] = "auto"
     # What torch.compile fuses: nothing; the elementwise work on logits; also what stands around attention in each layer
     compile: Literal["none", "head", "layers"] = "none"
-    threads: int = 0  # of a process on a CPU; 0 = OMP_NUM_THREADS where it is set, else the cores that are free
+    # of a process on a CPU; 0 = OMP_NUM_THREADS where it is set, else those free (a resumed run: as before)
+    threads: int = 0
     shard_size: int = 0  # ranks that share one copy of the weights (HSDP: the GPUs of a node); 0 = all of them (FSDP)
     gpu_dollars_per_hour: float = 0.0  # for the ledger; 0 = no dollars
     reward: Literal["exact", "strict", "deepscaler"] = "exact"  # when an answer counts as right, see reward.RULES
@@ -272,8 +273,9 @@ class Config:
             raise UserError(f"overlong_buffer: {self.overlong_buffer} is longer than max_response_len")
         if self.refill_attempts and not self.drop_uniform_groups:
             raise UserError("refill_attempts: only dropped groups are replaced; needs drop_uniform_groups=true")
-        if self.partial_rollouts and self.rollout_correction == "none":
-            reason = "tokens of older weights must be weighed; use --rollout_correction=truncate"
+        if self.partial_rollouts and self.rollout_correction != "truncate":
+            # the masks would drop what has aged, which is the long answers
+            reason = "tokens of older weights must be weighed, and none left out; use --rollout_correction=truncate"
             raise UserError(f"partial_rollouts: {reason}")
         if self.partial_rollouts and self.refill_attempts:
             raise UserError("refill_attempts: partial_rollouts draws no groups in place of others; use 0")

@@ -44,12 +44,14 @@ def gloo_without_teams() -> Iterator[None]:
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    copies, block = 16, torch.zeros(1 << 20)  # enough of both that each of its two threads takes some
-    outputs = [[torch.empty_like(block) for _ in range(dist.get_world_size())] for _ in range(copies)]
-    for work in [dist.all_gather(output, block, async_op=True) for output in outputs]:
-        work.wait()
-    torch.set_num_threads(threads)
+    try:
+        yield
+        copies, block = 32, torch.zeros(1 << 18)  # enough of both that each of its two threads takes some
+        output = [torch.zeros_like(block) for _ in range(dist.get_world_size())]  # for all copies, which are the same
+        for work in [dist.all_gather(output, block, async_op=True) for _ in range(copies)]:
+            work.wait()
+    finally:
+        torch.set_num_threads(threads)
 
 
 def num_cores() -> int:
@@ -105,17 +107,18 @@ def use_onednn() -> bool:
     Zen 5): it takes its AVX2 kernels there.
 
     torch asks oneDNN only where products of lower precision are allowed. oneDNN makes use of that on CPUs with matrix
-    units (AMX) alone; that it does not is checked. Returns whether it is used.
+    units (AMX) alone; that it does not is checked on three shapes. Returns whether it is used.
     """
     if not (is_amd() and torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.backends.mkldnn.is_available()):
         return False
     torch.backends.mkldnn.matmul.fp32_precision = "bf16"
     generator = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(512, 512, generator=generator) for _ in range(2))
-    exact = a.double() @ b.double()
-    if ((a @ b).double() - exact).norm() > 1e-6 * exact.norm():
-        torch.backends.mkldnn.matmul.fp32_precision = "none"
-        return False
+    for left, right in (((512, 512), (512, 512)), ((8, 512), (512, 64)), ((64, 2, 32), (64, 32, 96))):
+        a, b = torch.randn(left, generator=generator), torch.randn(right, generator=generator)
+        exact = a.double() @ b.double()
+        if ((a @ b).double() - exact).norm() > 1e-6 * exact.norm():
+            torch.backends.mkldnn.matmul.fp32_precision = "none"
+            return False
     return True
 
 

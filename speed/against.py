@@ -74,19 +74,19 @@ def write_model(path: Path, shape: dict[str, Any]) -> None:
 
 
 def our_flags(job: Job, folder: Path, others: list[str]) -> list[str]:
-    """The arguments of train_grpo for a job in `folder`. others: the user's, which may add settings that do not change
-    the job. Raises UserError for those that do, and for what train_grpo does not take."""
+    """The arguments of train_grpo for a job in `folder`. others: the user's, which may change how the job is computed,
+    but not the job. Raises UserError."""
     fixed: dict[str, Any] = dict(model=folder / "model", train_data=folder / "train.jsonl", out_dir=folder / "out")
     fixed |= dict(run_name="ours", prompts_per_step=job.prompts_per_step, group_size=job.group_size, minibatches=1)
     fixed |= dict(max_response_len=job.max_response_len, stage_steps=job.warm_up + job.steps, max_prompt_len=40)
     fixed |= dict(prompt_suffix="", temperature=1.0, kl_coef=0, entropy_coef=0, lr=1e-6, weight_decay=0, device="cpu")
     fixed |= dict(save_every=0, save_rollouts_every=0, eval_every=0, resume="false", smoke="false")
     open_ = dict(dtype="float32", token_budget=8192, logprob_chunk=8192, max_num_seqs=128, reward_workers=1)
-    open_ |= dict(activation_checkpointing="false")
+    open_ |= dict(activation_checkpointing="false", compile="none")
     for argument in others:
         name = argument.removeprefix("--").partition("=")[0]
-        if name in fixed:
-            raise UserError(f"--{name}: --against=trl sets it to {fixed[name]} on both sides; leave it out")
+        if name not in open_:
+            raise UserError(f"{argument}: --against=trl takes only {', '.join(open_)}; leave it out")
     flags = [*(f"--{name}={value}" for name, value in (open_ | fixed).items()), *others]
     load_config(flags)
     return flags

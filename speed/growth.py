@@ -51,7 +51,7 @@ def longer_folder(path: Path, positions: int) -> Iterator[Path]:
 def train_packs(model: Qwen2, rollouts: list[Rollout], cfg: Config, device: torch.device) -> list[list[int]]:
     """Forward and backward of all rollouts, in packs as the loop makes them; returns the packs' lengths."""
     longest = max(map(packed_length, rollouts))
-    cfg = replace(cfg, minibatches=1, token_budget=max(cfg.token_budget, longest), kl_coef=0.0)
+    cfg = replace(cfg, minibatches=1, token_budget=max(cfg.token_budget, longest), kl_coef=0.0, mask_truncated=False)
     groups = [[replace(r, advantage=(-1.0) ** r.sample_id)] for r in rollouts]
     (minibatch,) = packing.plan_minibatches(groups, longest, cfg, world_size=1)
     batches = [packing.pack(m.rollouts, cfg.mask_truncated, device) for m in minibatch.micro_batches[0]]

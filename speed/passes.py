@@ -181,7 +181,9 @@ class BareDecoder:
             return packed.view(*x.shape[:2], -1)
         keys, values = cache[layer]  # (B, K, L, E)
         q = q.view(len(q), c.num_key_value_heads, -1, c.head_dim)  # heads that share keys read them once
-        bias = torch.zeros(keys.shape[2], device=self.device)
+        if q.is_cuda:
+            return F.scaled_dot_product_attention(q, keys[:, :, :end], values[:, :, :end]).reshape(len(q), 1, -1)
+        bias = torch.zeros(keys.shape[2])
         bias[end:] = -torch.inf
         return attend_cache(q, keys, values, bias).view(len(q), 1, -1)
 

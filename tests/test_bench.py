@@ -119,6 +119,13 @@ def test_our_side_trains_on_the_job(tmp_path):
     assert min(figures[part] for part in ("generate", "train", "rest")) > 0 <= figures["others"] <= 1
 
 
+@pytest.mark.parametrize("flag", ["--mask_truncated=true", "--threads=1", "--lr=1e-3"])
+def test_what_would_change_the_job_on_one_side_is_refused(tmp_path, flag):
+    assert "--compile=head" in against.our_flags(against.JOBS["full"], tmp_path, ["--compile=head"])
+    with pytest.raises(UserError, match=f"{flag}: --against=trl takes only dtype, .*compile"):
+        against.our_flags(against.JOBS["full"], tmp_path, [flag])
+
+
 def test_what_cannot_be_measured_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where no .venv-trl is
     refused = {
@@ -126,8 +133,8 @@ def test_what_cannot_be_measured_is_refused(tmp_path, monkeypatch):
         "--against=verl": "not known, only trl",
         "--sections=gemm,attn": "'attn' is not among gemm, ",
         "--against=trl --rounds=0": "under its minimum 1",
-        "--rounds=2": "goes with --against=trl",
-        "--sections=gemm --against=trl": "goes without --against",
+        "--rounds=2": "only --against=trl has it",
+        "--sections=gemm --against=trl": "--against=trl has none",
         "--sections=gemm --model=nowhere": "no config.json in nowhere",
         "--sections=generate --sampler=vllm --device=cpu": "compares the torch sampler",
     }

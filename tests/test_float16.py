@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import train_grpo
 from configs import load_config
@@ -106,6 +107,7 @@ def test_a_gradient_that_overflows_moves_nothing(world, group_of_one):
 
 def test_norms_see_numbers_whose_squares_float16_has_not():
     x = torch.full((2, 64), 1000.0, dtype=torch.float16)
+    assert torch.allclose(F.rms_norm(x, (64,), eps=1e-6).float(), torch.ones(2, 64), atol=1e-3)  # a GPU's
     normed = rms_norm(x, torch.ones(64, dtype=torch.float16), 1e-6)
     assert torch.allclose(normed.float(), torch.ones(2, 64), atol=1e-3)
 

@@ -264,12 +264,13 @@ def test_a_run_that_is_cut_in_the_middle_of_its_answers_resumes_exactly(world, t
     "flag, refusal",
     [
         ("--rollout_correction=none", "partial_rollouts: tokens of older weights must be weighed"),
+        ("--rollout_correction=sequence_mask", "partial_rollouts: .* none left out"),
         ("--refill_attempts=1", "refill_attempts: partial_rollouts draws no groups"),
         ("--max_staleness=0", "max_staleness: 0 is under its minimum 1"),
         ("--top_p=0.9", "top_p: rollout_correction compares whole distributions"),
     ],
 )
 def test_what_does_not_go_together_is_refused(flag, refusal):
-    known = ["--partial_rollouts=true", "--rollout_correction=mask", "--drop_uniform_groups=true"]
+    known = ["--partial_rollouts=true", "--rollout_correction=truncate", "--drop_uniform_groups=true"]
     with pytest.raises(UserError, match=refusal):
         load_config(["configs/tiny.py", *(f for f in known if f.split("=")[0] != flag.split("=")[0]), flag])

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 
 from configs import Config
 from configs._model import resolve_model
+from kernels.norm import rms_norm
 from model import DTYPES, ModelConfig, apply_rotary, attention, attention_layout, rotary_angles
-from rollout import TorchSampler
+from rollout import TorchSampler, attend_cache
 from training.plan import LAYER_TRAFFIC
 
 TRIES = 5  # the median counts
@@ -85,34 +86,33 @@ def traffic_rate(c: ModelConfig, tokens: int, dtype: torch.dtype) -> float:
     heads = c.num_attention_heads + c.num_key_value_heads
     gate, up = (torch.randn(tokens, c.intermediate_size, dtype=dtype) for _ in range(2))
     x, qk = torch.randn(tokens, c.hidden_size, dtype=dtype), torch.randn(tokens, heads, c.head_dim, dtype=dtype)
-    angles = rotary_angles(torch.arange(tokens), c.head_dim, c.rope_theta)
+    angles, weight = rotary_angles(torch.arange(tokens), c.head_dim, c.rope_theta), torch.ones(c.hidden_size)
 
     def elementwise() -> None:
         F.silu(gate) * up
         apply_rotary(qk, *angles)
         for _ in range(2):
-            x + F.rms_norm(x, x.shape[-1:])
+            x + rms_norm(x, weight, c.rms_norm_eps)
 
     sizes = gate.numel(), x.numel(), qk.numel()
     counted = sum(n * size for n, size in zip(LAYER_TRAFFIC, sizes, strict=True)) * dtype.itemsize / 2
     return counted / seconds_of(elementwise)
 
 
-def cached_token_seconds(c: ModelConfig, rows: int, length: int, longest: int, dtype: torch.dtype) -> float:
-    """Of all layers' attention, of `rows` responses to `length` cached tokens each, as the sampler's step computes it:
-    with a mask, with the new token written into the cache, and on a part of a cache for `longest` tokens."""
+def cached_token_seconds(c: ModelConfig, rows: int, length: int) -> float:
+    """Of all layers' attention, of `rows` responses to `length` cached tokens each, as the sampler's step computes it
+    on a CPU: in float32, with a mask, with the new token written into the cache."""
     heads = c.num_key_value_heads, c.num_attention_heads // c.num_key_value_heads
-    q, new = torch.randn(rows, *heads, c.head_dim, dtype=dtype), torch.randn(rows, heads[0], c.head_dim, dtype=dtype)
-    cache = torch.randn(c.num_hidden_layers, 2, rows, longest, heads[0], c.head_dim, dtype=dtype)
+    q, new = torch.randn(rows, *heads, c.head_dim), torch.randn(rows, 2, heads[0], c.head_dim)
+    cache = torch.randn(c.num_hidden_layers, 2, rows, heads[0], length, c.head_dim)
     row, position = torch.arange(rows), torch.full((rows,), length - 1)
 
     def of_all_layers() -> None:
         unseen = torch.arange(length) > position[:, None, None, None]
-        bias = torch.zeros_like(unseen, dtype=dtype).masked_fill(unseen, -math.inf)
-        for keys, values in cache:
-            keys[row, position], values[row, position] = new, new
-            k, v = (x[:, :length].transpose(1, 2) for x in (keys, values))
-            F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        bias = torch.zeros_like(unseen, dtype=torch.float32).masked_fill(unseen, -math.inf)
+        for of_layer in cache:
+            of_layer[:, row, :, position] = new
+            attend_cache(q, *of_layer, bias)
 
     return seconds_of(of_all_layers) / (rows * length)
 
@@ -120,12 +120,15 @@ def cached_token_seconds(c: ModelConfig, rows: int, length: int, longest: int, d
 def decode_step_seconds(cfg: Config, prompt: int) -> float:
     """Of responses one after the other, whatever their tokens are."""
     sampler = TorchSampler(resolve_model(cfg.model), DTYPES[cfg.dtype], max_num_seqs=1)
-    prompts, limit, tokens, seconds = [[0] * prompt], min(DECODED, cfg.max_response_len[0]), 0, 0.0
+    sampler.eos_ids = torch.tensor([-1])  # the id of no token: no response ends before its last one
+    prompts, limit, tokens, seconds = [[0] * prompt], max(2, min(DECODED, cfg.max_response_len[0])), 0, 0.0
     while tokens < DECODED:
         start = time.perf_counter()
+        sampler.generate(prompts, [[tokens]], 1, 1.0, 1.0)
+        first = time.perf_counter()
         ((rollout,),) = sampler.generate(prompts, [[tokens]], limit, 1.0, 1.0)
-        seconds += time.perf_counter() - start
-        tokens += len(rollout.response_ids)
+        seconds += time.perf_counter() - first - (first - start)  # without prompt and first token
+        tokens += len(rollout.response_ids) - 1
     return seconds / tokens
 
 
@@ -143,6 +146,6 @@ def measured_rates(cfg: Config, c: ModelConfig, prompt: int, lengths: list[int])
         backward=backward,
         attention=attention_rate(c, pack, dtype),
         traffic=traffic_rate(c, sum(pack), dtype),
-        cached_token=cached_token_seconds(c, rows, half_way, prompt + max(lengths), dtype),
+        cached_token=cached_token_seconds(c, rows, half_way),
         decode_step=decode_step_seconds(cfg, prompt),
     )

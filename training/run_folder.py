@@ -25,6 +25,7 @@ import torch
 import torch.distributed as dist
 
 from configs import Config, UserError, dataset_name, read_json, write_whole
+from kernels.cpu import num_cores
 from problems.files import data_files
 from training import checkpoint
 from training.checkpoint import RunState, checkpoint_dirs, hash_file, in_bytes, step_of
@@ -250,9 +251,12 @@ def check_identity(cfg: Config, model: Path) -> dict[str, str]:
 
 
 def threads(cfg: Config) -> int:
-    """The setting; where it leaves the choice, a resumed run's number stays, since other sums round otherwise."""
-    before = read_info(cfg.run_dir).get("threads") if cfg.resume else None
-    return cfg.threads or (before if isinstance(before, int) and 0 < before <= 1024 else 0)
+    """The setting. Where it leaves the choice, a resumed run's number stays, since sums would round otherwise; but
+    not on other numbers of ranks or cores, and OMP_NUM_THREADS comes first."""
+    info = read_info(cfg.run_dir) if cfg.resume and "OMP_NUM_THREADS" not in os.environ else {}
+    before, world_size = info.get("threads"), int(os.environ.get("WORLD_SIZE", "1"))
+    is_usable = isinstance(before, int) and 0 < before <= num_cores() and info.get("world_size") == world_size
+    return cfg.threads or (before if is_usable else 0)
 
 
 def run_id(cfg: Config) -> str:

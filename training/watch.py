@@ -176,8 +176,7 @@ def probe_sums(
     seeds = [[sample_seed(cfg.seed, "probe", step, rank, i)] for i in range(len(beginnings))]
     groups = sampler.generate(beginnings, seeds, min(2, cfg.max_response_len[0]), cfg.temperature, cfg.top_p)
     device = next(model.parameters()).device
-    # one pack if it surely fits, else one a prompt: as many on every rank
-    size = 16 if 16 * (cfg.max_prompt_len + 2) <= cfg.token_budget else 8
+    size = min(16, cfg.token_budget // (cfg.max_prompt_len + 2))  # of a pack that surely fits, the same on every rank
     batches = [pack([r for g in groups[i : i + size] for r in g], False, device) for i in range(0, 16, size)]
     sums = zero_sums(device)
     for b, logprobs in zip(batches, fixed_logprobs(model, batches, cfg), strict=True):
