@@ -141,6 +141,6 @@ def test_what_cannot_be_measured_is_refused(tmp_path, monkeypatch):
     for flags, message in refused.items():
         with pytest.raises(UserError, match=message):
             bench.main(["configs/tiny.py", *flags.split()])
-    for flag, message in (("--group_size=4", "sets it to 8 on both sides"), ("--no_such=1", "no such setting")):
+    for flag, message in (("--group_size=4", "group_size=4: --against=trl takes only"), ("--no_such=1", "takes only")):
         with pytest.raises(UserError, match=message):
             against.our_flags(against.JOBS["full"], tmp_path, [flag])
