@@ -7,15 +7,20 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from kernels import cpu
 from model import ModelConfig, Qwen2
 from problems import tiny
 from runs import flags, make_world, train
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes the tests start; two threads may fight over a core
 torch.set_num_threads(1)
-cpu.use_onednn()  # as in a run
 SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(autouse=True)
+def torchs_own_products():
+    """After each test, whatever a run in this process has chosen: others compare with processes that choose nothing."""
+    yield
+    torch.backends.mkldnn.matmul.fp32_precision = "none"
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ import train_grpo
 from configs import UserError, load_config
 from model import attention_backend, attention_layout
 from runs import flags, run_here, train
-from training import preflight
+from training import begin, preflight
 from training.hardware import data_sheet_peak, peak_flops
 
 
@@ -26,7 +26,7 @@ def nothing_is_downloaded(monkeypatch):
     def refuse(name):
         raise AssertionError(f"{name} was about to be loaded")
 
-    monkeypatch.setattr(train_grpo, "resolve_model", refuse)
+    monkeypatch.setattr(begin, "resolve_model", refuse)
     monkeypatch.setattr(eval, "resolve_model", refuse)
 
 

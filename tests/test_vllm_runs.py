@@ -33,6 +33,7 @@ from test_checkpoint import lose_a_rank
 from test_preemption import signal_at_call
 from test_smoke import assert_passed
 from test_vllm import WITHOUT_VLLM, largest_difference, response_ids
+from training import begin
 
 without_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason=WITHOUT_VLLM)
 pytestmark = [
@@ -60,7 +61,7 @@ def main_that_closes(argv):
         engines.append(make_sampler(*args))
         return engines[0]
 
-    with mock.patch.object(train_grpo, "make_sampler", remembered):
+    with mock.patch.object(begin, "make_sampler", remembered):
         try:
             train_grpo.main(argv)
         except SystemExit:
