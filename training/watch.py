@@ -162,22 +162,20 @@ def check(
 def probe_sums(
     sampler: Sampler, model: Qwen2, prompts: list[Prompt], cfg: Config, step: int
 ) -> tuple[MismatchSums, list[Batch]]:
-    """A few tokens behind beginnings of two prompts a rank, and how the trainer scores them. (Many short samples, since
-    what takes time is a sampler's steps; and within a problem's text a policy is less sure of itself than at the
-    beginning of an answer, so that weights which did not arrive show.)
+    """Two short samples of two prompts a rank, and how the trainer scores them.
 
-    They are the longest prompts, the same ones every time: a prefix cache of the old weights would show too.
+    They answer the longest prompts, the same ones every time: a prefix cache of the old weights would show.
     """
     rank, world_size = dist.get_rank(), dist.get_world_size()
     longest = sorted(prompts, key=lambda p: len(p.ids), reverse=True)[: 2 * world_size]
-    beginnings = []
-    for prompt in (longest[i % len(longest)] for i in (rank, rank + world_size)):
-        beginnings += [prompt.ids[: math.ceil(len(prompt.ids) * eighth / 8)] for eighth in range(1, 9)]
-    seeds = [[sample_seed(cfg.seed, "probe", step, rank, i)] for i in range(len(beginnings))]
-    groups = sampler.generate(beginnings, seeds, min(2, cfg.max_response_len[0]), cfg.temperature, cfg.top_p)
+    prompt_ids = [longest[i % len(longest)].ids for i in (rank, rank + world_size)]
+    seeds = [[sample_seed(cfg.seed, "probe", step, rank, p, s) for s in range(2)] for p in range(2)]
+    max_tokens = min(32, cfg.max_response_len[0])
+    groups = sampler.generate(prompt_ids, seeds, max_tokens, cfg.temperature, cfg.top_p)
     device = next(model.parameters()).device
-    size = min(16, cfg.token_budget // (cfg.max_prompt_len + 2))  # of a pack that surely fits, the same on every rank
-    batches = [pack([r for g in groups[i : i + size] for r in g], False, device) for i in range(0, 16, size)]
+    rollouts = [r for group in groups for r in group]
+    size = min(len(rollouts), cfg.token_budget // (cfg.max_prompt_len + max_tokens))  # of a pack, alike on every rank
+    batches = [pack(rollouts[i : i + size], False, device) for i in range(0, len(rollouts), size)]
     sums = zero_sums(device)
     for b, logprobs in zip(batches, fixed_logprobs(model, batches, cfg), strict=True):
         sums = sums + mismatch(logprobs, b)
