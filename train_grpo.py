@@ -101,6 +101,24 @@ def with_advantages(rollouts: list[Rollout], order: list[int], max_len: int, cfg
     return with_them
 
 
+def collect_groups(run: Run, state: RunState, timer: Timer) -> tuple[list[list[Rollout]], tuple, int]:
+    """The groups of the step after `state`, with advantages: sampled, graded and compared, again for uniform ones; the
+    groups that are carried over to the next step; and the prompt tokens that this rank did not compute again."""
+    cfg, groups, carried_over, attempt, cached_tokens = run.cfg, [], (), 0, 0
+    prompt_indices = draw_prompts(state, len(run.prompts), cfg)
+    while prompt_indices:
+        if cfg.partial_rollouts:  # those of the groups in flight that are finished first
+            rollouts, prompt_indices, carried_over = partial.sample(run, state, timer)
+        else:
+            rollouts = sample(run, state, prompt_indices, attempt, timer)
+        cached_tokens += run.sampler.cached_tokens
+        graded = grade(run, rollouts, timer)
+        groups += with_advantages(graded, prompt_indices, cfg.max_response_len[state.stage], cfg)
+        attempt += 1
+        prompt_indices = refill_prompts(groups, state.step + 1, attempt, len(run.prompts), cfg)
+    return groups, carried_over, cached_tokens
+
+
 # ---------------------------------------------------------------------------------------------------- loss and update
 
 
@@ -360,17 +378,7 @@ def train(run: Run, state: RunState, hook: Any) -> tuple[RunState, dict[int, dic
             max_len = cfg.max_response_len[state.stage]
 
             # 1. Draw prompts, sample and grade responses, compare each with its group; again for uniform groups.
-            groups, carried_over, attempt, cached_tokens = [], (), 0, 0
-            prompt_indices = draw_prompts(state, len(run.prompts), cfg)
-            while prompt_indices:
-                if cfg.partial_rollouts:  # those of the groups in flight that are finished first
-                    rollouts, prompt_indices, carried_over = partial.sample(run, state, timer)
-                else:
-                    rollouts = sample(run, state, prompt_indices, attempt, timer)
-                cached_tokens += run.sampler.cached_tokens
-                groups += with_advantages(grade(run, rollouts, timer), prompt_indices, max_len, cfg)
-                attempt += 1
-                prompt_indices = refill_prompts(groups, step, attempt, len(run.prompts), cfg)
+            groups, carried_over, cached_tokens = collect_groups(run, state, timer)
             with timer("sync"):
                 run.sampler.sleep()  # the trainer gets its GPU memory
 
