@@ -247,11 +247,14 @@ class Qwen2(nn.Module):
     ) -> Tensor:
         """Hidden states (T, D) after the final norm; logits are `hidden @ model.lm_head.weight.T`, tied or not.
         longest: tokens of the longest sequence, so that a GPU need not be asked."""
+        num_tokens = len(input_ids)
+        if input_ids.is_cpu:
+            input_ids, position_ids, cu_seqlens = blocks.padded(input_ids, position_ids, cu_seqlens)
         layout = attention_layout(cu_seqlens, self.backend, longest)
         x = self.model.embed_tokens(input_ids)  # (T, D)
         for layer in self.model.layers:
             x = layer(x, position_ids, layout, self.backend)
-        return self.model.norm(x)
+        return self.model.norm(x[:num_tokens])
 
     @classmethod
     def from_pretrained(

@@ -21,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from configs import Config
 from engines.samples import Quota, Rollout, check_lengths, in_groups, joined, sample_seed, texts_to_go_on_with
 from engines.vllm_sampler import VLLMSampler
+from kernels.blocks import padded
 from kernels.norm import rms_norm
 from model import (
     DTYPES,
@@ -168,9 +169,9 @@ class Decoding:
             self.length = self.steps - min(self.birth[s] for s in self.live)
         return bool(self.live)
 
-    def resize(self, length: int) -> None:
-        """A cache of this many positions, with what it held; of the live rows alone where nobody waits."""
-        old, rows = self.cache, len(self.sample) if len(self.birth) < self.nobody else len(self.live)
+    def resize(self, rows: int, length: int) -> None:
+        """A cache of this many positions, with what it held; of the first `rows` alone where nobody waits."""
+        old, rows = self.cache, len(self.sample) if len(self.birth) < self.nobody else rows
         # zeros: what a row does not have yet is masked, but must be finite
         self.cache = old.new_zeros(*old.shape[:2], rows, old.shape[3], length, old.shape[5])
         self.cache[..., : old.shape[4], :] = old[:, :, :rows]
@@ -223,7 +224,7 @@ class TorchSampler:
         self.device = torch.device(device)
         self.backend = attention_backend(self.device)
         cuda = self.device.type == "cuda"
-        self.row_bucket, self.length_bucket = (32, 256) if cuda else (1, 32)
+        self.row_bucket, self.length_bucket = (32, 256) if cuda else (16, 32)
         # CUDA graphs want one cache for good; a CPU's products want it without gaps, so there it grows with the rows.
         self.static_cache = cuda
         # One stream for good: cuBLAS keeps a workspace for each that it ever worked on.
@@ -304,6 +305,8 @@ class TorchSampler:
             cu_seqlens = F.pad(lengths.cumsum(0), (1, 0)).int()
             ids = torch.tensor([t for p in part for t in p], device=self.device)
             position_ids = torch.cat([torch.arange(len(p), device=self.device) for p in part])
+            if self.device.type == "cpu":
+                ids, position_ids, cu_seqlens = padded(ids, position_ids, cu_seqlens)
             layout, kept = attention_layout(cu_seqlens, self.backend, max(len(p) for p in part)), []
 
             def attend(layer, q, k, v, layout=layout, kept=kept):
@@ -311,7 +314,7 @@ class TorchSampler:
                 return attention(q, k, v, layout, self.backend)
 
             self._forward(ids, position_ids, attend)
-            stores.append(torch.stack(kept))
+            stores.append(torch.stack(kept)[:, :, :total])
             first = last
         return torch.cat(stores, dim=2)
 
@@ -351,12 +354,12 @@ class TorchSampler:
         # A CPU's attention computes in float32, and should not convert the cache for every token.
         store = store if self.static_cache else store.float()
         d = Decoding(store, texts, seeds, slots, max_tokens, begun, quota)
-        d.resize(d.longest if self.static_cache else max(len(t) for t in texts))
+        d.resize(slots, d.longest if self.static_cache else max(len(t) for t in texts))
         while d.turn_over():
             rows = min(math.ceil(len(d.live) / self.row_bucket) * self.row_bucket, slots)
             length = min(math.ceil(d.length / self.length_bucket) * self.length_bucket, d.longest)
             if length > d.cache.shape[-2]:
-                d.resize(length)
+                d.resize(rows, length)
             elif not self.static_cache:
                 length = d.cache.shape[-2]
             self._run_step(d, rows, length, temperature, top_p)

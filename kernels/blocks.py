@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.cpu import few_shapes
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -37,6 +39,23 @@ class Layout:
             self.rows[heads] = index, inverse, row[~real]
         return self.rows[heads]
 
+    def blocks(self, groups: int, *rows: Tensor) -> Iterator[list[Tensor]]:
+        """Rows (R, X), block by block as (N, G, L, X); G is 1 for what belongs to key heads."""
+        sizes = [tokens.numel() for tokens in self.tokens]
+        parts = [x.split([size * (len(x) // sum(sizes)) for size in sizes]) for x in rows]
+        for tokens, *block in zip(self.tokens, *parts, strict=True):
+            n, length = len(tokens) * groups, tokens.shape[1]
+            yield [x.view(n, -1, length, x.shape[-1]) for x in block]
+
+
+def padded(input_ids: Tensor, position_ids: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A pack on a CPU, with one more sequence at its end where that makes its number of tokens one of `few_shapes`."""
+    padding = few_shapes(len(input_ids)) - len(input_ids)
+    if not padding:
+        return input_ids, position_ids, cu_seqlens
+    position_ids = torch.cat([position_ids, torch.arange(padding)])
+    return F.pad(input_ids, (0, padding)), position_ids, torch.cat([cu_seqlens, cu_seqlens[-1:] + padding])
+
 
 def layout(cu_seqlens: Tensor) -> Layout:
     """The blocks of a pack; cu_seqlens (S+1,)."""
@@ -47,7 +66,7 @@ def layout(cu_seqlens: Tensor) -> Layout:
         last = first
         while last + 1 < len(sizes) and sizes[last + 1] <= max(sizes[first] * 1.25, sizes[first] + 16):
             last += 1
-        span = torch.arange(sizes[last], device=cu_seqlens.device)  # (L,)
+        span = torch.arange(few_shapes(sizes[last]), device=cu_seqlens.device)  # (L,)
         length, start = lengths[first : last + 1, None], starts[first : last + 1, None]
         tokens.append(start + span.minimum(length - 1))  # (B, L)
         real.append(span < length)
@@ -57,56 +76,24 @@ def layout(cu_seqlens: Tensor) -> Layout:
 
 def attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
     """q (T, H, E), k and v (T, K, E) -> (T, H, E)."""
+    return sdpa(q, k, v, layout) if q.is_cuda else CausalAttention.apply(q, k, v, layout)
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
+    """`attention` by torch's own kernels, a call a block."""
     heads, groups = q.shape[1], k.shape[1]
-    q_rows, kv_rows = layout.rows_of(heads, groups), layout.rows_of(groups, groups)
-    q, k, v = _ToRows.apply(q, *q_rows), _ToRows.apply(k, *kv_rows), _ToRows.apply(v, *kv_rows)
-    outputs, first = [], 0
-    for b, n in (tokens.shape for tokens in layout.tokens):
-        last = first + b * n
-        block_q = q[first * heads : last * heads].view(b * groups, -1, n, q.shape[-1])  # (N, G, L, E)
-        block_k, block_v = (x[first * groups : last * groups].view(b * groups, n, -1) for x in (k, v))  # (N, L, E)
-        outputs.append(attend_block(block_q, block_k, block_v).reshape(-1, q.shape[-1]))
-        first = last
-    return _FromRows.apply(torch.cat(outputs), *q_rows).view(-1, heads, q.shape[-1])
-
-
-def attend_block(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Of one block: q (N, G, L, E), k and v (N, L, E) -> (N, G, L, E)."""
-    if q.is_cuda:
-        options = {"is_causal": True, "enable_gqa": q.shape[1] > 1}
-        return F.scaled_dot_product_attention(q, k[:, None], v[:, None], **options)
-    return CausalAttention.apply(q, k, v)
-
-
-class _ToRows(torch.autograd.Function):
-    """Vectors (T, heads, E) -> rows of blocks (R, E). Autograd's own backward of an index would add row by row, for the
-    padding's sake, whose gradient is zero here."""
-
-    @staticmethod
-    def forward(ctx, x, index, inverse, padding):
-        ctx.inverse, ctx.shape = inverse, x.shape
-        return x.reshape(-1, x.shape[-1]).index_select(0, index)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad.index_select(0, ctx.inverse).view(ctx.shape), None, None, None
-
-
-class _FromRows(torch.autograd.Function):
-    """The way back: rows of blocks (R, E) -> vectors (T * heads, E)."""
-
-    @staticmethod
-    def forward(ctx, rows, index, inverse, padding):
-        ctx.index, ctx.padding = index, padding
-        return rows.index_select(0, inverse)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad.index_select(0, ctx.index).index_fill_(0, ctx.padding, 0.0), None, None, None
+    index, inverse, _ = layout.rows_of(heads, groups)
+    kv_index, _, _ = layout.rows_of(groups, groups)
+    rows = [x.flatten(0, 1).index_select(0, i) for x, i in ((q, index), (k, kv_index), (v, kv_index))]
+    outputs = []
+    for block in layout.blocks(groups, *rows):
+        out = F.scaled_dot_product_attention(*block, is_causal=True, enable_gqa=heads > groups)  # (N, G, L, E)
+        outputs.append(out.reshape(-1, q.shape[-1]))
+    return torch.cat(outputs).index_select(0, inverse).view_as(q)
 
 
 class CausalAttention(torch.autograd.Function):
-    """Causal attention on a CPU: q (N, G, L, E), k and v (N, L, E) -> (N, G, L, E), for N key heads of G query heads.
+    """Of a pack, on a CPU: q (T, H, E), k and v (T, K, E) -> (T, H, E).
 
     Products of whole matrices, which a CPU's libraries do best, in chunks whose scores stay in its cache. Memory grows
     with L, not its square: the backward pass computes the probabilities again (FlashAttention, arXiv 2205.14135,
@@ -119,7 +106,7 @@ class CausalAttention(torch.autograd.Function):
 
     @staticmethod
     def chunks(q: Tensor) -> Iterator[tuple[slice, slice]]:
-        """Slices of N and L."""
+        """Slices of N and L of a block's queries (N, G, L, E)."""
         for start in range(0, q.shape[2], CausalAttention.QUERIES):
             queries = slice(start, min(start + CausalAttention.QUERIES, q.shape[2]))
             size = max(1, CausalAttention.SCORES // (q.shape[1] * (queries.stop - start) * queries.stop))
@@ -127,40 +114,52 @@ class CausalAttention(torch.autograd.Function):
                 yield slice(first, first + size), queries
 
     @staticmethod
-    def probs(q: Tensor, k: Tensor, queries: slice) -> Tensor:
-        """Of a chunk: q (N, G, L', E), k (N, L, E) -> (N, G, L', L up to the chunk's end)."""
-        scores = (q.flatten(1, 2) * q.shape[-1] ** -0.5) @ k[:, : queries.stop].mT
-        scores = scores.unflatten(1, q.shape[1:3])
-        scores[..., queries.start :] += torch.full((q.shape[2], q.shape[2]), -torch.inf).triu_(1)
+    def probs(q: Tensor, k: Tensor) -> Tensor:
+        """Of a chunk: scaled queries (N, G, L', E), keys up to the last of them (N, L, E) -> (N, G, L', L)."""
+        scores = (q.flatten(1, 2) @ k.mT).unflatten(1, q.shape[1:3])
+        scores[..., -q.shape[2] :] += torch.full((q.shape[2], q.shape[2]), -torch.inf).triu_(1)
         return scores.softmax(-1)
 
     @staticmethod
-    def forward(ctx, q, k, v):
-        dtype = q.dtype
-        q, k, v = q.float(), k.float(), v.float()
-        out, kept = torch.empty_like(q), []
-        for part, queries in CausalAttention.chunks(q):
-            q_ = q[part, :, queries]
-            probs = CausalAttention.probs(q_, k[part], queries)
-            out[part, :, queries] = (probs.flatten(1, 2) @ v[part, : queries.stop]).view_as(q_)
-            if q.shape[2] <= CausalAttention.KEPT and ctx.needs_input_grad[0]:
-                kept.append(probs)
-        ctx.save_for_backward(q, k, v, out, *kept)
-        ctx.dtype = dtype
-        return out.to(dtype)
+    def forward(ctx, q, k, v, layout):
+        heads, groups, scale = q.shape[1], k.shape[1], q.shape[-1] ** -0.5
+        index, inverse, _ = layout.rows_of(heads, groups)
+        kv_index, _, _ = layout.rows_of(groups, groups)
+        rows_q = q.flatten(0, 1).index_select(0, index).float().mul_(scale)
+        rows_k, rows_v = (x.flatten(0, 1).index_select(0, kv_index).float() for x in (k, v))
+        rows_out, kept = torch.empty_like(rows_q), []
+        for block_q, block_k, block_v, block_out in layout.blocks(groups, rows_q, rows_k, rows_v, rows_out):
+            for part, queries in CausalAttention.chunks(block_q):
+                q_, v_ = block_q[part, :, queries], block_v[part, 0, : queries.stop]
+                probs = CausalAttention.probs(q_, block_k[part, 0, : queries.stop])
+                block_out[part, :, queries] = (probs.flatten(1, 2) @ v_).view_as(q_)
+                if ctx.needs_input_grad[0] and block_q.shape[2] <= CausalAttention.KEPT:
+                    kept.append(probs)
+        ctx.save_for_backward(rows_q, rows_k, rows_v, rows_out, *kept)
+        ctx.layout, ctx.shapes, ctx.dtype = layout, (q.shape, k.shape), q.dtype
+        return rows_out.index_select(0, inverse).view_as(q).to(q.dtype)
 
     @staticmethod
     def backward(ctx, grad_out):
-        q, k, v, out, *kept = ctx.saved_tensors
-        grad_out = grad_out.float()
-        delta = (grad_out * out).sum(-1, keepdim=True)  # (N, G, L, 1)
-        grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for i, (part, queries) in enumerate(CausalAttention.chunks(q)):
-            q_, grad, end = q[part, :, queries], grad_out[part, :, queries].flatten(1, 2), queries.stop
-            probs = kept[i] if kept else CausalAttention.probs(q_, k[part], queries)
-            grad_v[part, :end] += probs.flatten(1, 2).mT @ grad
-            grad_scores = (grad @ v[part, :end].mT).view_as(probs).sub_(delta[part, :, queries]).mul_(probs)
-            grad_scores = grad_scores.flatten(1, 2).mul_(q.shape[-1] ** -0.5)
-            grad_q[part, :, queries] = (grad_scores @ k[part, :end]).view_as(q_)
-            grad_k[part, :end] += grad_scores.mT @ q_.flatten(1, 2)
-        return grad_q.to(ctx.dtype), grad_k.to(ctx.dtype), grad_v.to(ctx.dtype)
+        rows_q, rows_k, rows_v, rows_out, *kept = ctx.saved_tensors
+        (_, heads, head_dim), (_, groups, _) = ctx.shapes
+        index, inverse, padding = ctx.layout.rows_of(heads, groups)
+        _, kv_inverse, _ = ctx.layout.rows_of(groups, groups)
+        rows_grad = grad_out.flatten(0, 1).index_select(0, index).float().index_fill_(0, padding, 0.0)
+        rows_delta = (rows_grad * rows_out).sum(-1, keepdim=True)
+        grads = torch.empty_like(rows_q), torch.zeros_like(rows_k), torch.zeros_like(rows_v)
+        inputs = rows_q, rows_k, rows_v, rows_grad, rows_delta
+        kept = iter(kept)
+        for q, k, v, grad, delta, grad_q, grad_k, grad_v in ctx.layout.blocks(groups, *inputs, *grads):
+            for part, queries in CausalAttention.chunks(q):
+                q_, k_, v_ = q[part, :, queries], k[part, 0, : queries.stop], v[part, 0, : queries.stop]
+                probs = next(kept) if q.shape[2] <= CausalAttention.KEPT else CausalAttention.probs(q_, k_)
+                grad_ = grad[part, :, queries].flatten(1, 2)
+                grad_v[part, 0, : queries.stop] += probs.flatten(1, 2).mT @ grad_
+                grad_scores = (grad_ @ v_.mT).view_as(probs).sub_(delta[part, :, queries]).mul_(probs).flatten(1, 2)
+                grad_q[part, :, queries] = (grad_scores @ k_).view_as(q_)
+                grad_k[part, 0, : queries.stop] += grad_scores.mT @ q_.flatten(1, 2)
+        grad_q, grad_k, grad_v = grads
+        grad_q = grad_q.mul_(head_dim**-0.5).index_select(0, inverse).view(ctx.shapes[0])
+        grad_k, grad_v = (x.index_select(0, kv_inverse).view(ctx.shapes[1]) for x in (grad_k, grad_v))
+        return grad_q.to(ctx.dtype), grad_k.to(ctx.dtype), grad_v.to(ctx.dtype), None

@@ -43,13 +43,27 @@ def test_attention_in_blocks_equals_the_formula_in_float64(monkeypatch, heads, k
     results = []
     for dtype, function, layout in (
         (torch.float32, blocks.attention, blocks.layout(cu_seqlens)),
+        (torch.float32, blocks.sdpa, blocks.layout(cu_seqlens)),  # a GPU's
         (torch.float64, plain_attention, lengths),
     ):
         q, k, v = (x.to(dtype).requires_grad_() for x in inputs)
         out = function(q, k, v, layout)
         results.append([out, *torch.autograd.grad(out, (q, k, v), grad_out.to(dtype))])
-    for ours, exact in zip(*results, strict=True):
+    for ours, torchs, exact in zip(*results, strict=True):
         assert (ours - exact).norm() < 1e-6 * exact.norm()
+        assert (torchs - exact).norm() < 1e-6 * exact.norm()
+
+
+def test_sizes_of_packs_and_blocks_are_few():
+    """Each new shape of a product costs a CPU up to a millisecond."""
+    sizes = {n: cpu.few_shapes(n) for n in range(1, 20_000)}
+    assert all(n <= size <= max(n + 7, n * 33 / 32) for n, size in sizes.items())
+    assert len(set(sizes.values())) < 300
+    ids, cu_seqlens = torch.arange(100, 305), torch.tensor([0, 5, 205], dtype=torch.int32)
+    padded_ids, position_ids, padded_seqlens = blocks.padded(ids, ids - 100, cu_seqlens)
+    assert padded_ids[:205].equal(ids) and padded_seqlens.tolist() == [0, 5, 205, 208]
+    assert position_ids.tolist() == [*range(205), 0, 1, 2]
+    assert {tokens.shape[1] for tokens in blocks.layout(padded_seqlens).tokens} == {8, 200}
 
 
 def test_sixteen_bit_attention_is_computed_in_float32():

@@ -359,7 +359,7 @@ def test_only_one_line_asks_the_device_for_values(folder):
     store = torch.empty(c.num_hidden_layers, 2, tokens, c.num_key_value_heads, c.head_dim, device="meta")
     groups = [[Rollout(0, 0, [], [], [], None)] * 2] * len(PROMPTS)
     d = Decoding(store, PROMPTS, [[0, 1]] * len(PROMPTS), 6, 12, [0] * len(PROMPTS), Quota(groups, 5, set()))
-    d.resize(d.longest)
+    d.resize(6, d.longest)
     d._reseat([])
     sampler._step(d, 6, 16, 1.0, 0.9)
     d._reseat([True, False] * 3)  # three of ten enter
