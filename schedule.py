@@ -7,7 +7,7 @@ switched from 8K to 16K after 1,000 steps, when the share of clipped responses h
 had flattened. Or when neither moves any more while many are cut off. A step's reward is a mean over a thousand samples
 of other problems each time and moves by 0.03, so both are judged by the slope of a least-squares line over a window of
 steps, in units of its own standard error. Reads nothing but the rows of a stage: {reward_mean, response_len_mean,
-response_clip_ratio}. The replay takes window and patience from the config.json beside the metrics, if there is one.
+response_clip_ratio}. The replay takes these settings from the config.json beside the metrics, if there is one.
 """
 
 import itertools
@@ -112,17 +112,25 @@ def collapses(values: np.ndarray, window: int) -> np.ndarray:
     return after
 
 
-def replay(rows: list[dict[str, Any]], window: int = WINDOW, patience: int = PATIENCE) -> dict[str, Any]:
+def settling(partial_rollouts: bool, max_staleness: int) -> int:
+    """The first steps of a stage, which say nothing of it: with partial rollouts these finish the short responses
+    first, which are right more often and not cut off."""
+    return max_staleness if partial_rollouts else 0
+
+
+def replay(
+    rows: list[dict[str, Any]], window: int = WINDOW, patience: int = PATIENCE, skipped: int = 0
+) -> dict[str, Any]:
     """{fire_step, collapse_step, fire_steps}: after which step of a run the controller would first have asked for the
     longer context, and seen a collapse (None: never); fire_steps has the first one of each stage. A stage (rows with
-    equal `stage`, if they have one) begins its own history.
+    equal `stage`, if they have one) begins its own history, after `skipped` steps.
 
     As `turning_point` and `collapsed` after each step, but each window is looked at once.
     """
     fires: list[int | None] = []
     collapse = None
     for _, stage in itertools.groupby(rows, key=lambda row: row.get("stage")):
-        history = measured(list(stage))
+        history = measured(list(stage)[skipped:])
         reward, _, clipped = values = columns(history)
         after, fire, in_a_row = collapses(values, window), None, 0
         if collapse is None and after.any():
@@ -138,16 +146,19 @@ def replay(rows: list[dict[str, Any]], window: int = WINDOW, patience: int = PAT
     return {"fire_step": first, "collapse_step": collapse, "fire_steps": fires}
 
 
-def run_settings(path: Path) -> tuple[int, int]:
-    """(window, patience) of a run's config.json, the defaults where there is none. Raises UserError."""
+def run_settings(path: Path) -> tuple[int, int, int]:
+    """(window, patience, steps to skip) of a run's config.json, the defaults where there is none. Raises UserError."""
     if not path.exists():
-        return WINDOW, PATIENCE
+        return WINDOW, PATIENCE, 0
     try:
         config = read_json(path)["config"]
         window, patience = config.get("stage_window", WINDOW), config.get("stage_patience", PATIENCE)
-        if type(window) is not int or type(patience) is not int or window < 8 or patience < 1:
-            raise ValueError("needs whole numbers: a stage_window from 8 on, a stage_patience from 1 on")
-        return window, patience
+        staleness = config.get("max_staleness", Config.max_staleness)
+        if any(type(n) is not int for n in (window, patience, staleness)) or window < 8 or min(patience, staleness) < 1:
+            raise ValueError(
+                "needs whole numbers: a stage_window from 8 on, stage_patience and max_staleness from 1 on"
+            )
+        return window, patience, settling(bool(config.get("partial_rollouts")), staleness)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise UserError(f"{path}: cannot be read: {type(e).__name__}: {e}") from None
 
@@ -185,8 +196,8 @@ def main(argv: list[str]) -> None:
         raise UserError("usage: python schedule.py out/RUN/metrics.jsonl")
     path = Path(argv[0])
     rows = read_metrics(path)
-    window, patience = run_settings(path.parent / "config.json")
-    result = replay(rows, window, patience)
+    window, patience, skipped = run_settings(path.parent / "config.json")
+    result = replay(rows, window, patience, skipped)
     fire, collapse = result["fire_step"], result["collapse_step"]
     text = "no turning point" if fire is None else f"lengthen the context after step {fire}"
     text += "" if collapse is None else f"; collapsed at step {collapse}"

@@ -6,6 +6,7 @@ positions is raised in a temporary copy.
 """
 
 import json
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,7 +33,7 @@ SAMPLES = 8  # responses of each length, to one prompt
 GROUPS = (2, 4, 8, 16, 32)  # responses to each prompt
 PROMPTS = 4  # that groups of these sizes answer
 CALLS = 4  # at least, of each phase: one to warm up and three repeats
-CASE_SECONDS = 300  # that a case may take, as far as the case before it tells
+CASE_SECONDS = 600  # that a case may take, as far as the case before it tells
 
 
 @contextmanager
@@ -132,6 +133,7 @@ def growth(cfg: Config) -> Section:
                     notes.append(f"left out, since each would take more than {CASE_SECONDS} s: {rest}")
                     break
                 rows.append(case(sampler, model, shape, cfg, device))
+                print(f"growth: {rows[-1]['responses']}", file=sys.stderr, flush=True)
                 last = packing.from_rank0(lambda row=rows[-1]: row["generate, s"].median + row["train, s"].median)
     title = f"growth: {cfg.dtype}, max_num_seqs={cfg.max_num_seqs}, compile={cfg.compile}"
     return Section(title, rows, tuple(notes))

@@ -8,7 +8,7 @@ Dimensions: B sequences, n new tokens of each, L cache positions, T packed token
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +22,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import train_grpo
 from configs import Config, UserError
 from configs._model import resolve_model
-from kernels import cpu
 from kernels.norm import rms_norm
 from model import (
     DTYPES,
@@ -50,19 +49,14 @@ CHECKED = 4  # sequences whose log-probabilities are compared with a float32 mod
 
 @contextmanager
 def process_group(cfg: Config, section: str) -> Iterator[torch.device]:
-    """The ranks' process group as `packing.init_distributed` makes it, gone afterwards, so that the next section can
-    have its own. Its keys in torchrun's store begin with the section: a second group would find the addresses of the
-    first there, and wait for ever. Raises UserError."""
-    cuda = cfg.device == "auto"
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
-    if cuda:
-        torch.cuda.set_device(device)
-    store, rank, world_size = next(rendezvous("env://")) if "RANK" in os.environ else (dist.HashStore(), 0, 1)
-    if world_size % (cfg.shard_size or 1):
-        raise UserError(f"shard_size: {world_size} ranks are no multiple of {cfg.shard_size}")
-    options = {"store": dist.PrefixStore(section, store), "rank": rank, "world_size": world_size}
-    with nullcontext() if cuda else cpu.gloo_without_teams():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", **options)
+    """`packing.init_distributed`, gone afterwards, so that the next section can have its own. Its keys in torchrun's
+    store begin with the section: a second group would find the addresses of the first there, and wait for ever. Raises
+    UserError."""
+    store = None
+    if "RANK" in os.environ:
+        torchruns, _, _ = next(rendezvous("env://"))
+        store = dist.PrefixStore(section, torchruns)
+    device = packing.init_distributed(cfg, store)
     try:
         yield device
     finally:

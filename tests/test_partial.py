@@ -216,6 +216,10 @@ def test_tokens_of_older_weights_do_not_stop_a_run_and_a_fault_in_fresh_ones_doe
         else:
             with pytest.raises(SystemExit, match="sampler and trainer disagree"):
                 watch.check(sums, "step 5", model, [b], cfg)
+    b = pack([replace(r, segments=((3, n),))], False, group_of_one, step=5)  # no token is fresh: no figure, not zero
+    figures = watch.check(watch.mismatch(fixed_logprobs(model, [b], cfg)[0], b), "step 5", model, [b], cfg)
+    row = watch.columns(figures, replace(cfg, partial_rollouts=True, rollout_correction="truncate"))
+    assert row.pop("mismatch_stale_k3") < 1e-9 and set(row.values()) == {None}
 
 
 # ----------------------------------------------------------------------------------------------------------- whole runs

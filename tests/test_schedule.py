@@ -131,7 +131,8 @@ def test_a_long_replay_looks_at_each_window_once(monkeypatch):
 
 @pytest.mark.parametrize("config", [
     "x", "[", "[" * 100_000, "{}", '{"config": []}', '{"config": {"stage_window": 7}}',
-    '{"config": {"stage_window": "240"}}', '{"config": {"stage_patience": 0}}', '{"config": {"stage_window": 1e999}}',
+    '{"config": {"stage_window": "240"}}', '{"config": {"max_staleness": null}}',
+    '{"config": {"stage_patience": 0}}', '{"config": {"stage_window": 1e999}}',
 ])  # fmt: skip
 def test_settings_that_are_none_are_refused_in_one_line(tmp_path, config):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
@@ -148,6 +149,8 @@ def test_a_stage_begins_its_own_history():
     assert replay(one[:4] + other[4:], 8, 1) == {"fire_step": None, "collapse_step": None, "fire_steps": [None, None]}
     assert replay(one[:4] + other, 8, 1)["fire_steps"] == [None, 8]
     assert replay(one + other, 8, 1)["fire_steps"] == [8, 8]
+    assert replay(one + other, 7, 1, skipped=1)["fire_steps"] == [8, 8]
+    assert replay(one + other, 8, 1, skipped=1)["fire_steps"] == [None, None]
 
 
 def test_many_clipped_responses_and_no_progress_are_a_turning_point_too():

@@ -32,9 +32,9 @@ Value = TypeVar("Value")
 # --------------------------------------------------------------------------------------- the process group, the model
 
 
-def init_distributed(cfg: Config) -> torch.device:
+def init_distributed(cfg: Config, store: dist.Store | None = None) -> torch.device:
     """A process group and this rank's device, which `preflight` has found to be there; without torchrun, a group of
-    one. Raises UserError."""
+    one. store: where ranks find each other, instead of torchrun's. Raises UserError."""
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size % (cfg.shard_size or 1):
         raise UserError(f"shard_size: {world_size} ranks are no multiple of {cfg.shard_size}")
@@ -43,9 +43,12 @@ def init_distributed(cfg: Config) -> torch.device:
     if cuda:
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-    single_process = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+    members: dict[str, Any] = {}  # torchrun's, by the environment
+    if store is not None or "RANK" not in os.environ:
+        rank = int(os.environ.get("RANK", "0"))
+        members = {"store": store or dist.HashStore(), "rank": rank, "world_size": world_size}
     with contextlib.nullcontext() if cuda else cpu.gloo_without_teams():
-        dist.init_process_group(backend, timeout=timedelta(seconds=cfg.process_group_timeout), **single_process)
+        dist.init_process_group(backend, timeout=timedelta(seconds=cfg.process_group_timeout), **members)
     return device
 
 

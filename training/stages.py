@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from configs import Config, UserError
 from model import DTYPES, Qwen2, full_tensors
-from schedule import collapsed, smoothed_reward, turning_point
+from schedule import collapsed, settling, smoothed_reward, turning_point
 from training import checkpoint
 from training.checkpoint import RunState, step_name
 from training.packing import from_rank0, print0, reset_moments
@@ -57,7 +57,8 @@ def after_step(state: RunState, row: dict[str, Any], cfg: Config) -> RunState:
     """The state after the step that `row` reports, with the schedule's decision: "lengthen" (the stage ends here),
     "collapsed" (the run ends here) or None. In the last stage "lengthen" has no effect and, once decided, is kept."""
     history = (*state.history, {name: row[name] for name in HISTORY})
-    decision = from_rank0(decide, history, cfg)  # one rank decides: other machines may round differently
+    settled = list(history[settling(cfg.partial_rollouts, cfg.max_staleness) :])
+    decision = from_rank0(decide, settled, cfg)  # one rank decides: other machines may round differently
     if decision is None:
         out_of_patience = len(history) >= cfg.stage_steps[state.stage] and not is_last(state, cfg)
         decision = "lengthen" if out_of_patience else state.decision
@@ -74,15 +75,15 @@ def after_step(state: RunState, row: dict[str, Any], cfg: Config) -> RunState:
     log_decision(state, after, cfg)
     # Only checkpoints that every run would write compete for the best, not one written because of `max_steps`.
     competes = is_due(after, cfg) or (cfg.save_every and after.step % cfg.save_every == 0)
-    return replace(after, score=smoothed_reward(list(history), cfg.stage_window) if competes else None)
+    return replace(after, score=smoothed_reward(settled, cfg.stage_window) if competes else None)
 
 
-def decide(history: tuple[dict[str, Any], ...], cfg: Config) -> str | None:
+def decide(history: list[dict[str, Any]], cfg: Config) -> str | None:
     """What the controller makes of a stage so far; nothing under fixed stages."""
     if cfg.stage_policy == "auto":
-        if collapsed(list(history), cfg.stage_window):
+        if collapsed(history, cfg.stage_window):
             return "collapsed"
-        if turning_point(list(history), cfg.stage_window, cfg.stage_patience):
+        if turning_point(history, cfg.stage_window, cfg.stage_patience):
             return "lengthen"
     return None
 
@@ -104,10 +105,10 @@ def log_decision(before: RunState, state: RunState, cfg: Config) -> None:
 
 def warn_if_too_short(cfg: Config) -> None:
     """Name the stages that end before the controller can decide anything."""
-    first = cfg.stage_window + cfg.stage_patience - 1
+    first = settling(cfg.partial_rollouts, cfg.max_staleness) + cfg.stage_window + cfg.stage_patience - 1
     for stage, steps in enumerate(cfg.stage_steps[:-1]):
         if cfg.stage_policy == "auto" and steps <= first:
-            limit = f"step stage_window + stage_patience - 1 = {first} of a stage"
+            limit = f"step {first} of a stage, by stage_window and stage_patience"
             print0(
                 f"stage {stage + 1} ends after its {steps} steps: the controller sees no turning point before {limit}"
             )

@@ -65,6 +65,7 @@ class Mismatch:
     k1_error: float
     largest: float  # |d|
     ess: float  # effective sample size (sum of weights)^2 / sum of their squares, as a share of the tokens
+    tokens: float = 1.0  # that these are of; without any they say nothing
     stale_k3: float | None = None  # mean over the tokens of older weights; None where there are none
 
     def divergence(self, standard_errors: float = 0.0) -> float:
@@ -129,16 +130,18 @@ def over_ranks(sums: MismatchSums) -> Mismatch:
         k1_error=standard_error("d"),
         largest=largest.item(),
         ess=total["weight"] ** 2 / squares if squares else 1.0,
+        tokens=total["tokens"],
         stale_k3=total["stale_k3"] / total["stale_tokens"] if total["stale_tokens"] else None,
     )
 
 
 def columns(figures: Mismatch | None, cfg: Config) -> dict[str, float | None]:
-    """What a step reports of them; None for a step without an update."""
+    """What a step reports of them; None for a step without an update, or of whose tokens none is of these weights."""
     names = {"mismatch_k3": "k3", "mismatch_max": "largest", "mismatch_ess": "ess"}
+    row = {column: getattr(figures, name) if figures and figures.tokens else None for column, name in names.items()}
     if cfg.partial_rollouts:
-        names["mismatch_stale_k3"] = "stale_k3"
-    return {column: getattr(figures, name) if figures else None for column, name in names.items()}
+        row["mismatch_stale_k3"] = figures.stale_k3 if figures else None
+    return row
 
 
 # ----------------------------------------------------------------------------------------------------- check and probe
