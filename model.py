@@ -139,12 +139,12 @@ class _Rotary(torch.autograd.Function):
         return (x.float() * cos).addcmul_(torch.cat([b, a], dim=-1), sin).to(x.dtype)
 
     @staticmethod
-    def forward(ctx, x, cos, sin):
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
         return _Rotary.rotate(x, cos, sin)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
         return _Rotary.rotate(grad, cos, -sin), None, None  # back by the same angle
 
@@ -471,7 +471,17 @@ class _TokenLogprobs(torch.autograd.Function):
     """Keeps hidden (T, D) and three (T,) vectors; both passes see C x V logits at a time, never T x V."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, targets, temperature, chunk, vocab_size, with_entropy, fused):
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        temperature: float,
+        chunk: int,
+        vocab_size: int,
+        with_entropy: bool,
+        fused: bool,
+    ) -> tuple[Tensor, Tensor | None]:
         scores, _ = head_functions(fused)
         chunks, weight_of_tokens = math.ceil(len(hidden) / chunk), weight[: _aligned_rows(vocab_size, len(weight))]
         results = []
@@ -484,7 +494,7 @@ class _TokenLogprobs(torch.autograd.Function):
         return logprobs, entropy
 
     @staticmethod
-    def backward(ctx, grad_logprobs, grad_entropy):
+    def backward(ctx: Any, grad_logprobs: Tensor, grad_entropy: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, targets, lse, entropy = ctx.saved_tensors
         _, gradient_of = head_functions(ctx.fused)
         grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)  # sums over chunks

@@ -9,6 +9,7 @@ L tokens; R rows of all blocks together; N = B K.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -121,7 +122,7 @@ class CausalAttention(torch.autograd.Function):
         return scores.softmax(-1)
 
     @staticmethod
-    def forward(ctx, q, k, v, layout):
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
         heads, groups, scale = q.shape[1], k.shape[1], q.shape[-1] ** -0.5
         index, inverse, _ = layout.rows_of(heads, groups)
         kv_index, _, _ = layout.rows_of(groups, groups)
@@ -140,7 +141,7 @@ class CausalAttention(torch.autograd.Function):
         return rows_out.index_select(0, inverse).view_as(q).to(q.dtype)
 
     @staticmethod
-    def backward(ctx, grad_out):
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         rows_q, rows_k, rows_v, rows_out, *kept = ctx.saved_tensors
         (_, heads, head_dim), (_, groups, _) = ctx.shapes
         index, inverse, padding = ctx.layout.rows_of(heads, groups)

@@ -4,6 +4,8 @@ eleven, all of whole rows.
 Dimensions: T tokens (or T, H of them), D normalised.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -34,13 +36,13 @@ class _RMSNorm(torch.autograd.Function):
     float32."""
 
     @staticmethod
-    def forward(ctx, x, weight, eps):
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         y, inverse = forward(x, weight, eps)
         ctx.save_for_backward(x, weight, inverse)
         return y
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, inverse = ctx.saved_tensors
         grad, weight_ = grad.float(), weight.float()
         normed = x.float() * inverse

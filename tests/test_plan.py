@@ -331,7 +331,7 @@ def test_the_engine_equals_one_that_goes_token_by_token(slots, capacity, read, p
 
     lengths = [5, 17, 1, 30, 30, 2, 9, 11, 30, 4, 8, 23]
     engine = generation.Engine(7, slots, capacity, seconds_of_step, lambda tokens: math.nan)
-    decoding = generation.Decoding(engine, [generation.Sample(n) for n in lengths])
+    decoding = generation.SimulatedDecoding(engine, [generation.Sample(n) for n in lengths])
     while decoding.live:
         decoding.advance()
     assert decoding.seconds == pytest.approx(token_by_token(lengths, 7, slots, capacity, seconds_of_step), rel=1e-12)

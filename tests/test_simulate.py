@@ -46,11 +46,11 @@ def test_each_group_is_trained_on_once_while_it_is_young_and_generated_once(in_f
 def test_a_stopped_engine_finishes_its_step_and_leaves_no_sample_at_its_end():
     engine = generation.Engine(5, 2, math.inf, lambda live, cached: 1.0, lambda tokens: float(tokens))
     samples = [generation.Sample(4), generation.Sample(10), generation.Sample(3)]
-    decoding = generation.Decoding(engine, samples)
+    decoding = generation.SimulatedDecoding(engine, samples)
     assert decoding.advance() == samples[:1] and decoding.seconds == 4  # the third one takes its slot
     decoding.stop(5.5)
     assert [s.made for s in samples] == [4, 6, 2] and decoding.seconds == 6
-    carried = generation.Decoding(engine, samples[1:])
+    carried = generation.SimulatedDecoding(engine, samples[1:])
     assert carried.prefill == 11 + 7 and carried.next_end() == 18 + 1
     carried.stop(19.0)  # another engine has ended in the same second: it may not end unseen
     assert [s.made for s in samples] == [4, 6, 2]

@@ -61,7 +61,7 @@ class Sample:
     """A response that is on its way."""
 
     wanted: int  # tokens that it will have
-    group: "Group | None" = None
+    group: "SimulatedGroup | None" = None
     made: int = 0  # tokens that it has
     made_in: list[tuple[int, int]] = field(default_factory=list)  # (step of training, tokens)
 
@@ -98,7 +98,7 @@ def engine_of(job: Job, overhead: float) -> Engine:
     return Engine(job.prompt, job.cfg.max_num_seqs, job.cache_tokens, seconds_of_step, prefill_seconds)
 
 
-class Decoding:
+class SimulatedDecoding:
     """An engine at work on these samples, in order: a token of every live one a step. A sample starts as soon as a slot
     is free and it fits, whole and with its prompt, into the cache beside the live ones (one always fits)."""
 
@@ -169,7 +169,7 @@ def generate(job: Job, mean: float, limit: int, prompts: int, group: int, overhe
     count = math.ceil(prompts / job.gpus) * group
     lengths = [of_all_ranks[i * len(of_all_ranks) // count] for i in range(count)]
     random.Random(0).shuffle(lengths)
-    decoding = Decoding(engine_of(job, overhead), [Sample(n) for n in lengths])
+    decoding = SimulatedDecoding(engine_of(job, overhead), [Sample(n) for n in lengths])
     while decoding.live:
         decoding.advance()
     return decoding.seconds
@@ -179,7 +179,7 @@ def generate(job: Job, mean: float, limit: int, prompts: int, group: int, overhe
 
 
 @dataclass(eq=False)
-class Group:
+class SimulatedGroup:
     """The samples of a prompt."""
 
     samples: list[Sample] = field(default_factory=list)
@@ -191,10 +191,10 @@ class Group:
         return 0 if self.began is None else step - self.began
 
 
-class Quota:
+class SimulatedQuota:
     """Whether there is enough for a step: a number of finished groups, and all that may wait no longer."""
 
-    def __init__(self, groups: list[Group], number: int, step: int, max_staleness: int) -> None:
+    def __init__(self, groups: list[SimulatedGroup], number: int, step: int, max_staleness: int) -> None:
         self.missing = number - sum(not group.unfinished for group in groups)
         self.due = {group for group in groups if group.unfinished and group.age(step) >= max_staleness}
 
@@ -209,11 +209,11 @@ class Quota:
             self.due.discard(sample.group)
 
 
-def run_until(decodings: list[Decoding], quota: Quota) -> None:
+def run_until(decodings: list[SimulatedDecoding], quota: SimulatedQuota) -> None:
     """Let these engines generate until the quota is met, then stop all of them."""
     second = 0.0
     while not quota.is_met():
-        next_one = min(decodings, key=Decoding.next_end)
+        next_one = min(decodings, key=SimulatedDecoding.next_end)
         second = next_one.next_end()
         for sample in next_one.advance():
             quota.count(sample)
@@ -230,31 +230,31 @@ class Ranks:
         self.limit, self.group_size = job.cfg.max_response_len[0], job.cfg.group_size[0]
         self.median = response_lengths(job.mean, self.limit, 1001)[500]
         self.correlation, self.rng = correlation, random.Random(0)
-        self.groups: list[Group] = []  # in flight
+        self.groups: list[SimulatedGroup] = []  # in flight
 
     def draw(self, step: int) -> None:
         """Fill up what is in flight, and order it by age."""
         while len(self.groups) < self.in_flight:
             lengths = group_lengths(self.median, self.limit, self.group_size, self.correlation, self.rng)
-            group = Group(unfinished=len(lengths))
+            group = SimulatedGroup(unfinished=len(lengths))
             group.samples = [Sample(n, group) for n in lengths]
             self.groups.append(group)
         self.groups.sort(key=lambda group: -group.age(step))  # stable: of one age, in the order of their draws
 
-    def generate(self, step: int, max_staleness: int) -> tuple[list[Decoding], list[Group]]:
+    def generate(self, step: int, max_staleness: int) -> tuple[list[SimulatedDecoding], list[SimulatedGroup]]:
         """One step: the engines when they stop, and the groups to train on, which leave: the oldest finished ones."""
         shares = [self.groups[rank :: self.number] for rank in range(self.number)]
         if self.together:
-            quotas = [Quota(self.groups, self.prompts, step, max_staleness)]
+            quotas = [SimulatedQuota(self.groups, self.prompts, step, max_staleness)]
         else:
             numbers = [len(range(rank, self.prompts, self.number)) for rank in range(self.number)]
-            quotas = [Quota(s, number, step, max_staleness) for s, number in zip(shares, numbers, strict=True)]
+            quotas = [SimulatedQuota(s, number, step, max_staleness) for s, number in zip(shares, numbers, strict=True)]
         decodings, before = [], []
         for rank, share in enumerate(shares):
             samples = [s for group in share for s in group.samples if s.made < s.wanted]
             before += [(s, s.made) for s in samples]
             is_met = quotas[0 if self.together else rank].is_met()
-            decodings.append(Decoding(self.engine, [] if is_met else samples))
+            decodings.append(SimulatedDecoding(self.engine, [] if is_met else samples))
         for i, quota in enumerate(quotas):
             run_until(decodings if self.together else [decodings[i]], quota)
         for sample, made in before:
@@ -297,8 +297,8 @@ def simulate(
     have enough together, not each when it has its own share."""
     engine = engine_of(job, overhead)
     ranks = Ranks(job, engine, in_flight, correlation, together)
-    decodings: list[list[Decoding]] = []  # of all ranks, by step
-    trained: list[tuple[int, Group]] = []  # in which step
+    decodings: list[list[SimulatedDecoding]] = []  # of all ranks, by step
+    trained: list[tuple[int, SimulatedGroup]] = []  # in which step
     for step in range(WARM_UP + steps):
         ranks.draw(step)
         of_ranks, groups = ranks.generate(step, max_staleness)
@@ -309,7 +309,9 @@ def simulate(
     return summarized(decodings, trained, slots, len(ranks.groups))
 
 
-def summarized(decodings: list[list[Decoding]], trained: list[tuple[int, Group]], slots: int, carried: int) -> Rollouts:
+def summarized(
+    decodings: list[list[SimulatedDecoding]], trained: list[tuple[int, SimulatedGroup]], slots: int, carried: int
+) -> Rollouts:
     """The averages of what a run's ranks did in each step, and of the groups it trained on."""
     seconds = [max(d.seconds for d in of_ranks) for of_ranks in decodings]
     total = sum(seconds)

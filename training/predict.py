@@ -18,7 +18,7 @@ import torch
 from configs import Config, UserError
 from configs._model import resolve_model
 from model import DTYPES, ModelConfig, Qwen2
-from training.generation import Decoding, Engine, Sample, response_lengths
+from training.generation import Engine, Sample, SimulatedDecoding, response_lengths
 from training.plan import Work, kernel_work, without_weights
 from training.rates import Rates, measured_rates
 
@@ -45,7 +45,7 @@ def predicted(
 ) -> dict[str, float]:
     """phase -> seconds of a step with responses of these lengths, in order, the first `trained` of which are trained
     on."""
-    decoding = Decoding(engine_on(cfg, model, prompt, rates), [Sample(n) for n in lengths])
+    decoding = SimulatedDecoding(engine_on(cfg, model, prompt, rates), [Sample(n) for n in lengths])
     while decoding.live:
         decoding.advance()
     packed = [prompt + n - 1 for n in lengths[:trained]]
