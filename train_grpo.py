@@ -342,6 +342,7 @@ def report(run: Run, state: RunState, evaluated: dict[int, dict]) -> RunState:
         context = cfg.eval_max_len or row["max_response_len"]
         results = validate(run, {"now": context}, evaluated, timer)["now"]
         row |= {f"eval_{name}": results[name]["accuracy"] for name in run.benchmarks}
+        row |= {f"interval_{name}": [results[name]["ci_low"], results[name]["ci_high"]] for name in run.benchmarks}
         row |= {"time_eval": timer.seconds["eval"], "time_step": row["time_step"] + timer.seconds["eval"]}
     run.ledger.charge(timer)
     metrics.warn_if_nothing_can_be_earned(row, run.tokenizer, cfg.think)
@@ -391,6 +392,9 @@ def train(run: Run, state: RunState, hook: Any) -> tuple[RunState, dict[int, dic
             # 3. Old and reference log-probabilities before any weight moves, then one update a minibatch.
             with timer("logprobs"):
                 packed, mismatch = add_fixed_logprobs(run, packed)
+                dumps = cfg.save_rollouts_every and step % cfg.save_rollouts_every == 0
+                with_tokens = dumps and cfg.save_rollouts_tokens
+                differences = watch.token_differences(run.model, minibatches, packed, cfg) if with_tokens else {}
                 run.preemption.check()  # from here on weights move
             with timer("train"):
                 figures, norms, state = learn(run, state, minibatches, packed, mismatch)
@@ -407,8 +411,8 @@ def train(run: Run, state: RunState, hook: Any) -> tuple[RunState, dict[int, dic
             row |= {"updates_skipped": state.skipped + norms.count(None), "prompt_tokens_cached": cached_tokens}
             row |= {"reward_timeouts": timeouts_at_start + timeouts}
             row |= partial.columns(groups, carried_over, step) if cfg.partial_rollouts else {}
-            if cfg.save_rollouts_every and step % cfg.save_rollouts_every == 0:
-                metrics.dump_rollouts(cfg.run_dir, step, groups, run.prompts, run.tokenizer)
+            if dumps:
+                metrics.dump_rollouts(cfg.run_dir, step, groups, run.prompts, run.tokenizer, differences)
             row |= metrics.time_columns(timer, time.perf_counter() - step_started, row["tokens_generated"])
             row |= metrics.flops_columns(run.model, groups, chosen, row["time_train"])
             run.ledger.charge(timer)

@@ -71,6 +71,7 @@ class Config:
     save_every: int = 20  # steps between checkpoints and exports, a stage's last step included; 0 = never
     keep_checkpoints: int = 3  # newest ones kept; besides, each stage's best, and KL references
     export_dtype: Literal["float32", "bfloat16"] = "float32"  # of hf/step_*: float32 where a later stage loads it
+    save_rollouts_tokens: bool = False  # dumps also have each token's mismatch; a forward pass more in these steps
     save_rollouts_every: int = 20  # steps between dumps of all responses; 0 = never
     wandb: bool = False  # also log to Weights & Biases
     # model and data

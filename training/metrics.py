@@ -164,9 +164,15 @@ def warn_if_nothing_can_be_earned(row: dict[str, Any], tokenizer: ChatTokenizer,
 
 
 def dump_rollouts(
-    run_dir: Path, step: int, groups: list[list[Rollout]], prompts: list[Prompt], tokenizer: ChatTokenizer
+    run_dir: Path,
+    step: int,
+    groups: list[list[Rollout]],
+    prompts: list[Prompt],
+    tokenizer: ChatTokenizer,
+    differences: dict[tuple[int, int, int], list[float]],
 ) -> None:
-    """rollouts/step_000010.jsonl: one line a response, in the order of the groups. Rank 0 writes it."""
+    """rollouts/step_000010.jsonl: one line a response, in the order of the groups. Rank 0 writes it. differences: of
+    those that were trained on, `watch.token_differences`."""
     if dist.get_rank():
         return
     with open(run_dir / "rollouts" / f"{step_name(step)}.jsonl", "w", encoding="utf-8") as f:
@@ -184,6 +190,10 @@ def dump_rollouts(
                 "length": len(r.response_ids),
                 "finish_reason": r.finish_reason,
             }
+            d = differences.get((r.prompt_id, r.draw, r.sample_id))
+            if d is not None:
+                row["mismatch"] = sum(math.expm1(x) - x for x in d) / max(1, len(d))  # k3
+                row["tokens"] = [[tokenizer.decode([t]), round(x, 5)] for t, x in zip(r.response_ids, d, strict=True)]
             f.write(json.dumps(row) + "\n")
 
 

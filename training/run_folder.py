@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import secrets
+import shlex
 import shutil
 import socket
 import subprocess
@@ -277,6 +278,7 @@ def write_config(cfg: Config, files: dict[str, str], run_id: str) -> None:
     info = {
         "config": dataclasses.asdict(cfg),
         "git": commit,
+        "command": shlex.join(["python", *sys.argv]),
         "python": sys.version.split()[0],
         "versions": {name: version(name) for name in ("torch", "numpy", "safetensors", "tokenizers")},
         "world_size": dist.get_world_size(),

@@ -16,6 +16,7 @@ Dimensions: T packed tokens of a batch, D hidden.
 
 import math
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,7 +26,7 @@ from configs import Config
 from model import Qwen2, token_logprobs
 from problems.prompts import Prompt
 from rollout import Sampler, sample_seed
-from training.packing import Batch, all_sum, fixed_logprobs, pack
+from training.packing import Batch, Minibatch, all_sum, fixed_logprobs, pack
 
 TEMPERATURES = [tenths / 10 for tenths in range(1, 21)]  # what `explain` tries
 TOP_PS = [0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.98, 0.99]
@@ -142,6 +143,23 @@ def columns(figures: Mismatch | None, cfg: Config) -> dict[str, float | None]:
     if cfg.partial_rollouts:
         row["mismatch_stale_k3"] = figures.stale_k3 if figures else None
     return row
+
+
+def token_differences(
+    model: Qwen2, minibatches: list[Minibatch], packed: list[list[Batch]], cfg: Config
+) -> dict[tuple[int, int, int], list[float]]:
+    """{(prompt_id, draw, sample_id): d of each response token} of all samples of a step, by one forward pass over its
+    packs."""
+    own = {}
+    for minibatch, batches in zip(minibatches, packed, strict=True):
+        micro_batches = minibatch.micro_batches[dist.get_rank()]
+        for m, b, logprobs in zip(micro_batches, batches, fixed_logprobs(model, batches, cfg), strict=True):
+            d, ends = (logprobs - b.rollout_logprobs).tolist(), b.cu_seqlens[1:].tolist()
+            for r, end in zip(m.rollouts, ends, strict=bool(m.rollouts)):  # a dummy has a sequence of its own
+                own[r.prompt_id, r.draw, r.sample_id] = d[end - len(r.response_ids) : end]
+    of_ranks: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(of_ranks, own)
+    return {key: d for differences in of_ranks for key, d in differences.items()}
 
 
 # ----------------------------------------------------------------------------------------------------- check and probe
