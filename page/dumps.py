@@ -6,6 +6,7 @@ then the others. The page says which samples are left out, and where they are.
 """
 
 import json
+import math
 import subprocess
 import sys
 import zlib
@@ -14,8 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from configs import UserError
 
+MAX_DUMPS = 100  # steps in the page; of more, so many at equal distances, the last one among them
 TEXT_BYTES = 2_500_000  # base64 makes a third more of them
 MAX_EXPLAINED = 20_000  # different pairs of answer and gold
 EXPLAIN_SECONDS = 120.0  # for all of them
@@ -34,13 +38,11 @@ class Dump:
 
 def read_dumps(run_dir: Path, rule: str) -> list[Dump]:
     """All dumps of a run in the order of their steps, read one at a time. Raises UserError."""
-    files = {}
-    for path in (run_dir / "rollouts").glob("step_*.jsonl"):
-        number = path.stem.removeprefix("step_")
-        if number.isdecimal():
-            files[int(number)] = path
-    budget = TEXT_BYTES // max(1, len(files))
-    tables = {step: table(files[step], budget) for step in sorted(files)}
+    files = dump_files(run_dir)
+    chosen = sorted(files)[:: -max(1, math.ceil(len(files) / MAX_DUMPS))][::-1]
+    budget = TEXT_BYTES // max(1, len(chosen))
+    bar = tqdm(chosen, desc="rollouts", unit=" steps", disable=len(chosen) < 20, leave=False)
+    tables = {step: table(files[step], budget) for step in bar}
     explained = explanations(tables.values(), rule)
     dumps = []
     for step, data in tables.items():
@@ -50,6 +52,12 @@ def read_dumps(run_dir: Path, rule: str) -> list[Dump]:
         texts = sum(sample["text"] is not None for sample in data["samples"])
         dumps.append(Dump(step, data, len(data["samples"]), texts))
     return dumps
+
+
+def dump_files(run_dir: Path) -> dict[int, Path]:
+    """The files of dumped steps."""
+    numbers = {path: path.stem.removeprefix("step_") for path in (run_dir / "rollouts").glob("step_*.jsonl")}
+    return {int(number): path for path, number in numbers.items() if number.isdecimal() and number.isascii()}
 
 
 def rows_of(path: Path) -> Iterator[dict[str, Any]]:
@@ -71,7 +79,7 @@ def checked(row: Any) -> dict[str, Any]:
     for name, kind in (("id", str), ("prompt", str), ("response", str), ("sample_id", int), ("length", int)):
         if not isinstance(row[name], kind):
             raise TypeError(f"{name} is no {kind.__name__}")
-    if not isinstance(row["reward"], (int, float)):
+    if rounded(row["reward"]) is None:
         raise TypeError("reward is no number")
     return row
 
@@ -84,7 +92,8 @@ def table(path: Path, budget: int) -> dict[str, Any]:
     for row in rows_of(path):
         place = problems.setdefault((row["id"], row["prompt"]), len(problems))
         if place == len(golds):
-            golds.append(row.get("gold"))
+            gold = row.get("gold")
+            golds.append([cut(str(g)) for g in gold[:20]] if isinstance(gold, list) else cut(str(gold)))
         samples.append(
             {
                 "problem": place,
@@ -131,8 +140,7 @@ def cut(answer: Any) -> str | None:
 def gold_text(data: dict[str, Any], sample: dict[str, Any]) -> str:
     """The gold of a sample; of several, the first."""
     gold = data["problems"][sample["problem"]]["gold"]
-    gold = gold[0] if isinstance(gold, list) and gold else gold
-    return gold if isinstance(gold, str) else ""
+    return gold if isinstance(gold, str) else gold[0] if gold else ""
 
 
 def explanations(tables: Any, rule: str) -> dict[tuple[str, str], str]:

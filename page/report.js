@@ -482,6 +482,7 @@ function start() {
   for (const id of ["problem", "filter", "sort"]) byId(id).onchange = list;
   byId("find").oninput = list;
   byId("no-rollouts").hidden = data.dumps.length > 0;
+  if (data.left_out) byId("left-out").append(`${data.left_out} other dumped steps are not in this page: see rollouts/.`);
   for (const id of ["choice", "browser"]) byId(id).hidden = data.dumps.length === 0;
   if (data.dumps.length) {
     byId("step").value = data.dumps[data.dumps.length - 1].step;

@@ -15,7 +15,7 @@ from typing import Any
 
 from configs import UserError, read_json, write_whole
 from page.alarms import alarms
-from page.dumps import Dump, read_dumps
+from page.dumps import Dump, dump_files, read_dumps
 
 HERE = Path(__file__).parent
 DIGITS = 6  # of a figure in the page
@@ -39,7 +39,8 @@ def write_report(runs: dict[Path, list[dict[str, Any]]]) -> Path:
         "top": top(run_dir, rows, config, summary),
         "evaluations": evaluations(summary),
         "alarms": alarms(rows, settings_of(config), [d.step for d in dumps]),
-        "mismatch_limit": settings_of(config).get("mismatch_limit"),
+        "mismatch_limit": figure(settings_of(config).get("mismatch_limit")),
+        "left_out": len(dump_files(run_dir)) - len(dumps),
         "dumps": [{"step": d.step, "samples": d.num_samples, "texts": d.num_texts} for d in dumps],
     }
     path = run_dir / "report.html"
@@ -74,7 +75,7 @@ def settings_of(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def name_of(run_dir: Path) -> str:
-    return run_dir.resolve().name
+    return run_dir.resolve().name.encode(errors="replace").decode()
 
 
 def figure(value: Any) -> float | list | None:

@@ -90,11 +90,26 @@ def test_a_page_is_made_of_what_there_is(tmp_path):
     page_of(folder)
 
 
+def test_odd_values_are_shown_or_left_out(tmp_path):
+    folder = write_run(tmp_path / "run")
+    odd = dict(
+        gold=[1, None, {"a": [float("nan")]}], answer=7, advantage="x", mismatch=float("inf"), finish_reason=None
+    )
+    rows = [rollout(1, 0, 1.0, "\ud800 x\0", **odd), rollout(2, 10**30, 0.0, "", gold=float("nan"), length=10**400)]
+    (folder / "rollouts" / "step_000040.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "config.json").write_text('{"config": {"mismatch_limit": NaN, "model": {"a": 1}}, "git": [1]}')
+    (folder / "summary.json").write_text(
+        '{"base_first_benchmarks": {"a": 1, "b": {"accuracy": NaN}}, "gpu_hours": "x"}'
+    )
+    assert "</html>" in page_of(folder).read_text()
+
+
 @pytest.mark.parametrize("name,content,message", [
     ("summary.json", "[]", "not a JSON object"), ("config.json", "{", "config.json: cannot be read"),
     ("rollouts/step_000020.jsonl", "{}\n", "step_000020.jsonl:1: not a row of rollouts"),
     ("rollouts/step_000020.jsonl", '{"id": 1}\n', "step_000020.jsonl:1: not a row of rollouts"),
     ("rollouts/step_000020.jsonl", "[" * 100_000 + "\n", "step_000020.jsonl:1: not a row of rollouts"),
+    ("rollouts/step_000020.jsonl", json.dumps(rollout(1, 0, float("nan"), "x")) + "\n", "reward is no number"),
 ])  # fmt: skip
 def test_what_is_no_run_is_refused_in_one_line_and_the_old_page_stays(tmp_path, name, content, message):
     folder = write_run(tmp_path / "run")
@@ -108,10 +123,14 @@ def test_what_is_no_run_is_refused_in_one_line_and_the_old_page_stays(tmp_path, 
 def test_texts_fill_their_share_with_right_and_wrong_samples_of_all_problems_first(tmp_path, monkeypatch):
     folder = write_run(tmp_path / "run")
     monkeypatch.setattr(dumps, "TEXT_BYTES", 2 * 700)
+    assert [d.step for d in dumps.read_dumps(folder, "exact")] == [20, 40]
     for dump in dumps.read_dumps(folder, "exact"):
         samples = dump.data["samples"]
         kept = [(s["problem"], s["reward"] >= 1) for s in samples if s["text"] is not None]
         assert 8 <= dump.num_texts == len(kept) < dump.num_samples == 22 and len(set(kept)) == len(kept)
+    monkeypatch.setattr(dumps, "MAX_DUMPS", 1)
+    assert [d.step for d in dumps.read_dumps(folder, "exact")] == [40]
+    assert '"left_out":1' in page_of(folder).read_text()
 
 
 def test_why_an_answer_is_right_is_what_the_grader_says_and_a_failing_grader_is_survived(tmp_path, monkeypatch):

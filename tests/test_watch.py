@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from configs import load_config, run
 from rollout import Rollout, TorchSampler
+from runs import flags, responses, rows_of, train
 from training import watch
 from training.metrics import Timer
 from training.packing import Batch, batch_logprobs, fixed_logprobs, load_model, pack
@@ -73,6 +74,21 @@ def test_masked_tokens_do_not_count_whatever_they_hold(group_of_one):
     d = torch.tensor([0.1, math.inf, math.nan, -0.2])
     figures = watch.over_ranks(watch.mismatch(d, batch(d, [1.0, 0.0, 0.0, 1.0])))
     assert figures.largest == pytest.approx(0.2) and figures.k1 == pytest.approx(0.05)
+
+
+@pytest.mark.slow
+def test_dumps_have_each_tokens_mismatch_where_that_is_asked_for(world, tmp_path):
+    """Of all ranks' samples, from before the weights moved: it adds up to the step's."""
+    settings = dict(save_rollouts_tokens=True, dtype="bfloat16", mismatch_limit=1, max_steps=2, minibatches=2)
+    train(flags(world, tmp_path, **settings), ranks=2)
+    for step, row in enumerate(rows_of(tmp_path / "run"), 1):
+        samples = responses(tmp_path / "run", step)
+        assert len(samples) == 32 and all(len(s["tokens"]) == s["length"] for s in samples)
+        assert all(s["response"].endswith("".join(text for text, _ in s["tokens"])) for s in samples)
+        total = sum(s["mismatch"] * s["length"] for s in samples)
+        assert total / sum(s["length"] for s in samples) == pytest.approx(row["mismatch_k3"], rel=0.02)
+        d = [x for s in samples for _, x in s["tokens"]]
+        assert max(map(abs, d)) == pytest.approx(row["mismatch_max"], rel=0.02) and row["mismatch_max"] > 0
 
 
 def test_k3_hides_what_a_truncated_sampler_drops_and_k1_shows_it():

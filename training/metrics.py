@@ -193,7 +193,9 @@ def dump_rollouts(
             d = differences.get((r.prompt_id, r.draw, r.sample_id))
             if d is not None:
                 row["mismatch"] = sum(math.expm1(x) - x for x in d) / max(1, len(d))  # k3
-                row["tokens"] = [[tokenizer.decode([t]), round(x, 5)] for t, x in zip(r.response_ids, d, strict=True)]
+                row["tokens"] = [
+                    [tokenizer.decode([t]), float(f"{x:.4g}")] for t, x in zip(r.response_ids, d, strict=True)
+                ]
             f.write(json.dumps(row) + "\n")
 
 
