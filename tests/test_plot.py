@@ -163,3 +163,25 @@ def test_a_run_is_named_by_its_folder_wherever_it_is_drawn_from(tmp_path, coarse
     rows = plot.read_steps(plot.Path("."))
     plot.draw(axes, {plot.Path("."): rows}, "Accuracy", "eval_", "accuracy")
     assert [text.get_text() for text in axes.get_legend().get_texts()] == [" _run: test"]
+
+
+def test_watch_writes_it_again_until_it_is_interrupted(tmp_path, monkeypatch):
+    def later(seconds):
+        pauses.append(seconds)
+        if len(pauses) == 2:
+            raise KeyboardInterrupt
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in a_run(count=9)))
+
+    pauses: list[float] = []
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in a_run(count=5)))
+    monkeypatch.setattr(plot.time, "sleep", later)
+    with pytest.raises(KeyboardInterrupt):
+        plot.main([str(tmp_path), "--watch=30"])
+    assert (
+        pauses == [30, 30]
+        and '"verdict":["The run has not come to its final evaluation.","9 steps."]'
+        in (tmp_path / "report.html").read_text()
+    )
+    for argv, message in (([], "usage"), ([str(tmp_path), "--watch=-1"], "--watch"), (["--watch=x"], "watch: 'x'")):
+        with pytest.raises(UserError, match=message):
+            plot.main(argv)
