@@ -200,10 +200,14 @@ def main(argv: list[str]) -> None:
     if watch < 0 or watch > 86_400:
         raise UserError(f"--watch: {watch} is no number of seconds up to a day")
     run_dirs = [Path(folder) for folder in folders]
-    plot(run_dirs)
-    while watch:
+    if not watch:
+        return plot(run_dirs)
+    while True:
+        try:
+            plot(run_dirs)
+        except UserError as e:  # no step yet, or a file that is being written: the next time may be better
+            print(f"not yet: {e}", flush=True)
         time.sleep(watch)
-        plot(run_dirs)
 
 
 def plot(run_dirs: list[Path]) -> None:

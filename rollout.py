@@ -356,7 +356,9 @@ class TorchSampler:
         d = Decoding(store, texts, seeds, slots, max_tokens, begun, quota)
         d.resize(slots, d.longest if self.static_cache else max(len(t) for t in texts))
         while d.turn_over():
-            rows = min(math.ceil(len(d.live) / self.row_bucket) * self.row_bucket, slots)
+            # On a CPU few rows are rounded up less: each costs its attention.
+            bucket = self.row_bucket if self.static_cache else min(self.row_bucket, 2 ** (len(d.live) - 1).bit_length())
+            rows = min(math.ceil(len(d.live) / bucket) * bucket, slots)
             length = min(math.ceil(d.length / self.length_bucket) * self.length_bucket, d.longest)
             if length > d.cache.shape[-2]:
                 d.resize(rows, length)

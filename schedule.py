@@ -114,8 +114,8 @@ def collapses(values: np.ndarray, window: int) -> np.ndarray:
 
 def settling(partial_rollouts: bool, max_staleness: int) -> int:
     """The first steps of a stage, which say nothing of it: with partial rollouts these finish the short responses
-    first, which are right more often and not cut off."""
-    return max_staleness if partial_rollouts else 0
+    first, which are right more often and not cut off, and then the long ones that were too old to wait longer."""
+    return max_staleness + 1 if partial_rollouts else 0
 
 
 def replay(

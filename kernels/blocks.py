@@ -134,7 +134,7 @@ class CausalAttention(torch.autograd.Function):
                 q_, v_ = block_q[part, :, queries], block_v[part, 0, : queries.stop]
                 probs = CausalAttention.probs(q_, block_k[part, 0, : queries.stop])
                 block_out[part, :, queries] = (probs.flatten(1, 2) @ v_).view_as(q_)
-                if ctx.needs_input_grad[0] and block_q.shape[2] <= CausalAttention.KEPT:
+                if any(ctx.needs_input_grad) and block_q.shape[2] <= CausalAttention.KEPT:
                     kept.append(probs)
         ctx.save_for_backward(rows_q, rows_k, rows_v, rows_out, *kept)
         ctx.layout, ctx.shapes, ctx.dtype = layout, (q.shape, k.shape), q.dtype

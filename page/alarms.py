@@ -32,11 +32,13 @@ def alarms(rows: list[dict[str, Any]], settings: dict[str, Any], dumped: Sequenc
     if row and uniform_share(row) > UNIFORM:
         alarm(row, f"{uniform_share(row):.0%} of the groups all right or all wrong: they teach nothing")
     row = worst_row(rows, lambda r: number(r, "response_clip_ratio"))
-    if row and row["response_clip_ratio"] > CLIPPED:
-        alarm(row, f"{row['response_clip_ratio']:.0%} of the responses were cut off", "cut off")
+    if row and number(row, "response_clip_ratio") > CLIPPED:
+        share = number(row, "response_clip_ratio")
+        alarm(row, f"{share:.0%} of the responses were cut off{at_the_end(rows, 'response_clip_ratio')}", "cut off")
     row = worst_row(rows, lambda r: -number(r, "answered_ratio", 1.0))
     if row and number(row, "answered_ratio", 1.0) < 1 - NO_ANSWER:
-        alarm(row, f"{1 - row['answered_ratio']:.0%} of the responses had no boxed answer", "no answer")
+        share, last = 1 - row["answered_ratio"], at_the_end(rows, "answered_ratio", lambda x: 1 - x)
+        alarm(row, f"{share:.0%} of the responses had no boxed answer{last}", "no answer")
     first = next((number(r, "entropy") for r in rows if number(r, "entropy") > 0), 0.0)
     low = [r for r in rows if is_number(r.get("entropy")) and r["entropy"] < ENTROPY * first]
     if low:
@@ -63,6 +65,12 @@ def uniform_share(row: dict[str, Any]) -> float:
 
 def mismatch(row: dict[str, Any]) -> float:
     return max(number(row, "mismatch_k3"), number(row, "mismatch_sync_k3"))
+
+
+def at_the_end(rows: list[dict[str, Any]], name: str, of: Callable[[float], float] = float) -> str:
+    """The last value of a share, since what was bad at first may have passed."""
+    values = [row[name] for row in rows if is_number(row.get(name))]
+    return f", {of(values[-1]):.1%} at the end"
 
 
 def worst_row(rows: list[dict[str, Any]], badness: Callable[[dict[str, Any]], float]) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import html
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from page.alarms import alarms
 from page.dumps import Dump, dump_files, read_dumps
 
 HERE = Path(__file__).parent
+SCRIPTS = ("report.js", "curves.js", "rollouts.js")  # one after the other
 DIGITS = 6  # of a figure in the page
 CURVES = (  # the columns of metrics.jsonl that the page shows, besides eval_* and interval_*
     *("step", "stage", "max_response_len", "reward_mean", "response_len_mean", "response_len_correct"),
@@ -35,7 +37,7 @@ def write_report(runs: dict[Path, list[dict[str, Any]]]) -> Path:
     config, summary = read_part(run_dir, "config.json"), read_part(run_dir, "summary.json")
     dumps = read_dumps(run_dir, settings_of(config).get("reward", "exact"))
     data = {
-        "runs": [{"name": name_of(folder), "columns": columns(steps)} for folder, steps in runs.items()],
+        "runs": [{"name": n, "columns": columns(r)} for n, r in zip(names_of(list(runs)), runs.values(), strict=True)],
         "top": top(run_dir, rows, config, summary),
         "evaluations": evaluations(summary),
         "alarms": alarms(rows, settings_of(config), [d.step for d in dumps]),
@@ -74,14 +76,19 @@ def settings_of(config: dict[str, Any]) -> dict[str, Any]:
     return settings if isinstance(settings, dict) else {}
 
 
+def names_of(run_dirs: list[Path]) -> list[str]:
+    """Of several runs; with the folder above where names are the same."""
+    names = [name_of(run_dir) for run_dir in run_dirs]
+    above = [f"{name_of(run_dir.resolve().parent)}/{name}" for run_dir, name in zip(run_dirs, names, strict=True)]
+    return [long if names.count(name) > 1 else name for name, long in zip(names, above, strict=True)]
+
+
 def name_of(run_dir: Path) -> str:
     return run_dir.resolve().name.encode(errors="replace").decode()
 
 
-def figure(value: Any) -> float | list | None:
-    """A number with few digits, an interval of two, or None for what is neither."""
-    if isinstance(value, list) and len(value) == 2:
-        return [figure(x) for x in value]
+def figure(value: Any) -> float | None:
+    """A number with few digits, or None for what is none."""
     if type(value) not in (int, float) or not abs(value) < 1e15:  # nan is not
         return None
     return float(f"{value:.{DIGITS}g}")
@@ -90,7 +97,11 @@ def figure(value: Any) -> float | list | None:
 def columns(rows: list[dict[str, Any]]) -> dict[str, list]:
     """{column: its value in each step}, without columns that have none."""
     names = [*CURVES, *sorted({n for row in rows for n in row if n.startswith(("eval_", "interval_"))})]
-    table = {name: [figure(row.get(name)) for row in rows] for name in names}
+    table: dict[str, list] = {}
+    for name in names:
+        values = [row.get(name) for row in rows]
+        is_interval = name.startswith("interval_")
+        table[name] = [v and [figure(x) for x in v] for v in values] if is_interval else [figure(v) for v in values]
     return {name: values for name, values in table.items() if any(value is not None for value in values)}
 
 
@@ -107,24 +118,36 @@ def top(run_dir: Path, rows: list[dict[str, Any]], config: dict[str, Any], summa
         ("ranks", config.get("world_size")),
         ("git", config.get("git")),
         ("command", config.get("command")),
+        ("this page", f"written {datetime.now():%Y-%m-%d %H:%M}, after step {rows[-1]['step']:,}"),
     ]
     return {
         "name": name_of(run_dir),
-        "verdict": [*accuracy_sentences(summary), cost_sentence(rows, summary, settings)],
+        "verdict": [*(accuracy_sentences(summary) or so_far(rows)), cost_sentence(rows, summary, settings)],
         "facts": [[name, str(value)] for name, value in facts if value not in (None, "")],
         "stages": stages(rows),
     }
 
 
 def accuracy_sentences(summary: dict[str, Any]) -> list[str]:
-    """Base -> final at the first and at the last context; without a summary that is still to come."""
+    """Base -> final at the first and at the last context; nothing without a summary."""
     sentences = []
     for when in ("first", "last"):
         before, after = (benchmarks(summary.get(f"{model}_{when}_benchmarks")) for model in ("base", "final"))
         for name in (name for name in before if name in after):
             change = f"{with_interval(before[name])} -> {with_interval(after[name])}"
             sentences.append(f"Accuracy on {name} at {summary.get(f'{when}_context')} tokens: {change}.")
-    return sentences or ["The run has not come to its final evaluation."]
+    return sentences
+
+
+def so_far(rows: list[dict[str, Any]]) -> list[str]:
+    """What a run that is under way, or was ended, has come to."""
+    sentences = ["The run has not come to its final evaluation."]
+    for name in sorted({n for row in rows for n in row if n.startswith("eval_")}):
+        evaluated = [row for row in rows if figure(row.get(name)) is not None]
+        if evaluated:
+            first, last = (f"{100 * row[name]:.1f}% at step {row['step']}" for row in (evaluated[0], evaluated[-1]))
+            sentences.append(f"Accuracy on {name.removeprefix('eval_')}: {first} -> {last}.")
+    return sentences
 
 
 def benchmarks(results: Any) -> dict[str, dict[str, Any]]:
@@ -144,12 +167,16 @@ def with_interval(result: dict[str, Any]) -> str:
 
 def cost_sentence(rows: list[dict[str, Any]], summary: dict[str, Any], settings: dict[str, Any]) -> str:
     last = rows[-1]
-    parts = [f"{last['step']:,} steps"]
-    hours = "{:,.3g} hours on the CPU" if settings.get("device") == "cpu" else "{:,.3g} GPU-hours"
-    for name, unit in (("gpu_hours", hours), ("dollars", "${:,.2f}")):
-        value = figure(summary.get(name, last.get(name)))
-        if value is not None:
-            parts.append(unit.format(value))
+    parts = [f"{last['step']:,} step{'' if last['step'] == 1 else 's'}"]
+    hours = "{} hours on the CPU" if settings.get("device") == "cpu" else "{} GPU-hours"
+    for name, unit in (("gpu_hours", hours), ("dollars", "${}")):
+        value = summary.get(name, last.get(name))
+        if figure(value) is not None:
+            parts.append(
+                unit.format(
+                    f"{value:,.0f}" if value >= 100 else f"{value:.2f}" if name == "dollars" else f"{value:.3g}"
+                )
+            )
     if summary.get("verdict") == "collapsed":
         parts.append("ended because it had collapsed")
     return ", ".join(parts) + "."
@@ -197,10 +224,8 @@ def page(name: str, data: dict[str, Any], dumps: list[Dump]) -> str:
     blocks = [f'<script type="application/json" id="data">{in_script(data)}</script>']
     for dump in dumps:
         blocks.append(f'<script type="text/plain" id="dump-{dump.step}">{packed(dump.data)}</script>')
-    katex, script = (
-        (HERE / "katex.min.js").read_text(encoding="utf-8"),
-        (HERE / "report.js").read_text(encoding="utf-8"),
-    )
+    katex = (HERE / "katex.min.js").read_text(encoding="utf-8")
+    script = "\n".join((HERE / name).read_text(encoding="utf-8") for name in SCRIPTS)
     hashes = [base64.b64encode(hashlib.sha256(code.encode()).digest()).decode() for code in (katex, script)]
     parts = {
         "TITLE": html.escape(name),

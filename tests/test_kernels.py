@@ -54,6 +54,14 @@ def test_attention_in_blocks_equals_the_formula_in_float64(monkeypatch, heads, k
         assert (torchs - exact).norm() < 1e-6 * exact.norm()
 
 
+def test_attention_whose_queries_need_no_gradient_gives_those_of_keys():
+    layout = blocks.layout(torch.tensor([0, 5, 30], dtype=torch.int32))
+    q, k, v = (torch.randn(30, 2, 16, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    (alone,) = torch.autograd.grad(blocks.attention(q, k.requires_grad_(), v, layout).sum(), k)
+    (together, _) = torch.autograd.grad(blocks.attention(q.requires_grad_(), k, v, layout).sum(), (k, q))
+    assert alone.equal(together)
+
+
 def test_sizes_of_packs_and_blocks_are_few():
     """Each new shape of a product costs a CPU up to a millisecond."""
     sizes = {n: cpu.few_shapes(n) for n in range(1, 20_000)}

@@ -90,6 +90,18 @@ def test_a_page_is_made_of_what_there_is(tmp_path):
     page_of(folder)
 
 
+@pytest.mark.parametrize("rows", [
+    [{"step": 1}], [{"step": 1, "stage": 0, "response_clip_ratio": None, "answered_ratio": None, "entropy": "x"}],
+    [{"step": 5, "interval_test": 7, "eval_test": 0.5}, {"step": 6, "interval_test": [None, "x"], "eval_test": 0.5}],
+])  # fmt: skip
+def test_rows_of_few_columns_make_a_page(tmp_path, opened, rows):
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "summary.json").write_text(
+        '{"gpu_hours": [1, 2], "final_first_benchmarks": {"a": {"accuracy": [1, 2]}}}'
+    )
+    assert f"{rows[-1]['step']} step" in opened(page_of(tmp_path)).inner_text("#verdict")
+
+
 def test_odd_values_are_shown_or_left_out(tmp_path):
     folder = write_run(tmp_path / "run")
     odd = dict(
@@ -108,6 +120,8 @@ def test_odd_values_are_shown_or_left_out(tmp_path):
     ("summary.json", "[]", "not a JSON object"), ("config.json", "{", "config.json: cannot be read"),
     ("rollouts/step_000020.jsonl", "{}\n", "step_000020.jsonl:1: not a row of rollouts"),
     ("rollouts/step_000020.jsonl", '{"id": 1}\n', "step_000020.jsonl:1: not a row of rollouts"),
+    ("rollouts/step_000020.jsonl", json.dumps(rollout(1, 0, 1.0, "x", tokens=[["a"]])) + "\n", "tokens are no list"),
+    ("rollouts/step_000020.jsonl", json.dumps(rollout(1, True, 1.0, "x")) + "\n", "sample_id is no int"),
     ("rollouts/step_000020.jsonl", "[" * 100_000 + "\n", "step_000020.jsonl:1: not a row of rollouts"),
     ("rollouts/step_000020.jsonl", json.dumps(rollout(1, 0, float("nan"), "x")) + "\n", "reward is no number"),
 ])  # fmt: skip
@@ -137,6 +151,11 @@ def test_why_an_answer_is_right_is_what_the_grader_says_and_a_failing_grader_is_
     folder = write_run(tmp_path / "run")
     right = dumps.read_dumps(folder, "exact")[0].data["samples"][1]
     assert right["why"].endswith("verdict equal")
+    samples = [rollout(1, 0, 1.0, "x", gold=["7", "0.5"]), rollout(2, 0, 0.0, "x", answer="0.5")]
+    samples.append(rollout(3, 0, 0.0, "x", answer="9" * 3000))
+    (folder / "rollouts" / "step_000020.jsonl").write_text("".join(json.dumps(s) + "\n" for s in samples))
+    one_of_two, unrewarded, too_long = (s["why"] for s in dumps.read_dumps(folder, "exact")[0].data["samples"])
+    assert one_of_two.endswith("verdict equal") and "no reward: " in unrewarded and too_long is None
     monkeypatch.setattr(dumps, "EXPLAIN_SECONDS", 0.01)
     assert all(not s.get("why") for s in dumps.read_dumps(folder, "exact")[0].data["samples"])
 
@@ -149,8 +168,9 @@ def test_alarms_name_the_worst_step_and_its_samples():
     found = alarms.alarms(rows, {"mismatch_limit": 1e-3}, [2, 7])
     assert [a["step"] for a in found] == [3, 3, 3, 4, 4, 4, 4] and {a["samples"] for a in found} == {2}
     texts = " ".join(a["text"] for a in found)
-    for part in ("60% of the responses were cut off", "60% of the responses had no boxed", "95% of the groups",
-                 "entropy 0.01", "k3 0.0009", "3 answers that the grader gave up on", "1 updates skipped"):  # fmt: skip
+    parts = ["60% of the responses were cut off, 10.0% at the end", "60% of the responses had no", "95% of the groups"]
+    parts += ["entropy 0.01", "k3 0.0009", "3 answers that the grader gave up on", "1 updates skipped"]
+    for part in parts:
         assert part in texts
 
 
@@ -215,7 +235,12 @@ def test_the_last_value_of_every_curve_is_that_of_the_metrics(report, opened):
         assert float(value) == pytest.approx(last[name], rel=1e-5)
     chart = page.locator(".panel svg").first
     chart.hover(position={"x": chart.bounding_box()["width"] - 8, "y": 60})
-    assert page.inner_text("#hover").split("\n")[0] == "step 40" and "eval_test\t0.6667" in page.inner_text("#hover")
+    said = page.locator(".panel .values").all_inner_texts()
+    assert "step 40: 0.8" in said and "step 40: 0.6667" in said  # of reward and accuracy
+    chart.hover(position={"x": chart.bounding_box()["width"] / 2, "y": 60})
+    assert "step 40: 0.8" not in page.locator(".panel .values").all_inner_texts()
+    page.mouse.move(0, 0)
+    assert "last: 0.8" in page.locator(".panel .values").all_inner_texts()
     assert page.locator("[data-phase=train]").count() == 40
 
 
@@ -230,7 +255,10 @@ def test_filter_sort_and_arrows_find_the_sample(report, opened):
     page.locator("#list").focus()
     page.keyboard.press("ArrowDown")
     assert "p3 sample 0" in page.inner_text("#sample")
-    page.keyboard.press("ArrowUp")
+    page.click("#sample button:text('next')")  # there is none
+    assert "p3 sample 0" in page.inner_text("#sample")
+    page.locator("#list").focus()
+    page.keyboard.press("ArrowLeft")
     assert "p3 sample 2" in page.inner_text("#sample") and page.inner_text("#sample .rest") == "so \\boxed{3}"
     assert page.locator("#sample .problem math mfrac").count() == 1
     page.click("#sample .why summary")
@@ -254,11 +282,15 @@ def test_a_hostile_response_is_text(report, opened):
 def test_formulas_are_drawn_and_hostile_ones_are_not(tmp_path, opened):
     folder = write_run(tmp_path / "run")
     prompt = (
-        r"$x^2$ $\href{javascript:window.attacked=1}{x}$ $\includegraphics{http://x/y.png}$ $\def\a{\a\a}\a$ $\br{$"
+        r"it costs $5 or \$6 and $7, $x^2$ \begin{align*}y&=1\end{align*} "
+        r"$\href{javascript:window.attacked=1}{x}$ $\includegraphics{http://x/y.png}$ $\def\a{\a\a}\a$ $\br{$"
     )
     (folder / "rollouts" / "step_000040.jsonl").write_text(json.dumps(rollout(1, 0, 1.0, "x", prompt=prompt)) + "\n")
     page = opened(page_of(folder))
-    assert page.locator("#sample .problem math msup").count() == 1
+    assert (
+        page.locator("#sample .problem math msup").count() == page.locator("#sample .problem math mtable").count() == 1
+    )
+    assert r"it costs $5 or \$6 and $7, " in page.inner_text("#sample .problem")
     assert page.locator("#sample a, #sample img").count() == 0 and r"$\br{$" in page.inner_text(".problem")
 
 
@@ -290,7 +322,39 @@ def test_runs_lie_over_each_other_and_an_alarm_leads_to_its_samples(tmp_path, re
     page = opened(page_of(tmp_path / "run", other))
     assert page.inner_text("#legend") == "run other".replace(" ", "\n") or "other" in page.inner_text("#legend")
     assert page.locator("[data-series=reward_mean]").count() == 2
+    bars = page.locator("[data-phase=rollout]")
+    assert bars.count() == 40 and bars.last.bounding_box()["x"] < bars.first.bounding_box()["x"] + 300
     page.click("#alarm-list button >> nth=0")
     page.wait_for_function("document.getElementById('step').value === '20'")
     assert "22 samples" in page.inner_text("#count")
     assert opened(page_of(other)).is_visible("#no-rollouts")
+    page = opened(page_of(other, tmp_path / "run"))  # the other one goes on for longer
+    end = page.locator("[data-phase=rollout]").last.bounding_box()
+    chart = page.locator(".panel svg[aria-label^='Seconds']").bounding_box()
+    assert end["x"] + end["width"] < chart["x"] + 0.85 * chart["width"]
+
+
+def test_of_two_quick_choices_the_last_one_is_shown(report, opened):
+    page = opened(report)
+    page.evaluate("""() => { const s = document.getElementById("step");
+        for (const step of ["20", "40"]) { s.value = step; s.onchange(); } }""")
+    page.wait_for_timeout(200)
+    assert page.evaluate("dump === loaded[40]") and "step 40" in page.inner_text("#histograms")
+
+
+def test_tokens_are_shaded_below_the_text(tmp_path, opened):
+    folder = write_run(tmp_path / "run")
+    sample = rollout(
+        1, 0, 1.0, "<think>a</think>b", tokens=[["a", 0.4], ["</think>", None], ["<b>", -1.5]], mismatch=0.1
+    )
+    (folder / "rollouts" / "step_000040.jsonl").write_text(json.dumps(sample) + "\n")
+    page = opened(page_of(folder))
+    page.click("summary:text('tokens, shaded')")
+    spans = page.locator("details:has(summary:text('tokens, shaded')) span")
+    assert spans.all_inner_texts() == ["a", "</think>", "<b>"]
+    assert ["rgba" in c or "rgb(" in c for c in spans.evaluate_all("all => all.map(s => s.style.background)")] == [
+        True,
+        False,
+        True,
+    ]
+    assert "mismatch k3 0.1" in page.inner_text("#sample")

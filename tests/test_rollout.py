@@ -352,6 +352,24 @@ def test_a_step_that_is_given_up_is_waited_for_before_its_memory_is_used_again(r
     assert waited == [ours]
 
 
+def test_prompts_that_are_computed_in_parts_have_the_same_keys_and_values(folder):
+    sampler = TorchSampler(folder, torch.float32)
+    whole, parts = sampler._prefill(PROMPTS), sampler._prefill(PROMPTS, budget=9)
+    assert parts.shape == whole.shape and (parts - whole).abs().max() < 1e-5
+
+
+def test_few_rows_are_few_on_a_cpu(folder, monkeypatch):
+    sampler, shapes = TorchSampler(folder, torch.float32, max_num_seqs=64), []
+    step = sampler._step
+    monkeypatch.setattr(
+        sampler, "_step", lambda d, rows, *rest: shapes.append((len(d.live), rows)) or step(d, rows, *rest)
+    )
+    sampler.generate(PROMPTS, [[8 * p + s for s in range(8)] for p in range(len(PROMPTS))], 12, 1.0, 1.0)
+    assert all(
+        live <= rows < max(2 * live, live + 16) and rows in (1, 2, 4, 8, 16, 32, 40, 48) for live, rows in shapes
+    )
+
+
 def test_only_one_line_asks_the_device_for_values(folder):
     """Tensors on "meta" have none, so that asking for one raises; on CUDA the host would wait for it."""
     sampler = TorchSampler(folder, torch.float32, "meta")

@@ -169,7 +169,7 @@ def dump_rollouts(
     groups: list[list[Rollout]],
     prompts: list[Prompt],
     tokenizer: ChatTokenizer,
-    differences: dict[tuple[int, int, int], list[float]],
+    differences: dict[tuple[int, int, int], list[float | None]],
 ) -> None:
     """rollouts/step_000010.jsonl: one line a response, in the order of the groups. Rank 0 writes it. differences: of
     those that were trained on, `watch.token_differences`."""
@@ -192,10 +192,10 @@ def dump_rollouts(
             }
             d = differences.get((r.prompt_id, r.draw, r.sample_id))
             if d is not None:
-                row["mismatch"] = sum(math.expm1(x) - x for x in d) / max(1, len(d))  # k3
-                row["tokens"] = [
-                    [tokenizer.decode([t]), float(f"{x:.4g}")] for t, x in zip(r.response_ids, d, strict=True)
-                ]
+                fresh = [x for x in d if x is not None]
+                row["mismatch"] = sum(math.expm1(x) - x for x in fresh) / len(fresh) if fresh else None  # k3
+                texts = [tokenizer.decode([t]) for t in r.response_ids]
+                row["tokens"] = [[text, x and float(f"{x:.4g}")] for text, x in zip(texts, d, strict=True)]
             f.write(json.dumps(row) + "\n")
 
 

@@ -147,18 +147,20 @@ def columns(figures: Mismatch | None, cfg: Config) -> dict[str, float | None]:
 
 def token_differences(
     model: Qwen2, minibatches: list[Minibatch], packed: list[list[Batch]], cfg: Config
-) -> dict[tuple[int, int, int], list[float]]:
-    """{(prompt_id, draw, sample_id): d of each response token} of all samples of a step, by one forward pass over its
-    packs."""
+) -> dict[tuple[int, int, int], list[float | None]]:
+    """{(prompt_id, draw, sample_id): d of each response token, None of older weights} of all samples of a step, on rank
+    0, by one forward pass over its packs."""
     own = {}
     for minibatch, batches in zip(minibatches, packed, strict=True):
         micro_batches = minibatch.micro_batches[dist.get_rank()]
         for m, b, logprobs in zip(micro_batches, batches, fixed_logprobs(model, batches, cfg), strict=True):
             d, ends = (logprobs - b.rollout_logprobs).tolist(), b.cu_seqlens[1:].tolist()
+            if b.stale_mask is not None:
+                d = [None if is_stale else x for x, is_stale in zip(d, b.stale_mask.tolist(), strict=True)]
             for r, end in zip(m.rollouts, ends, strict=bool(m.rollouts)):  # a dummy has a sequence of its own
                 own[r.prompt_id, r.draw, r.sample_id] = d[end - len(r.response_ids) : end]
-    of_ranks: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(of_ranks, own)
+    of_ranks: list[Any] = [{} for _ in range(dist.get_world_size())]
+    dist.gather_object(own, of_ranks if dist.get_rank() == 0 else None)
     return {key: d for differences in of_ranks for key, d in differences.items()}
 
 
