@@ -11,7 +11,7 @@ test: .venv/installed-test
 
 # The report in a real browser. Debian's chromium is installed where there is none (as root, or with sudo).
 test-page: .venv/installed-test requirements-page.txt
-	command -v chromium google-chrome || { [ $$(id -u) = 0 ] || SUDO=sudo; \
+	command -v chromium || command -v google-chrome || { [ $$(id -u) = 0 ] || SUDO=sudo; \
 		$$SUDO apt-get update -qq && $$SUDO apt-get install -y -qq chromium; }
 	.venv/bin/python -m pip install --quiet -r requirements-page.txt
 	.venv/bin/python -m pytest tests/test_page.py

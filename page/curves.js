@@ -93,7 +93,8 @@ function drawCurves([title, names, log]) {
     const [j, stages] = [present.indexOf(name), r.columns.stage || []];
     const points = r.columns.step.map((step, k) => [step, r.columns[name][k], stages[k]]);
     const intervals = name.startsWith("eval_") ? r.columns[name.replace("eval_", "interval_")] || [] : [];
-    const style = { stroke: COLORS[(several ? i : j) % COLORS.length], "stroke-dasharray": DASHES[several ? j % DASHES.length : 0] };
+    const color = COLORS[(several ? i : j) % COLORS.length];
+    const style = { stroke: color, "stroke-dasharray": DASHES[several ? j % DASHES.length : 0] };
     return { r, name, points: points.filter((p) => p[1] !== null && (!log || p[1] > 0)), intervals, style };
   }));
   const limit = log && data.mismatch_limit > 0 ? [data.mismatch_limit] : [];
@@ -112,8 +113,9 @@ function drawCurves([title, names, log]) {
     chart.append(svg("line", { class: "switch", x1: BOX.left, x2: BOX.width - BOX.right, y1: at, y2: at }));
     chart.append(svg("text", { x: BOX.left + 3, y: at + 11 }, "mismatch_limit"));
   }
-  const styles = present.map((_, j) => (several ? { dash: DASHES[j % DASHES.length] } : { color: COLORS[j % COLORS.length] }));
-  addPanel(title, chart, present.length > 1 ? present.map((name, j) => key(short(name), styles[j])) : [], present);
+  const style = (j) => (several ? { dash: DASHES[j % DASHES.length] } : { color: COLORS[j % COLORS.length] });
+  const keys = present.map((name, j) => key(short(name), style(j)));
+  addPanel(title, chart, keys.length > 1 ? keys : [], present);
 }
 
 function short(name) {
@@ -166,8 +168,8 @@ function drawPhases() {
 
 function key(name, { color, dash }) {
   const mark = svg("svg", { viewBox: "0 0 24 6", width: 24, height: 6, "aria-hidden": "true" });
-  const line = { x1: 0, x2: 24, y1: 3, y2: 3, "stroke-width": 3, stroke: color ?? "currentColor", "stroke-dasharray": dash ?? "none" };
-  mark.append(svg("line", line));
+  const style = { "stroke-width": 3, stroke: color ?? "currentColor", "stroke-dasharray": dash ?? "none" };
+  mark.append(svg("line", { x1: 0, x2: 24, y1: 3, y2: 3, ...style }));
   return el("span", { class: "key" }, mark, " " + name);
 }
 

@@ -1,5 +1,5 @@
-// The page of a run: its top, its evaluations, and what all parts use. Everything that comes from files is set as text (`el` makes
-// text nodes), never as markup.
+// The page of a run: its top, its evaluations, and what all parts use. Everything that comes from files is set as text
+// (`el` makes text nodes), never as markup.
 "use strict";
 
 const data = JSON.parse(document.getElementById("data").textContent);
@@ -7,7 +7,8 @@ const COLORS = ["#2f7ed8", "#e07b39", "#3a9b5c", "#b45bbf", "#c9a227", "#d0505a"
 const PHASES = ["rollout", "tail", "reward", "logprobs", "train", "sync", "probe", "eval"];
 const NAMES = { // of curves that share a panel
   response_len_mean: "all", response_len_correct: "right", response_len_incorrect: "wrong", solve_all: "all right",
-  solve_none: "all wrong", mismatch_k3: "a step's tokens", mismatch_sync_k3: "after the sync", mismatch_stale_k3: "older tokens",
+  solve_none: "all wrong", mismatch_k3: "a step's tokens", mismatch_sync_k3: "after the sync",
+  mismatch_stale_k3: "older tokens",
 };
 const run = data.runs[0];
 const several = data.runs.length > 1;
@@ -30,8 +31,8 @@ function filled(node, attributes, children) {
 
 function shown(value) {
   if (value === null || value === undefined) return "-";
-  if (Array.isArray(value)) return value.map(shown).join(" to ");
-  if (value !== 0 && (Math.abs(value) < 1e-3 || Math.abs(value) >= 1e7)) return value.toExponential(2).replace(/\.?0*e/, "e");
+  const size = Math.abs(value);
+  if (value !== 0 && (size < 1e-3 || size >= 1e7)) return value.toExponential(2).replace(/\.?0*e/, "e");
   return Number.isInteger(value) ? value.toLocaleString("en") : String(Number(value.toPrecision(4)));
 }
 
@@ -65,7 +66,8 @@ function drawEvaluations() {
   if (!rows.length) return byId("results").append("No final evaluation yet.");
   const names = Object.keys(rows[0]);
   const head = el("tr", {}, ...names.map((name) => el("th", {}, name)));
-  const lines = rows.map((row) => el("tr", {}, ...names.map((n) => el("td", {}, typeof row[n] === "string" ? row[n] : shown(row[n])))));
+  const text = (value) => (typeof value === "string" ? value : shown(value));
+  const lines = rows.map((row) => el("tr", {}, ...names.map((name) => el("td", {}, text(row[name])))));
   byId("results").append(el("div", { class: "scroll" }, el("table", {}, head, ...lines)));
 }
 
