@@ -80,7 +80,8 @@ function start() {
   drawPhases();
   showValues(null);
   drawEvaluations();
-  byId("step").append(...data.dumps.map((d) => el("option", { value: d.step }, d.step)));
+  const name = (d) => (d.texts ? String(d.step) : `${d.step} (figures only)`);
+  byId("step").append(...data.dumps.map((d) => el("option", { value: d.step }, name(d))));
   byId("filter").append(...Object.keys(FILTERS).map((f) => el("option", {}, f)));
   byId("sort").append(...Object.keys(SORTS).map((s) => el("option", {}, s)));
   byId("choice").onsubmit = (event) => event.preventDefault();

@@ -334,6 +334,15 @@ def test_runs_lie_over_each_other_and_an_alarm_leads_to_its_samples(tmp_path, re
     assert end["x"] + end["width"] < chart["x"] + 0.85 * chart["width"]
 
 
+def test_a_step_without_texts_says_so_and_where_they_are(tmp_path, opened, monkeypatch):
+    monkeypatch.setattr(dumps, "MAX_WITH_TEXTS", 1)
+    page = opened(page_of(write_run(tmp_path / "run")))
+    assert page.locator("#step option").all_inner_texts() == ["20 (figures only)", "40"]
+    page.select_option("#step", "20")
+    page.wait_for_selector("#histograms h3:has-text('step 20')")
+    assert "it is in rollouts/step_000020.jsonl" in page.inner_text("#sample")
+
+
 def test_of_two_quick_choices_the_last_one_is_shown(report, opened):
     page = opened(report)
     page.evaluate("""() => { const s = document.getElementById("step");
