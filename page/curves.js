@@ -63,7 +63,7 @@ const allSteps = [...new Set(data.runs.flatMap((r) => r.columns.step))].sort((a,
 const [firstStep, lastStep] = [allSteps[0], allSteps[allSteps.length - 1]];
 const X = scale(firstStep - 0.5, lastStep + 0.5, BOX.left, BOX.width - BOX.right);
 
-function plain(title, low, high, log) {
+function axes(title, low, high, log) {
   const y = scale(low, high, BOX.height - BOX.bottom, BOX.top, log);
   const chart = svg("svg", { viewBox: `0 0 ${BOX.width} ${BOX.height}`, role: "img", "aria-label": title });
   const x = { x1: BOX.left, x2: BOX.width - BOX.right };
@@ -75,7 +75,7 @@ function plain(title, low, high, log) {
 }
 
 function frame(title, low, high, log) {
-  const [chart, y] = plain(title, low, high, log);
+  const [chart, y] = axes(title, low, high, log);
   for (const value of ticks(firstStep, lastStep).filter(Number.isInteger)) {
     chart.append(svg("text", { x: X.at(value), y: BOX.height - 5, "text-anchor": "middle" }, shown(value)));
   }

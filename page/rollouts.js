@@ -227,7 +227,7 @@ function histogram(title, series, high, bins) {
     return bars;
   });
   const most = Math.max(1, ...counts.flat());
-  const [chart, y] = plain(title, 0, most, false);
+  const [chart, y] = axes(title, 0, most, false);
   const width = (BOX.width - BOX.left - BOX.right) / bins;
   counts.forEach((bars, j) => bars.forEach((n, b) => {
     const thin = (width - 1) / series.length;

@@ -89,6 +89,9 @@ def test_dumps_have_each_tokens_mismatch_where_that_is_asked_for(world, tmp_path
         assert total / sum(s["length"] for s in samples) == pytest.approx(row["mismatch_k3"], rel=0.02)
         d = [x for s in samples for _, x in s["tokens"]]
         assert max(map(abs, d)) == pytest.approx(row["mismatch_max"], rel=0.02) and row["mismatch_max"] > 0
+    resumed = flags(world, tmp_path, **settings | dict(save_rollouts_tokens=False, max_steps=3, resume=True))
+    train(resumed, ranks=2)  # a resumed run may choose anew
+    assert not any("tokens" in s or "mismatch" in s for s in responses(tmp_path / "run", 3))
 
 
 def test_k3_hides_what_a_truncated_sampler_drops_and_k1_shows_it():

@@ -35,10 +35,10 @@ from training.packing import from_rank0
 # What a resumed run may change: it alters speed, memory, length and bookkeeping of the run, not the algorithm (but see
 # check_same_run).
 MAY_CHANGE = set(
-    """resume out_dir max_steps save_every keep_checkpoints save_rollouts_every wandb max_num_seqs
-    vllm_gpu_memory_utilization vllm_sleep_level token_budget logprob_chunk activation_checkpointing attention compile
-    reward_workers reward_timeout mismatch_limit smoke process_group_timeout preempt_seconds world_size shard_size
-    gpu_dollars_per_hour stage_gpus threads max_staleness""".split()
+    """resume out_dir max_steps save_every keep_checkpoints save_rollouts_every save_rollouts_tokens wandb
+    max_num_seqs vllm_gpu_memory_utilization vllm_sleep_level token_budget logprob_chunk activation_checkpointing
+    attention compile reward_workers reward_timeout mismatch_limit smoke process_group_timeout preempt_seconds
+    world_size shard_size gpu_dollars_per_hour stage_gpus threads max_staleness""".split()
 )
 
 
