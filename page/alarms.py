@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from schedule import is_figure
+
 UNIFORM = 0.9  # share of groups that are all right or all wrong, from which they teach little
 CLIPPED = 0.3  # share of responses that are cut off
 NO_ANSWER = 0.3  # share of responses without a box
@@ -40,23 +42,19 @@ def alarms(rows: list[dict[str, Any]], settings: dict[str, Any], dumped: Sequenc
         share, last = 1 - row["answered_ratio"], at_the_end(rows, "answered_ratio", lambda x: 1 - x)
         alarm(row, f"{share:.0%} of the responses had no boxed answer{last}", "no answer")
     first = next((number(r, "entropy") for r in rows if number(r, "entropy") > 0), 0.0)
-    low = [r for r in rows if is_number(r.get("entropy")) and r["entropy"] < ENTROPY * first]
+    low = [r for r in rows if is_figure(r.get("entropy")) and r["entropy"] < ENTROPY * first]
     if low:
         alarm(low[0], f"entropy {low[0]['entropy']:.3g}, of {first:.3g} at the start: few answers are still tried")
     limit = settings.get("mismatch_limit")
-    if is_number(limit):
+    if is_figure(limit):
         row = worst_row(rows, lambda r: mismatch(r))
         if row and mismatch(row) > NEAR * limit:
             alarm(row, f"mismatch k3 {mismatch(row):.3g}, near its limit of {limit:.3g}")
     return sorted(found, key=lambda a: a["step"])
 
 
-def is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < 1e15
-
-
 def number(row: dict[str, Any], name: str, otherwise: float = 0.0) -> float:
-    return row[name] if is_number(row.get(name)) else otherwise
+    return row[name] if is_figure(row.get(name)) else otherwise
 
 
 def uniform_share(row: dict[str, Any]) -> float:
@@ -69,7 +67,7 @@ def mismatch(row: dict[str, Any]) -> float:
 
 def at_the_end(rows: list[dict[str, Any]], name: str, of: Callable[[float], float] = float) -> str:
     """The last value of a share, since what was bad at first may have passed."""
-    values = [row[name] for row in rows if is_number(row.get(name))]
+    values = [row[name] for row in rows if is_figure(row.get(name))]
     return f", {of(values[-1]):.1%} at the end"
 
 

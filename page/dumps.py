@@ -88,7 +88,7 @@ def checked(row: Any) -> dict[str, Any]:
     for name, kind in (("id", str), ("prompt", str), ("response", str), ("sample_id", int), ("length", int)):
         if type(row[name]) is not kind:
             raise TypeError(f"{name} is no {kind.__name__}")
-    if rounded(row["reward"]) is None:
+    if figure(row["reward"]) is None:
         raise TypeError("reward is no number")
     tokens = row.get("tokens") or []
     if not isinstance(tokens, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in tokens):
@@ -111,15 +111,15 @@ def table(path: Path, budget: int) -> dict[str, Any]:
                 "problem": place,
                 "sample": row["sample_id"],
                 "reward": row["reward"],
-                "advantage": rounded(row.get("advantage")),
+                "advantage": figure(row.get("advantage"), 4),
                 "length": row["length"],
                 "finish": str(row.get("finish_reason")),
-                "mismatch": rounded(row.get("mismatch")),
+                "mismatch": figure(row.get("mismatch"), 4),
                 "answer": cut(row.get("answer")),
                 "text": None,
             }
         )
-        tokens = [[str(text), rounded(d)] for text, d in row["tokens"]] if row.get("tokens") else None
+        tokens = [[str(text), figure(d, 4)] for text, d in row["tokens"]] if row.get("tokens") else None
         texts.append((row["response"].encode(errors="replace").decode(), tokens))
     for i in in_order_of_interest(samples):
         if budget < MIN_TEXT_BYTES:
@@ -143,8 +143,11 @@ def in_order_of_interest(samples: list[dict[str, Any]]) -> list[int]:
     return [*first.values(), *(i for i in range(len(samples)) if i not in chosen)]
 
 
-def rounded(value: Any) -> float | None:
-    return float(f"{value:.4g}") if type(value) in (int, float) and abs(value) < 1e15 else None
+def figure(value: Any, digits: int = 6) -> float | None:
+    """A number with few digits, or None for what is none."""
+    if type(value) not in (int, float) or not abs(value) < 1e15:  # nan is not
+        return None
+    return float(f"{value:.{digits}g}")
 
 
 def cut(answer: Any) -> str | None:

@@ -16,11 +16,10 @@ from typing import Any
 
 from configs import UserError, read_json, write_whole
 from page.alarms import alarms
-from page.dumps import Dump, dump_files, read_dumps
+from page.dumps import Dump, dump_files, figure, read_dumps
 
 HERE = Path(__file__).parent
 SCRIPTS = ("report.js", "curves.js", "rollouts.js")  # one after the other
-DIGITS = 6  # of a figure in the page
 CURVES = (  # the columns of metrics.jsonl that the page shows, besides eval_* and interval_*
     *("step", "stage", "max_response_len", "reward_mean", "response_len_mean", "response_len_correct"),
     *("response_len_incorrect", "response_clip_ratio", "answered_ratio", "solve_none", "solve_all", "entropy", "kl"),
@@ -85,13 +84,6 @@ def names_of(run_dirs: list[Path]) -> list[str]:
 
 def name_of(run_dir: Path) -> str:
     return run_dir.resolve().name.encode(errors="replace").decode()
-
-
-def figure(value: Any) -> float | None:
-    """A number with few digits, or None for what is none."""
-    if type(value) not in (int, float) or not abs(value) < 1e15:  # nan is not
-        return None
-    return float(f"{value:.{DIGITS}g}")
 
 
 def columns(rows: list[dict[str, Any]]) -> dict[str, list]:
