@@ -142,7 +142,7 @@ def main(argv: list[str]) -> None:
     check_flags(flags, set(values))
     if flags.against:
         return compare_with_trl(flags, others)
-    measure_sections(flags, load_config(others), others)
+    measure_sections(flags, load_config(others).of_stage(0), others)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ from training import begin, checkpoint, metrics, packing, partial, preflight, ru
 from training import loss_scale as scaling
 from training.begin import Run
 from training.checkpoint import RunState, step_name
-from training.groups import draw_prompts, groups_to_train_on, refill_prompts
+from training.groups import after_visits, draw_prompts, groups_to_train_on, refill_prompts
 from training.metrics import LossSums, Timer
 from training.packing import Batch, Minibatch, all_sum, from_rank0, print0
 from training.preemption import Preemption
@@ -101,22 +101,23 @@ def with_advantages(rollouts: list[Rollout], order: list[int], max_len: int, cfg
     return with_them
 
 
-def collect_groups(run: Run, state: RunState, timer: Timer) -> tuple[list[list[Rollout]], tuple, int]:
+def collect_groups(run: Run, state: RunState, timer: Timer) -> tuple[list[list[Rollout]], RunState, int]:
     """The groups of the step after `state`, with advantages: sampled, graded and compared, again for uniform ones; the
-    groups that are carried over to the next step; and the prompt tokens that this rank did not compute again."""
-    cfg, groups, carried_over, attempt, cached_tokens = run.cfg, [], (), 0, 0
-    prompt_indices = draw_prompts(state, len(run.prompts), cfg)
+    state after these draws; and the prompt tokens that this rank did not compute again."""
+    cfg, groups, drawn, attempt, cached_tokens = run.cfg, [], state, 0, 0
+    if cfg.partial_rollouts:  # those of the groups in flight that are finished first
+        rollouts, prompt_indices, drawn = partial.sample(run, state, timer)
+    else:
+        prompt_indices, drawn = draw_prompts(state, len(run.prompts), cfg)
     while prompt_indices:
-        if cfg.partial_rollouts:  # those of the groups in flight that are finished first
-            rollouts, prompt_indices, carried_over = partial.sample(run, state, timer)
-        else:
+        if not cfg.partial_rollouts:
             rollouts = sample(run, state, prompt_indices, attempt, timer)
         cached_tokens += run.sampler.cached_tokens
         graded = grade(run, rollouts, timer)
         groups += with_advantages(graded, prompt_indices, cfg.max_response_len[state.stage], cfg)
         attempt += 1
-        prompt_indices = refill_prompts(groups, state.step + 1, attempt, len(run.prompts), cfg)
-    return groups, carried_over, cached_tokens
+        prompt_indices = refill_prompts(groups, state, attempt, len(run.prompts), cfg)
+    return groups, after_visits(drawn, groups, cfg), cached_tokens
 
 
 # ---------------------------------------------------------------------------------------------------- loss and update
@@ -239,11 +240,12 @@ def set_up(cfg: Config, hook: Any, preemption: Preemption, started: float) -> tu
     has it; in a new run, with the base model's evaluation. Raises UserError for bad input, before a model loads unless
     a checkpoint does not fit it."""
     run, state, beginning = begin.load(cfg, hook, preemption, started)
-    hook.before_training(run, backward, optimizer_step)  # handed over because a wing does not import this script
+    stage_run = run.of_stage(state.stage)
+    hook.before_training(stage_run, backward, optimizer_step)  # handed over: a wing does not import this script
     begin.start(run, state, beginning)
     timer = Timer(run.device)
     timer.seconds["start"] = time.perf_counter() - started
-    sync(run, state.step, timer)
+    sync(stage_run, state.step, timer)
     if run.benchmarks and state.base is None:
         print0("evaluating the base model at the first and at the last context")
         state = replace(state, base=validate(run, cfg.end_contexts, {}, timer))
@@ -289,7 +291,7 @@ def finish(run: Run, state: RunState, steps_at_start: int, evaluated: dict[int, 
             best = from_rank0(stages.best_checkpoint, cfg, state)
             print0(f"the result of this run is its best checkpoint, {cfg.run_dir}/hf/{best}")
             checkpoint.load(cfg.run_dir / "ckpt" / best, run.model, run.optimizer)
-            sync(run, state.step, timer)
+            sync(run.of_stage(state.stage), state.step, timer)
             evaluated = {}
         if run.benchmarks:
             print0("evaluating the final model at the first and at the last context")
@@ -353,9 +355,10 @@ def report(run: Run, state: RunState, evaluated: dict[int, dict]) -> RunState:
 # ------------------------------------------------------------------------------------------------------------ the loop
 
 
-def train(run: Run, state: RunState, hook: Any) -> tuple[RunState, dict[int, dict]]:
+def train(whole_run: Run, state: RunState, hook: Any) -> tuple[RunState, dict[int, dict]]:
     """For each step draw prompts, sample, grade, compare, pack, update, sync, report, save. Returns the state after the
     last step, and the validation results of its weights by context. Raises Preempted, once the run is saved."""
+    run = whole_run.of_stage(state.stage)
     cfg, timeouts_at_start = run.cfg, state.timeouts
     steps_at_start = state.step - bool(state.unreported)
     skips, evaluated = 0, {}  # updates skipped in a row; validation results of the current weights
@@ -372,14 +375,16 @@ def train(run: Run, state: RunState, hook: Any) -> tuple[RunState, dict[int, dic
                 if stages.wants_other_gpus(state, cfg) and state.step > steps_at_start:
                     break  # a run that starts here was started on this stage's GPUs
                 with timer("sync"):
-                    state = stages.begin_next(cfg, state, run.model, run.reference, run.optimizer)
-                    state = replace(state, carried=partial.for_next_stage(state, run.prompts, cfg))
+                    state = stages.begin_next(whole_run.cfg, state, run.model, run.reference, run.optimizer)
+                    state = replace(state, carried=partial.for_next_stage(state, run.prompts, whole_run.cfg))
+                run = whole_run.of_stage(state.stage)
+                cfg = run.cfg
                 sync(run, state.step, timer)
             run.preemption.check_boundary()
             max_len = cfg.max_response_len[state.stage]
 
             # 1. Draw prompts, sample and grade responses, compare each with its group; again for uniform groups.
-            groups, carried_over, cached_tokens = collect_groups(run, state, timer)
+            groups, drawn, cached_tokens = collect_groups(run, state, timer)
             with timer("sync"):
                 run.sampler.sleep()  # the trainer gets its GPU memory
 
@@ -397,7 +402,10 @@ def train(run: Run, state: RunState, hook: Any) -> tuple[RunState, dict[int, dic
                 differences = watch.token_differences(run.model, minibatches, packed, cfg) if with_tokens else {}
                 run.preemption.check()  # from here on weights move
             with timer("train"):
-                figures, norms, state = learn(run, state, minibatches, packed, mismatch)
+                lr = stages.learning_rate(state, cfg)
+                for parameters in run.optimizer.param_groups:
+                    parameters["lr"] = lr
+                figures, norms, state = learn(run, drawn, minibatches, packed, mismatch)
             skips = metrics.count_skips(norms, skips, step)
 
             # 4. The sampler gets the new weights, and is asked whether it has them.
@@ -406,17 +414,18 @@ def train(run: Run, state: RunState, hook: Any) -> tuple[RunState, dict[int, dic
 
             # 5. Ask the schedule what this step means, validate, report.
             timeouts, cached_tokens = map(int, all_sum([run.pool.timeouts, cached_tokens]))
-            row = {"step": step, "stage": state.stage, "max_response_len": max_len, "lr": cfg.lr}
+            row = {"step": step, "stage": state.stage, "max_response_len": max_len, "lr": lr}
             row |= metrics.rollout_metrics(groups) | {"groups_trained": len(chosen)} | figures | sync_figures
             row |= {"updates_skipped": state.skipped + norms.count(None), "prompt_tokens_cached": cached_tokens}
             row |= {"reward_timeouts": timeouts_at_start + timeouts}
-            row |= partial.columns(groups, carried_over, step) if cfg.partial_rollouts else {}
+            row |= partial.columns(groups, state.carried, step) if cfg.partial_rollouts else {}
+            row |= {"prompts_left_out": state.left_out} if cfg.skip_solved or cfg.weigh_draw else {}
             if dumps:
                 metrics.dump_rollouts(cfg.run_dir, step, groups, run.prompts, run.tokenizer, differences)
             row |= metrics.time_columns(timer, time.perf_counter() - step_started, row["tokens_generated"])
             row |= metrics.flops_columns(run.model, groups, chosen, row["time_train"])
             run.ledger.charge(timer)
-            state = stages.after_step(replace(state, carried=carried_over), row, cfg)
+            state = stages.after_step(state, row, cfg)
             state = report(run, state, evaluated)
 
             # 6. Save: a crash costs at most `save_every` steps.

@@ -8,10 +8,11 @@ defaults are DeepScaleR's first stage as published. The file is parsed, never ex
 import ast
 import dataclasses
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from configs._checks import check_choices, check_ranges, check_stages
 from configs._shared import (
     HELP,
     PREEMPTED_STATUS,
@@ -21,7 +22,6 @@ from configs._shared import (
     checked,
     dataset_name,
     flush,
-    is_path,
     lost_rank,
     markdown_table,
     parse_flag,
@@ -34,6 +34,7 @@ from configs._shared import (
 
 __all__ = [
     "HELP",
+    "PER_STAGE",
     "PREEMPTED_STATUS",
     "Config",
     "Preempted",
@@ -60,6 +61,10 @@ RENAMED = {
 }
 
 
+# settings that may have one entry a stage; a single value serves all stages
+PER_STAGE = ("train_data", "prompts_per_step", "temperature", "minibatches", "lr")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     # the run
@@ -76,7 +81,8 @@ class Config:
     wandb: bool = False  # also log to Weights & Biases
     # model and data
     model: str = "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"  # folder or hub id
-    train_data: str = "data/train.jsonl"  # rows of any published schema: a file, a folder, or several with commas
+    # rows of any published schema: a file, a folder, or several with commas; in a config file one entry a stage, or one
+    train_data: str | tuple[str, ...] = "data/train.jsonl"
     problem_field: str = ""  # where a row has its problem, as a.b; "" = where problems/rows.py looks (eval_data: else)
     answer_field: str = ""  # where it has its answer
     eval_data: tuple[str, ...] = ("data/aime24.jsonl",)  # files or folders; each is reported as eval_<file stem>
@@ -88,12 +94,14 @@ class Config:
     max_num_seqs: int = 64  # sequences that a rank generates at once; torch: each holds a cache of its full length
     vllm_gpu_memory_utilization: float = 0.6  # vllm: of a GPU's memory while it is awake, weights and KV cache
     vllm_sleep_level: int = 1  # vllm: 1 = its weights wait in RAM while the trainer works, 2 = they are dropped
-    prompts_per_step: int = 128
+    prompts_per_step: int | tuple[int, ...] = 128  # one entry a stage, or one for all
     group_size: tuple[int, ...] = (8,)  # samples a prompt, one entry a stage
-    temperature: float = 0.6
+    temperature: float | tuple[float, ...] = 0.6  # one entry a stage, or one for all
     top_p: float = 1.0  # training wants 1: the log-probabilities below are those of the whole distribution
     max_prompt_len: int = 1024  # tokens; longer prompts are counted and left out
-    max_response_len: tuple[int, ...] = (8192,)  # tokens, one entry a stage
+    skip_solved: int = 0  # visits in a row, all samples right, after which a prompt is drawn no more; 0 = never
+    weigh_draw: bool = False  # prompts half of whose samples were right are drawn more often, see training/groups.py
+    max_response_len: tuple[int, ...] = (8192,)  # tokens, one entry a stage; it may shrink as well
     # A step's generation ends when prompts_per_step groups are finished; the rest goes on in the next step, under its
     # weights (training/partial.py). Needs rollout_correction="truncate".
     partial_rollouts: bool = False
@@ -113,8 +121,9 @@ class Config:
     stage_gpus: tuple[int, ...] = ()
     max_steps: int = 0  # cuts the whole run short; 0 = no cap
     # the optimizer
-    minibatches: int = 2  # optimizer steps a rollout step (128 prompts in updates of 64)
-    lr: float = 1e-6  # constant
+    minibatches: int | tuple[int, ...] = 2  # updates a step (128 prompts in two of 64); one entry a stage, or one
+    lr: float | tuple[float, ...] = 1e-6  # constant within a stage; one entry a stage, or one for all
+    lr_warmup_steps: int = 0  # over which lr rises from 0, whenever the optimizer begins anew
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999
     adam_eps: float = 1e-8
@@ -168,7 +177,7 @@ class Config:
     eval_k: int = 16  # samples a problem
     eval_temperature: float = 0.6
     eval_top_p: float = 1.0
-    eval_max_len: int = 0  # tokens of a response; 0 = the stage's own context
+    eval_max_len: int = 0  # tokens of a response, more than a stage's context if need be; 0 = the stage's own context
 
     @property
     def run_dir(self) -> Path:
@@ -180,118 +189,37 @@ class Config:
         return {"first": self.max_response_len[0], "last": self.max_response_len[-1]}
 
     @property
+    def longest_response(self) -> int:
+        """Tokens of the longest response of any stage that is trained on."""
+        return max(self.max_response_len)
+
+    @property
     def total_steps(self) -> int:
         steps = sum(self.stage_steps)
         return min(steps, self.max_steps) if self.max_steps else steps
 
+    def of_stage(self, stage: int) -> "Config":
+        """The settings of PER_STAGE as this stage has them, all others unchanged."""
+        return replace(self, **{name: self.entries(name)[stage] for name in PER_STAGE})
+
+    def entries(self, name: str) -> tuple:
+        """A setting of PER_STAGE, one entry a stage."""
+        value = getattr(self, name)
+        return value if isinstance(value, tuple) else (value,) * len(self.max_response_len)
+
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, checked(field.name, field.type, getattr(self, field.name)))
-        self._check_ranges()
-        object.__setattr__(self, "out_dir", os.path.expanduser(self.out_dir))
-        for name in ("model", "train_data"):
-            object.__setattr__(self, name, os.path.expanduser(getattr(self, name)))
-        object.__setattr__(self, "eval_data", tuple(map(os.path.expanduser, self.eval_data)))
-        self._check_choices()
-        stages = len(self.max_response_len)
-        for name in ("group_size", "stage_steps"):
-            if len(getattr(self, name)) != stages:
-                raise UserError(f"{name}: {len(getattr(self, name))} entries for {stages} stages of max_response_len")
-        if list(self.max_response_len) != sorted(self.max_response_len):
-            raise UserError(f"max_response_len: {self.max_response_len} must not shrink from stage to stage")
-        longest = self.max_prompt_len + self.max_response_len[-1]
-        if self.token_budget < longest:
-            sequence = f"max_prompt_len + max_response_len = {longest} tokens"
-            raise UserError(f"token_budget: {self.token_budget} holds no sequence of {sequence}; raise it to {longest}")
-        prompts = self.prompts_per_step
-        if self.minibatches > prompts:
-            raise UserError(f"minibatches: {self.minibatches} parts of prompts_per_step={prompts} prompts")
-        low, high = self.rollout_correction_low, self.rollout_correction_high
-        if low >= high:
-            raise UserError(f"rollout_correction_low: {low} must be under rollout_correction_high={high}")
-        if self.top_p < 1 and self.rollout_correction != "none":
-            raise UserError("top_p: rollout_correction compares whole distributions; use top_p=1")
-        stems = [dataset_name(f) for f in self.eval_data]
-        if len({*stems, "all"}) <= len(stems):
-            raise UserError(f"eval_data: the file names {stems} must differ, and none may be 'all'")
-        if not self.run_name or Path(self.run_name).name != self.run_name or self.run_name in (".", ".."):
-            raise UserError(f"run_name: {self.run_name!r} must be a plain folder name")
+        check_ranges(self)
+        for name in ("out_dir", "model", "train_data", "eval_data"):
+            object.__setattr__(self, name, from_home(getattr(self, name)))
+        check_stages(self, PER_STAGE)
+        check_choices(self)
 
-    def _check_ranges(self) -> None:
-        at_least = {"save_every": 0, "keep_checkpoints": 1, "save_rollouts_every": 0, "max_steps": 0, "eval_every": 0,
-                    "max_num_seqs": 1, "prompts_per_step": 1, "group_size": 2, "max_prompt_len": 1, "seed": 0,
-                    "max_response_len": 1, "stage_steps": 1, "minibatches": 1, "token_budget": 2, "eval_k": 1,
-                    "logprob_chunk": 1, "reward_workers": 1, "process_group_timeout": 1, "lr": 0, "weight_decay": 0,
-                    "clip_eps_low": 0, "clip_eps_high": 0, "eval_temperature": 0, "rollout_correction_low": 0,
-                    "adam_beta1": 0, "adam_beta2": 0, "stage_window": 8, "stage_patience": 1,
-                    "stage_gpus": 1, "overlong_buffer": 0, "refill_attempts": 0, "shard_size": 0,
-                    "gpu_dollars_per_hour": 0, "eval_max_len": 0, "preempt_seconds": 0, "threads": 0,
-                    "max_staleness": 1}  # fmt: skip
-        for name, low in at_least.items():
-            value = getattr(self, name)
-            entries = value if isinstance(value, tuple) else (value,)
-            if not entries and name != "stage_gpus":
-                raise UserError(f"{name}: at least one entry is needed")
-            if any(entry < low for entry in entries):
-                reason = " (a group of one has no advantage)" if name == "group_size" else ""
-                raise UserError(f"{name}: {min(entries)} is under its minimum {low}{reason}")
-        for name in ("temperature", "max_grad_norm", "adam_eps", "reward_timeout", "mismatch_limit"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"{name}: {getattr(self, name)} must be greater than 0")
-        if self.vllm_sleep_level not in (1, 2):
-            raise UserError(f"vllm_sleep_level: {self.vllm_sleep_level} is neither 1 nor 2")
-        if not 0 < self.vllm_gpu_memory_utilization < 1:
-            raise UserError(f"vllm_gpu_memory_utilization: {self.vllm_gpu_memory_utilization} must be between 0 and 1")
-        for name in ("top_p", "eval_top_p"):
-            if not 0 < getattr(self, name) <= 1:
-                raise UserError(f"{name}: {getattr(self, name)} must be in (0, 1]")
-        for name, most in (
-            ("process_group_timeout", 10**9),
-            ("preempt_seconds", 10**9),
-            ("reward_timeout", 3600),
-            ("reward_workers", 256),
-            ("threads", 1024),
-        ):
-            if getattr(self, name) > most:
-                raise UserError(f"{name}: {getattr(self, name)} is above its maximum {most}")
-        for name in ("out_dir", "run_name", "model", "train_data", "eval_data"):
-            value = getattr(self, name)
-            for path in value if isinstance(value, tuple) else (value,):
-                if not is_path(path):
-                    raise UserError(f"{name}: {path[:60]!r} is no path: empty, too long, or with a null character")
-        for field in dataclasses.fields(self):
-            if field.type is float and getattr(self, field.name) > 1e30:  # float32 ends at 3e38
-                raise UserError(f"{field.name}: {getattr(self, field.name)} is above its maximum 1e+30")
-        for name in ("clip_eps_low", "adam_beta1", "adam_beta2"):
-            if getattr(self, name) >= 1 and not (name == "clip_eps_low" and self.policy_loss == "cispo"):
-                raise UserError(f"{name}: {getattr(self, name)} must be under 1")
 
-    def _check_choices(self) -> None:
-        """Settings that do not go together."""
-        if self.dual_clip and (self.dual_clip <= 1 or self.policy_loss == "cispo"):
-            raise UserError(f"dual_clip: {self.dual_clip} must be above 1, or 0 for none; cispo takes none")
-        if self.overlong_buffer > self.max_response_len[0]:
-            raise UserError(f"overlong_buffer: {self.overlong_buffer} is longer than max_response_len")
-        if self.refill_attempts and not self.drop_uniform_groups:
-            raise UserError("refill_attempts: only dropped groups are replaced; needs drop_uniform_groups=true")
-        if self.partial_rollouts and self.rollout_correction != "truncate":
-            # the masks would drop what has aged, which is the long answers
-            reason = "tokens of older weights must be weighed, and none left out; use --rollout_correction=truncate"
-            raise UserError(f"partial_rollouts: {reason}")
-        if self.partial_rollouts and self.refill_attempts:
-            raise UserError("refill_attempts: partial_rollouts draws no groups in place of others; use 0")
-        if self.stage_from == "best" and not self.save_every:
-            raise UserError("stage_from: best is a checkpoint's; needs save_every above 0")
-        if self.sampler == "vllm" and max(self.temperature, self.eval_temperature) > 2:
-            raise UserError("temperature: vllm takes none above 2; use --sampler=torch")
-        if self.stage_gpus and len(self.stage_gpus) != len(self.max_response_len):
-            raise UserError(f"stage_gpus: {len(self.stage_gpus)} entries for {len(self.max_response_len)} stages")
-        if self.shard_size and any(n % self.shard_size for n in self.stage_gpus):
-            raise UserError(f"stage_gpus: {self.stage_gpus} are no multiples of shard_size={self.shard_size}")
-        if len(set(self.stage_gpus)) > 1 and not self.save_every:
-            raise UserError("stage_gpus: other GPUs go on from a checkpoint; needs save_every above 0")
-        if self.eval_max_len > self.max_response_len[-1]:
-            raise UserError(f"eval_max_len: {self.eval_max_len} is beyond the longest max_response_len")
+def from_home(paths: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    """With `~` as the home folder."""
+    return tuple(map(os.path.expanduser, paths)) if isinstance(paths, tuple) else os.path.expanduser(paths)
 
 
 def beside_scripts(values: dict[str, Any]) -> dict[str, Any]:
@@ -302,7 +230,7 @@ def beside_scripts(values: dict[str, Any]) -> dict[str, Any]:
         paths = data[name] if isinstance(data[name], (tuple, list)) else (data[name],)
         beside = [Path(__file__).parents[1] / str(path) for path in paths]
         if beside and all(path.exists() for path in beside) and not any(Path(str(path)).exists() for path in paths):
-            data[name] = tuple(map(str, beside)) if name == "eval_data" else str(beside[0])
+            data[name] = tuple(map(str, beside)) if isinstance(data[name], (tuple, list)) else str(beside[0])
     return values | data
 
 

@@ -18,6 +18,7 @@ import textwrap
 import tokenize
 from collections.abc import Callable, Collection
 from pathlib import Path
+from types import UnionType
 from typing import Any, Literal, get_args, get_origin
 
 if sys.platform == "win32":  # at import, and every script imports this first: `fcntl` and `resource` are not there
@@ -40,6 +41,8 @@ PREEMPTED_STATUS = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 def checked(name: str, kind: Any, value: Any) -> Any:
     """`value` as the field's type; an int serves as a float, a scalar or list as a tuple. Raises UserError."""
+    if get_origin(kind) is UnionType:  # of one value and a tuple of such
+        kind = get_args(kind)[isinstance(value, (tuple, list))]
     if get_origin(kind) is Literal:
         if isinstance(value, str) and value in get_args(kind):
             return value
@@ -70,6 +73,8 @@ def is_path(text: str) -> bool:
 
 def parse_flag(name: str, kind: Any, text: str) -> Any:
     """The value of `--name=text`; tuples are comma separated. Raises UserError."""
+    if get_origin(kind) is UnionType:  # a text with commas may be one value
+        kind = get_args(kind)["," in text and get_args(kind)[0] is not str]
     if get_origin(kind) is tuple:
         return tuple(parse_flag(name, get_args(kind)[0], part) for part in text.split(",") if part)
     if kind is bool:
@@ -131,6 +136,8 @@ def field_comments(options: type) -> dict[str, tuple[list[str], str]]:
 
 def kind_text(kind: Any) -> str:
     """A field's type as `--help` has it: `a|b` for choices, `int,...` for a tuple."""
+    if get_origin(kind) is UnionType:
+        return kind_text(get_args(kind)[0])
     if get_origin(kind) is tuple:
         return f"{kind_text(get_args(kind)[0])},..."
     return "|".join(get_args(kind)) if get_origin(kind) is Literal else "true|false" if kind is bool else kind.__name__

@@ -242,9 +242,21 @@ def unmatched_golds(prompts_by_name: dict[str, list[Prompt]]) -> str:
     return f"answers that the exact rule cannot read: {', '.join(counts)}{listed}"
 
 
+def load_stage_prompts(cfg: Config, tokenizer: ChatTokenizer) -> tuple[list[list[Prompt]], list[str]]:
+    """`load_prompts` of every stage; stages with the same data share one list."""
+    by_data: dict[str, list[Prompt]] = {}
+    all_notes, data, sizes = [], cfg.entries("train_data"), cfg.entries("prompts_per_step")
+    for name in dict.fromkeys(data):
+        stages = [stage for stage, of_stage in enumerate(data) if of_stage == name]
+        most = max(stages, key=lambda stage: sizes[stage])  # the stage that needs the most prompts
+        by_data[name], notes = load_prompts(cfg.of_stage(most), tokenizer)
+        all_notes += notes
+    return [by_data[name] for name in data], all_notes
+
+
 def load_prompts(cfg: Config, tokenizer: ChatTokenizer) -> tuple[list[Prompt], list[str]]:
-    """The training prompts that fit `max_prompt_len`, and lines on what was left out or changed. Raises UserError if
-    too few are left."""
+    """The training prompts of a stage's config that fit `max_prompt_len`, and lines on what was left out or changed.
+    Raises UserError if too few are left."""
     problems, notes = load_problems(cfg.train_data, Fields(cfg.problem_field, cfg.answer_field))
     prompts = encode_problems(problems, tokenizer, cfg.prompt_suffix)
     kept = [p for p in prompts if len(p.ids) <= cfg.max_prompt_len]

@@ -240,7 +240,7 @@ def test_a_state_file_reads_back_and_an_older_one_has_defaults(six_steps):
     assert (state.step, state.stage, state.decision) == (4, 0, "lengthen") and len(state.history) == 4
     assert state.base["first"]["all"]["num_problems"] == 6
     assert RunState.from_json(state.to_json()) == state and json.loads(text)["verdict"] == "lengthen"
-    assert RunState.from_json('{"step": 4, "stage": 1}') == RunState(step=4, stage=1)
+    assert RunState.from_json('{"step": 4, "stage": 1}') == RunState(step=4, stage=1, epoch=None)
     with pytest.raises(ValueError):
         RunState.from_json("[]")
 

@@ -68,10 +68,10 @@ def trained_groups(run, state, steps):
     """The groups that these steps train on, as (step, group); and the state after them."""
     groups = []
     for _ in range(steps):
-        rollouts, indices, carried = partial.sample(run, state, Timer(torch.device("cpu")))
+        rollouts, indices, state = partial.sample(run, state, Timer(torch.device("cpu")))
         of_step = partial.in_groups(rollouts)
         assert [group[0].prompt_id for group in of_step] == indices
-        state = replace(state, step=state.step + 1, carried=carried)
+        state = replace(state, step=state.step + 1)
         groups += [(state.step, group) for group in of_step]
     return groups, state
 
@@ -107,7 +107,7 @@ def test_no_length_is_favoured_and_dropping_what_is_unfinished_would(group_of_on
     assert not state.carried and max(distances(estimates(group for _, group in groups))) < 4
     kept = []  # the naive cut: of twice as many groups those that are finished first, and nothing goes on
     for step in range(200):
-        drawn = partial.in_flight(replace(state, step=step, stage_began=step, carried=()), run.prompts, run.cfg)
+        drawn, _ = partial.in_flight(replace(state, step=step, stage_began=step, carried=()), run.prompts, run.cfg)
         seeds = [[hash((step, g, s)) for s in range(4)] for g in range(8)]
         drawn = run.sampler.generate_until(drawn, seeds, 4, set(), 24, 1.0, 1.0)
         kept += [group for group in drawn if all(r.finish_reason for r in group)]
@@ -121,7 +121,7 @@ def test_every_group_that_is_drawn_is_trained_on_once_before_it_is_too_old(group
     assert max(partial.age(group, 4) for group in state.carried) > 1
     second, state = trained_groups(early, state, 3)
     assert not state.carried
-    third, state = trained_groups(early, replace(state, stage=1, stage_began=7, order_began=7), 5)
+    third, state = trained_groups(early, replace(state, stage=1, stage_began=7, epoch=0, position=0), 5)
     assert not state.carried
     for limit, groups in ((3, first), (1, second + third)):
         ages = [partial.age(group, step) for step, group in groups]

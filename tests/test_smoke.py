@@ -9,7 +9,7 @@ import torch
 import train_grpo
 from configs import UserError, load_config
 from grader.pool import RewardPool
-from problems.prompts import ChatTokenizer, load_prompts
+from problems.prompts import ChatTokenizer, load_stage_prompts
 from rollout import Rollout, TorchSampler
 from runs import flags, train
 from train_grpo import backward, optimizer_step
@@ -26,9 +26,9 @@ def smoke_config(world, folder, **changes):
 @pytest.fixture
 def run(world, tmp_path, group_of_one):
     """What a smoke run works with after its first step: a trainer, its checkpoint, a sampler that agrees."""
-    cfg = smoke_config(world, tmp_path)
-    tokenizer = ChatTokenizer(world / "base")
-    prompts, _ = load_prompts(cfg, tokenizer)
+    tokenizer, whole = ChatTokenizer(world / "base"), smoke_config(world, tmp_path)
+    stage_prompts, _ = load_stage_prompts(whole, tokenizer)
+    cfg = whole.of_stage(0)
     model = packing.load_model(cfg, world / "base", group_of_one, torch.float32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr)
     checkpoint.save(cfg.run_dir / "ckpt" / "step_000001", model, optimizer, RunState(step=1))
@@ -36,7 +36,8 @@ def run(world, tmp_path, group_of_one):
         cfg=cfg,
         device=group_of_one,
         tokenizer=tokenizer,
-        prompts=prompts,
+        prompts=stage_prompts[0],
+        stage_prompts=stage_prompts,
         benchmarks={},
         sampler=TorchSampler(world / "base", torch.float32, "cpu", 16),
         pool=RewardPool(1),

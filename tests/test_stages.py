@@ -290,13 +290,14 @@ def group(prompt_id, rewards, lengths=None):
 def test_refills_are_other_prompts_as_many_as_are_expected_to_be_needed(world, tmp_path):
     cfg = load_config(flags(world, tmp_path, drop_uniform_groups=True, refill_attempts=2, prompts_per_step=8))
     groups = [group(p, [0.0, 1.0] if p < 4 else [1.0, 1.0]) for p in range(8)]
-    drawn = refill_prompts(groups, 5, 1, 64, cfg)
+    before = RunState(step=4)
+    drawn = refill_prompts(groups, before, 1, 64, cfg)
     assert len(drawn) == 8 and not set(drawn) & set(range(8))  # 4 are missing, half of them come out mixed
-    assert drawn == refill_prompts(groups, 5, 1, 64, cfg) != refill_prompts(groups, 6, 1, 64, cfg)
-    assert drawn != refill_prompts(groups, 5, 2, 64, cfg) and refill_prompts(groups, 5, 3, 64, cfg) == []
-    assert refill_prompts([group(p, [0.0, 1.0]) for p in range(8)], 5, 1, 64, cfg) == []
-    assert len(refill_prompts(groups, 5, 1, 10, cfg)) == 2  # no more than there are
-    assert refill_prompts([group(p, [0.0, 0.0]) for p in range(8)], 5, 1, 64, cfg) != []  # none mixed at all
+    assert drawn == refill_prompts(groups, before, 1, 64, cfg) != refill_prompts(groups, RunState(step=5), 1, 64, cfg)
+    assert drawn != refill_prompts(groups, before, 2, 64, cfg) and refill_prompts(groups, before, 3, 64, cfg) == []
+    assert refill_prompts([group(p, [0.0, 1.0]) for p in range(8)], before, 1, 64, cfg) == []
+    assert len(refill_prompts(groups, before, 1, 10, cfg)) == 2  # no more than there are
+    assert refill_prompts([group(p, [0.0, 0.0]) for p in range(8)], before, 1, 64, cfg) != []  # none mixed at all
 
 
 def test_the_first_mixed_groups_are_trained_on_in_prompt_order(world, tmp_path):

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import types
+from dataclasses import replace
 
 import pytest
 import torch
@@ -109,12 +110,15 @@ def test_a_run_in_the_tests_process_is_the_run_of_the_command(world, tmp_path, s
 
 def test_an_epoch_gives_every_prompt_at_most_once_in_an_order_of_its_own(world, tmp_path):
     cfg = load_config(flags(world, tmp_path))
-    first, second = [], []
-    for step in range(3):
-        first += draw_prompts(RunState(step=step), 26, cfg)
-        second += draw_prompts(RunState(step=step + 3), 26, cfg)
+    state, draws = RunState(), []
+    for _ in range(6):
+        indices, state = draw_prompts(state, 26, cfg)
+        draws.append(indices)
+    first, second = sum(draws[:3], []), sum(draws[3:], [])
     assert len(set(first)) == len(first) == 24 and first != second and set(first + second) <= set(range(26))
-    assert draw_prompts(RunState(step=7, order_began=7), 26, cfg) == first[:8]
+    assert (state.epoch, state.position) == (1, 24) and draw_prompts(RunState(step=7), 26, cfg)[0] == first[:8]
+    larger = draw_prompts(draw_prompts(RunState(), 26, cfg)[1], 26, replace(cfg, prompts_per_step=16))[0]
+    assert larger == first[8:]  # a stage with more prompts a step goes on where the one before was
 
 
 def byte_model(path):

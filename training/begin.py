@@ -7,12 +7,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from configs import Config
+from configs import Config, UserError
 from configs._model import resolve_model
 from grader.pool import RewardPool
 from kernels import cpu
 from model import Qwen2
-from problems.prompts import ChatTokenizer, Prompt, load_benchmarks, load_prompts, unmatched_golds
+from problems.prompts import ChatTokenizer, Prompt, load_benchmarks, load_stage_prompts, unmatched_golds
 from rollout import Sampler, make_sampler
 from training import carried, checkpoint, metrics, packing, run_folder, stages
 from training.checkpoint import RunState
@@ -24,12 +24,14 @@ from training.preemption import Preemption
 
 @dataclass(frozen=True)
 class Run:
-    """What a run works with from its first step to its last. Its progress is a `RunState`."""
+    """What a run works with from its first step to its last; `of_stage` has it as a stage sees it. Its progress is a
+    `RunState`."""
 
-    cfg: Config
+    cfg: Config  # of the whole run, or as `Config.of_stage` has it
     device: torch.device
     tokenizer: ChatTokenizer
-    prompts: list[Prompt]
+    prompts: list[Prompt]  # of the stage
+    stage_prompts: list[list[Prompt]]  # those of every stage
     benchmarks: dict[str, list[Prompt]]  # for validation, by name
     sampler: Sampler  # its own copy of the weights
     pool: RewardPool
@@ -40,6 +42,10 @@ class Run:
     log: metrics.StepLog
     lock: run_folder.RunLock  # no other run in this folder
     preemption: Preemption
+
+    def of_stage(self, stage: int) -> "Run":
+        """The run with the settings and the prompts of a stage. Asked of the whole run."""
+        return replace(self, cfg=self.cfg.of_stage(stage), prompts=self.stage_prompts[stage])
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,7 @@ def load(cfg: Config, hook: Any, preemption: Preemption, started: float) -> tupl
     path = resolve_model(cfg.model)
     tokenizer = ChatTokenizer(path, cfg.stop_tokens)
     stop_warning = tokenizer.stop_warning()
-    prompts, notes = load_prompts(cfg, tokenizer)
+    stage_prompts, notes = load_stage_prompts(cfg, tokenizer)
     benchmarks, eval_notes = load_benchmarks(cfg, tokenizer)
     longest = longest_sequence(cfg, path, benchmarks)
     device = packing.init_distributed(cfg)
@@ -67,6 +73,9 @@ def load(cfg: Config, hook: Any, preemption: Preemption, started: float) -> tupl
     lock = run_folder.RunLock(cfg.run_dir)
     newest = from_rank0(checkpoint.find, cfg.run_dir) if cfg.resume else None
     state = replace(checkpoint.read_state(newest), carried=carried.read(newest)) if newest else RunState()
+    if state.epoch is None:
+        old = "an earlier version of this program wrote it, whose data order this one does not know"
+        raise UserError(f"{newest}: {old}: go on with that version, or begin from its export with another --run_name")
     stages.check_gpus(state, cfg)
     files = from_rank0(run_folder.check_identity, cfg, path)
     run_id = from_rank0(run_folder.run_id, cfg)
@@ -77,13 +86,15 @@ def load(cfg: Config, hook: Any, preemption: Preemption, started: float) -> tupl
         model, reference = packing.load_models(cfg, path, device)
     betas = cfg.adam_beta1, cfg.adam_beta2
     fused = device.type == "cpu"  # a pass a tensor there, not one an operation
-    optimizer = torch.optim.AdamW(model.parameters(), cfg.lr, betas, cfg.adam_eps, cfg.weight_decay, fused=fused)
+    lr = cfg.entries("lr")[state.stage]  # each step sets its own
+    optimizer = torch.optim.AdamW(model.parameters(), lr, betas, cfg.adam_eps, cfg.weight_decay, fused=fused)
     packing.create_moments(model, optimizer)
     run = Run(
         cfg=cfg,
         device=device,
         tokenizer=tokenizer,
-        prompts=prompts,
+        prompts=stage_prompts[state.stage],
+        stage_prompts=stage_prompts,
         benchmarks={} if cfg.smoke else benchmarks,  # a smoke run only checks that they can be read and fit
         sampler=sampler,
         pool=RewardPool(cfg.reward_workers, cfg.reward_timeout, rule=cfg.reward),
@@ -110,7 +121,9 @@ def start(run: Run, state: RunState, beginning: Beginning) -> None:
     stages.warn_if_too_short(cfg)
     from_rank0(run_folder.begin, cfg, beginning.files, beginning.run_id, state)
     print0(*beginning.remarks, sep="\n")
-    print0(from_rank0(unmatched_golds, {"train_data": run.prompts, **run.benchmarks}))
+    by_file = dict(zip(cfg.entries("train_data"), run.stage_prompts, strict=True))
+    by_file = {"train_data": run.prompts} if len(by_file) == 1 else by_file
+    print0(from_rank0(unmatched_golds, {**by_file, **run.benchmarks}))
     if not stages.is_over(state, cfg):
         from_rank0(run_folder.check_disk, cfg, sum(p.numel() for p in run.model.parameters()))
     kernel = run.model.backend if cfg.attention == "auto" else cfg.attention

@@ -37,7 +37,12 @@ class RunState:
     step: int = 0  # steps done
     stage: int = 0  # index of the context stage
     stage_began: int = 0  # the step after which the stage began
-    order_began: int = 0  # the step after which the data order began
+    epoch: int | None = 0  # of the data order; None: of an earlier version, which had another order
+    position: int = 0  # prompts of the epoch's order that were drawn or left out
+    # Of each prompt that the curriculum has seen, by index: the share of right samples at the last visit, and how many
+    # visits in a row all samples were right. See training/groups.py.
+    visits: dict[int, tuple[float, int]] = dataclasses.field(default_factory=dict)
+    left_out: int = 0  # prompts that the curriculum left out at the last draw
     tokens: int = 0  # generated so far
     skipped: int = 0  # updates without a finite loss and gradient
     loss_scale: float = 2.0**16  # of a float16 run, see training/loss_scale.py
@@ -67,6 +72,8 @@ class RunState:
             raise ValueError("not a JSON object")
         fields["decision"] = fields.pop("verdict", None)
         fields["history"] = tuple(fields.get("history", ()))
+        fields.setdefault("epoch", None)
+        fields["visits"] = {int(index): tuple(visit) for index, visit in fields.get("visits", {}).items()}
         return cls(**{f.name: fields[f.name] for f in dataclasses.fields(cls) if f.name in fields})
 
 

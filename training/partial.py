@@ -23,6 +23,7 @@ from training.checkpoint import RunState
 from training.groups import draw_prompts
 from training.metrics import Timer
 from training.packing import gather_rollouts
+from training.stages import begins_data_anew
 
 Group = list[Rollout]  # the samples of a prompt
 
@@ -49,9 +50,10 @@ def restarted(group: Group) -> Group:
     return [replace(r, response_ids=[], logprobs=[], finish_reason=None, segments=()) for r in group]
 
 
-def in_flight(state: RunState, prompts: list[Prompt], cfg: Config) -> list[Group]:
+def in_flight(state: RunState, prompts: list[Prompt], cfg: Config) -> tuple[list[Group], RunState]:
     """The groups of the step after `state`, by age: what was carried over and what is drawn now, two steps' prompts
-    where nothing was. The same on every rank. A stage draws for its own steps only, so that its last one finishes all.
+    where nothing was; and the state after these draws. The same on every rank. A stage draws for its own steps only,
+    so that its last one finishes all.
 
     (For `max_steps` it would draw on, as if the run were killed there: a resumed run may raise it.)
     """
@@ -61,9 +63,9 @@ def in_flight(state: RunState, prompts: list[Prompt], cfg: Config) -> list[Group
     last = state.stage_began + cfg.stage_steps[state.stage]
     for draw in [step + 1] if groups else [step, step + 1]:
         if draw <= last:
-            indices = draw_prompts(replace(state, step=draw - 1), len(prompts), cfg)
+            indices, state = draw_prompts(state, len(prompts), cfg)
             groups += [new_group(draw, index, prompts[index], size) for index in indices]
-    return by_age(groups, step)
+    return by_age(groups, step), state
 
 
 def for_next_stage(state: RunState, prompts: list[Prompt], cfg: Config) -> tuple[Group, ...]:
@@ -74,7 +76,7 @@ def for_next_stage(state: RunState, prompts: list[Prompt], cfg: Config) -> tuple
     the data order begins anew as well, they are forgotten. The old stage has then learned from its last draws only
     what was finished first: at most `prompts_per_step` groups a switch, and none under fixed stages.
     """
-    if cfg.stage_data_order == "reset":
+    if begins_data_anew(state.stage, cfg):
         return ()
     size = cfg.group_size[state.stage]
     return tuple(new_group(g[0].draw, g[0].prompt_id, prompts[g[0].prompt_id], size) for g in state.carried)
@@ -83,12 +85,13 @@ def for_next_stage(state: RunState, prompts: list[Prompt], cfg: Config) -> tuple
 # ------------------------------------------------------------------------------------------------------------- sample
 
 
-def sample(run: Run, state: RunState, timer: Timer) -> tuple[list[Rollout], list[int], tuple[Group, ...]]:
+def sample(run: Run, state: RunState, timer: Timer) -> tuple[list[Rollout], list[int], RunState]:
     """This rank's share of the samples of `prompts_per_step` finished groups; the prompt indices of all these groups;
-    and the groups that are carried over, on every rank all of them. Raises Preempted."""
+    and the state after it, whose `carried` are the others, on every rank all of them. Raises Preempted."""
     cfg, step, rank, world_size = run.cfg, state.step + 1, dist.get_rank(), dist.get_world_size()
     with timer("rollout"):
-        groups = in_flight(state, run.prompts, cfg)[rank::world_size]
+        groups, state = in_flight(state, run.prompts, cfg)
+        groups = groups[rank::world_size]
         # Ranks do not talk while they generate: each has its part of the groups to finish, of the old ones too.
         num_groups = len(range(rank, cfg.prompts_per_step, world_size))
         must_finish = {i for i, group in enumerate(groups) if age(group, step) == cfg.max_staleness}
@@ -103,7 +106,7 @@ def sample(run: Run, state: RunState, timer: Timer) -> tuple[list[Rollout], list
         groups = in_groups(gather_rollouts([with_segment(r, step) for group in groups for r in group]))
     chosen, carried = split(groups, step, cfg.prompts_per_step)
     share = [r for group in chosen[rank::world_size] for r in group]
-    return share, [group[0].prompt_id for group in chosen], tuple(carried)
+    return share, [group[0].prompt_id for group in chosen], replace(state, carried=tuple(carried))
 
 
 def with_segment(r: Rollout, step: int) -> Rollout:

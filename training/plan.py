@@ -282,7 +282,7 @@ def stages(argv: list[str]) -> list[Job]:
         raise UserError(f"--gpu: {gpu.name} has no bfloat16: --dtype=float16")
     if cfg.dtype == "float32":
         gpu = replace(gpu, peak=gpu.peak / 16)
-    prompt, longest = min(PROMPT, cfg.max_prompt_len), cfg.max_prompt_len + contexts[-1]
+    prompt, longest = min(PROMPT, cfg.max_prompt_len), cfg.max_prompt_len + cfg.longest_response
     jobs, steps_left = [], cfg.total_steps
     for i, context in enumerate(contexts):
         if gpus[i] < 1 or gpus[i] % (cfg.shard_size or gpus[i]):
@@ -291,7 +291,7 @@ def stages(argv: list[str]) -> list[Job]:
         steps_left -= steps
         if steps:
             entries = dict(max_response_len=context, group_size=cfg.group_size[i], stage_steps=steps, stage_gpus=())
-            stage_cfg = replace(cfg, **entries, eval_max_len=0)
+            stage_cfg = replace(cfg.of_stage(i), **entries, eval_max_len=0)
             jobs.append(Job(stage_cfg, model, gpus[i], gpu, prompt, means[i], cfg.eval_max_len or context, longest))
     return jobs
 

@@ -166,7 +166,7 @@ def check_compiler(cfg: Config, cuda: bool) -> None:
 
 def check_data(cfg: Config) -> None:
     """Are the files of problems there?"""
-    specs = [("train_data", cfg.train_data)]
+    specs = [("train_data", spec) for spec in dict.fromkeys(cfg.entries("train_data"))]
     if cfg.eval_every:
         specs += [("eval_data", spec) for spec in cfg.eval_data]
     for name, spec in specs:

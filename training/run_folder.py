@@ -221,7 +221,8 @@ def identity(cfg: Config, model: Path) -> dict[str, str]:
     checkpoint.check_model_folder(model)
     of_model = [model / name for name in MODEL_FILES if (model / name).is_file()]
     files = {f"model: {path.name}": path for path in [*of_model, *sorted(model.glob("*.safetensors"))]}
-    data = {"train_data": cfg.train_data}
+    by_stage = dict.fromkeys(cfg.entries("train_data"))
+    data = {"train_data" if len(by_stage) == 1 else f"train_data {i}": path for i, path in enumerate(by_stage, 1)}
     if cfg.eval_every:
         data |= {f"eval_data: {dataset_name(path)}": path for path in cfg.eval_data}
     for what, spec in data.items():

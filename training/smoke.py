@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from configs import Config, UserError, lost_rank, read_json
+from configs import PER_STAGE, Config, UserError, lost_rank, read_json
 from model import DTYPES, Qwen2
 from problems.prompts import Prompt, unread_golds
 from rollout import Rollout
@@ -94,12 +94,15 @@ def smoke_run(main: Callable[..., None], argv: list[str]) -> None:
 
 
 def settings(cfg: Config) -> Config:
-    """Two steps of the same run, in a folder of their own; the second at the longest context."""
+    """Two steps of the same run, in a folder of their own: of the first stage and of the one with the longest
+    context."""
+    longest = cfg.max_response_len.index(cfg.longest_response)
     return replace(
         cfg,
+        **{name: (cfg.entries(name)[0], cfg.entries(name)[longest]) for name in PER_STAGE},
         run_name=f"{cfg.run_name}-smoke",
-        max_response_len=(cfg.max_response_len[0], cfg.max_response_len[-1]),
-        group_size=(cfg.group_size[0], cfg.group_size[-1]),
+        max_response_len=(cfg.max_response_len[0], cfg.longest_response),
+        group_size=(cfg.group_size[0], cfg.group_size[longest]),
         stage_steps=(1, 1),
         stage_policy="fixed",
         stage_gpus=(),
@@ -134,7 +137,7 @@ def _remove_folder(cfg: Config) -> None:
 
 def worst_pack(cfg: Config, vocab_size: int, device: torch.device) -> Batch:
     """As many sequences of the greatest length as fit into `token_budget`, and one that fills it up."""
-    longest = cfg.max_prompt_len + cfg.max_response_len[-1]
+    longest = cfg.max_prompt_len + cfg.longest_response
     lengths = [longest] * (cfg.token_budget // longest)
     if cfg.token_budget % longest > 1:
         lengths.append(cfg.token_budget % longest)
@@ -151,7 +154,7 @@ def worst_case(run: Run, backward: Callable, optimizer_step: Callable) -> Timer:
     seconds and memory."""
     cfg, optimizer, timer = run.cfg, run.optimizer, Timer(run.device)
     b = worst_pack(cfg, run.model.vocab_size, run.device)
-    minibatch = Minibatch([], int(b.response_mask.sum()), b.cu_seqlens.numel() - 1, cfg.max_response_len[-1])
+    minibatch = Minibatch([], int(b.response_mask.sum()), b.cu_seqlens.numel() - 1, cfg.longest_response)
     with timer("worst pack"):
         b = replace(b, old_logprobs=fixed_logprobs(run.model, [b], cfg)[0])
         if run.reference:

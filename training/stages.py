@@ -148,8 +148,15 @@ def begin_next(
     choices = f"optimizer: {cfg.stage_optimizer}, data order: {cfg.stage_data_order}"
     choices += f", KL reference: {cfg.stage_reference}"
     print0(f"stage {stage + 1} of {len(cfg.stage_steps)} begins from {name}: {size}; {choices}")
-    order_began = state.step if cfg.stage_data_order == "reset" else state.order_began
-    return replace(state, stage=stage, stage_began=state.step, order_began=order_began, history=(), decision=None)
+    if begins_data_anew(stage, cfg):
+        state = replace(state, epoch=0, position=0, visits={})
+    return replace(state, stage=stage, stage_began=state.step, history=(), decision=None)
+
+
+def begins_data_anew(stage: int, cfg: Config) -> bool:
+    """Does a stage begin its data from the first epoch? By the setting, or since its data are others."""
+    data = cfg.entries("train_data")
+    return cfg.stage_data_order == "reset" or data[stage] != data[stage - 1]
 
 
 def load_reference(cfg: Config, state: RunState, reference: Qwen2 | None) -> None:
@@ -160,6 +167,13 @@ def load_reference(cfg: Config, state: RunState, reference: Qwen2 | None) -> Non
         if problem:
             raise UserError(f"{folder}: the KL reference of this stage is damaged: {problem}")
         checkpoint.load_weights(folder, reference)
+
+
+def learning_rate(state: RunState, cfg: Config) -> float:
+    """Of the step after `state`, by a stage's config: `lr`, to which it rises in a line over `lr_warmup_steps` steps
+    from where the optimizer began (the first of them has lr / lr_warmup_steps, unlike in verl, where it has 0)."""
+    began = state.stage_began if cfg.stage_optimizer == "reset" else 0
+    return cfg.lr * min(1.0, (state.step + 1 - began) / max(1, cfg.lr_warmup_steps))
 
 
 # --------------------------------------------------------------------------------------------------- on how many GPUs
