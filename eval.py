@@ -356,7 +356,7 @@ def run_dtype(evaluation: Evaluation, options: Options, out: Path, about: dict[s
     sampler = generate(evaluation, device, out / "completions.jsonl")
     dist.barrier()
     if dist.get_rank() == 0:
-        asked, rule = evaluation.problems(), Rule(cfg.reward, cfg.think)
+        asked, rule = evaluation.problems(), Rule(cfg.grading_rule, cfg.think)
         responses = read_responses(out / "completions.jsonl", asked, options.k)
         report(responses, asked, options.workers, rule, out, about)
     dist.barrier()
@@ -405,7 +405,7 @@ def grade_completions(options: Options, given: set[str], others: list[str]) -> N
         raise UserError("--problem_field and --answer_field are of --benchmarks=FILE, not of the completions")
     cfg = load_config(others)
     # Others' prompts, which may open <think>, are not in their files: lenient, unless it is asked for.
-    rule = Rule(cfg.reward, cfg.think if any(flag.startswith("--think=") for flag in others) else "optional")
+    rule = Rule(cfg.grading_rule, cfg.think if any(flag.startswith("--think=") for flag in others) else "optional")
     benchmarks, notes = load_benchmarks(options.benchmarks, Fields(options.problem_field, options.answer_field))
     print(*notes, sep="\n", end="\n" if notes else "")
     problems = {(name, problem.id): problem for name, rows in benchmarks.items() for problem in rows}

@@ -49,11 +49,11 @@ def policy_loss(
     logprobs: Tensor,
     old_logprobs: Tensor,
     advantages: Tensor,
-    clip_eps_low: float,
-    clip_eps_high: float,
+    clip_eps_low: float | Tensor,
+    clip_eps_high: float | Tensor,
     dual_clip: float | None = None,
 ) -> Tensor:
-    """PPO's clipped loss a token. All tensors (T,).
+    """PPO's clipped loss a token. All tensors (T,); the clips may be tensors too.
 
         loss = max(-A ratio, -A clamp(ratio, 1 - clip_eps_low, 1 + clip_eps_high))          ratio = pi / pi_old
 
@@ -69,7 +69,11 @@ def policy_loss(
 
 
 def clipped(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_eps_low: float, clip_eps_high: float
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    clip_eps_low: float | Tensor,
+    clip_eps_high: float | Tensor,
 ) -> Tensor:
     """1.0 where clipping took the gradient of `policy_loss` away, else 0.0. (T,); its mean is verl's pg_clipfrac."""
     ratio = probability_ratio(logprobs, old_logprobs)
@@ -129,6 +133,38 @@ def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, estimator: str) -> Tensor
         d = d.clamp(-20, 20)
         return (d.exp() - d - 1).clamp(-10, 10)
     raise ValueError(f"unknown KL estimator {estimator!r}")
+
+
+def is_high_entropy(entropy: Tensor, mask: Tensor, cu_seqlens: Tensor, quantile: float) -> Tensor:
+    """Whether the policy is less sure at a token than at a share `quantile` of its sequence's tokens. (T,) bool
+
+        entropy >= quantile of the entropies of the sequence's tokens whose mask is 1
+
+    Archer (arXiv 2507.15778, eq. 2 and 3), with torch.quantile's linear interpolation between two tokens. False where
+    the mask is 0.
+    """
+    sequences = sequence_index(cu_seqlens, mask.numel())
+    entropy = torch.where(mask > 0, entropy.detach(), torch.inf)  # masked tokens come last in their sequence
+    order = entropy.argsort()
+    order = order[sequences[order].argsort(stable=True)]  # by sequence, and within each by entropy
+    counts = sequence_sum(mask.double(), cu_seqlens)  # (S,)
+    place = quantile * (counts - 1).clamp(min=0)
+    lower = place.floor()
+    first, ascending = cu_seqlens[:-1] + lower.long(), entropy[order]
+    below, above = ascending[first], ascending[first + (place > lower).long()]
+    between = torch.where(place > lower, above - below, 0.0)
+    threshold = below + (place - lower) * between  # (S,)
+    return (mask > 0) & (entropy >= threshold[sequences])
+
+
+def next_entropy_coef(coef: float, entropy: float, target: float, step: float, most: float) -> float:
+    """The coefficient of the entropy bonus after a step with this entropy (nats a token, like `target`): up by `step`
+    where it is under the target, else down, within 0 .. `most`.
+
+    Skywork-OR1 (arXiv 2505.22312; EntController in verl/trainer/ppo/core_algos.py of its code). The loss of the next
+    step uses it only if this entropy was under the target.
+    """
+    return min(most, max(0.0, coef + (step if entropy < target else -step)))
 
 
 def rollout_weights(

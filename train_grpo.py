@@ -10,7 +10,6 @@ of this file; functions whose result is the same on every rank say so.
 Dimensions: T packed tokens of a batch.
 """
 
-import contextlib
 import math
 import time
 from dataclasses import replace
@@ -29,6 +28,7 @@ from losses import (
     cispo_loss,
     clipped,
     group_advantages,
+    is_high_entropy,
     kl_penalty,
     overlong_penalty,
     policy_loss,
@@ -42,6 +42,7 @@ from training import begin, checkpoint, metrics, packing, partial, preflight, ru
 from training import loss_scale as scaling
 from training.begin import Run
 from training.checkpoint import RunState, step_name
+from training.end import leave, save, tear_down
 from training.groups import after_visits, draw_prompts, groups_to_train_on, refill_prompts
 from training.metrics import LossSums, Timer
 from training.packing import Batch, Minibatch, all_sum, from_rank0, print0
@@ -94,6 +95,8 @@ def with_advantages(rollouts: list[Rollout], order: list[int], max_len: int, cfg
         lengths = [[len(r.response_ids) for r in group] for group in groups.values()]
         lengths = torch.tensor(lengths, dtype=torch.float64)  # (P, G)
         rewards = rewards + overlong_penalty(lengths, max_len, cfg.overlong_buffer)
+    if cfg.reward == "none":
+        rewards = torch.zeros_like(rewards)
     advantages = group_advantages(rewards, cfg.normalize_advantage_std).tolist()
     with_them = []
     for group, values in zip(groups.values(), advantages, strict=True):
@@ -123,9 +126,21 @@ def collect_groups(run: Run, state: RunState, timer: Timer) -> tuple[list[list[R
 # ---------------------------------------------------------------------------------------------------- loss and update
 
 
-def policy_losses(logprobs: Tensor, old_logprobs: Tensor, b: Batch, cfg: Config) -> tuple[Tensor, Tensor]:
-    """The policy loss per token, and 1 where clipping took its gradient. (T,), (T,)"""
+Clip = tuple[float | Tensor, float | Tensor]  # below and above, for all tokens or (T,)
+
+
+def clip_and_kl_coef(entropy: Tensor, b: Batch, cfg: Config) -> tuple[Clip, float | Tensor]:
+    """The settings, but for tokens of high entropy where `high_entropy_quantile` gives them others (Archer)."""
     clip = cfg.clip_eps_low, cfg.clip_eps_high
+    if not cfg.high_entropy_quantile:
+        return clip, cfg.kl_coef
+    is_high = is_high_entropy(entropy, b.response_mask, b.cu_seqlens, cfg.high_entropy_quantile)
+    clip = tuple(torch.where(is_high, cfg.high_entropy_clip_eps, eps) for eps in clip)
+    return clip, torch.where(is_high, 0.0, cfg.kl_coef)
+
+
+def policy_losses(logprobs: Tensor, old_logprobs: Tensor, b: Batch, clip: Clip, cfg: Config) -> tuple[Tensor, Tensor]:
+    """The policy loss per token, and 1 where clipping took its gradient. (T,), (T,)"""
     if cfg.policy_loss == "cispo":
         sign = torch.ones_like(logprobs)
         outside = clipped(logprobs, old_logprobs, sign, *clip) + clipped(logprobs, old_logprobs, -sign, *clip)
@@ -153,7 +168,8 @@ def backward(
         model.set_requires_all_reduce(i + 1 == len(batches))  # HSDP: the copies' gradients are summed once, at the end
         logprobs, entropy = packing.batch_logprobs(model, b, cfg)  # (T,), (T,)
         old_logprobs = logprobs.detach() if b.old_logprobs is None else b.old_logprobs
-        pg, clips = policy_losses(logprobs, old_logprobs, b, cfg)
+        clip, kl_coef = clip_and_kl_coef(entropy, b, cfg)
+        pg, clips = policy_losses(logprobs, old_logprobs, b, clip, cfg)
         pg = pg * rollout_weights(old_logprobs, b.rollout_logprobs, b.response_mask, b.cu_seqlens, *correction)
         losses = pg - cfg.entropy_coef * entropy
         kl = torch.zeros_like(pg)
@@ -161,7 +177,7 @@ def backward(
             # a masked token may hold any value, even inf, which would come back from the backward pass as nan
             ref_logprobs = torch.where(b.response_mask > 0, b.ref_logprobs, logprobs.detach())
             kl = kl_penalty(logprobs, ref_logprobs, cfg.kl_estimator)
-            losses = losses + cfg.kl_coef * kl
+            losses = losses + kl_coef * kl
         loss = aggregate(losses, b.response_mask, b.cu_seqlens, cfg.loss_agg, *counts)
         (loss * scale).backward()
         with torch.no_grad():
@@ -197,7 +213,7 @@ def add_fixed_logprobs(run: Run, packed: list[list[Batch]]) -> tuple[list[list[B
             batches = [replace(b, old_logprobs=logprobs) for b, logprobs in zip(batches, old, strict=True)]
             for b in batches:
                 mismatch = mismatch + watch.mismatch(b.old_logprobs, b)
-        if run.reference:
+        if run.cfg.kl_coef:
             ref = packing.fixed_logprobs(run.reference, batches, run.cfg)
             batches = [replace(b, ref_logprobs=logprobs) for b, logprobs in zip(batches, ref, strict=True)]
         scored.append(batches)
@@ -210,7 +226,8 @@ def learn(
     """One optimizer step per minibatch, of which this rank has the micro-batches `packed[i]`. Returns figures over all
     ranks' tokens; for each update its gradient norm, None if it was skipped (but for a too large loss scale, which is
     no fault); and the state with what float16 has learned of its loss scale."""
-    cfg, step, sums, losses, norms = run.cfg, state.step + 1, LossSums.zero(run.device), [], []
+    cfg, step = stages.with_entropy_coef(run.cfg, state), state.step + 1
+    sums, losses, norms = LossSums.zero(run.device), [], []
     figures: dict[str, Any] = watch.columns(None, cfg)
     if not minibatches:
         print0(f"step {step}: every group is uniform (all right or all wrong), or no token counts: no update")
@@ -229,7 +246,8 @@ def learn(
         state = scaling.after_update(state, norm, losses[-1], cfg)
         sums = sums + minibatch_sums
     figures |= {"loss_scale": state.loss_scale} if cfg.dtype == "float16" else {}
-    return {**figures, **metrics.loss_columns(sums, losses, norms)}, norms, state
+    figures |= metrics.loss_columns(sums, losses, norms)
+    return figures, norms, stages.after_entropy(state, figures["entropy"], run.cfg)
 
 
 # ------------------------------------------------------------------------------------------ set up, validate and finish
@@ -301,39 +319,6 @@ def finish(run: Run, state: RunState, steps_at_start: int, evaluated: dict[int, 
             metrics.write_summary(cfg, state, final, costs)
             timer = Timer(run.device)
     run.ledger.charge(timer)
-
-
-def tear_down(run: Run) -> None:
-    dist.barrier()  # no rank leaves while another may still need it
-    run.log.close()
-    run.pool.close()
-    run.lock.release()
-    run.sampler.close()
-    if dist.is_initialized():  # vLLM ends the process group with its engine
-        dist.destroy_process_group()
-
-
-def save(run: Run, state: RunState) -> None:
-    """A checkpoint and an export of these weights. What cannot be written ends the run with one line."""
-    timer = Timer(run.device)
-    with timer("checkpoint"):
-        checkpoint.save_all(run.cfg, run.model, run.optimizer, state)
-    run.ledger.charge(timer)
-
-
-def leave(run: Run, state: RunState) -> None:
-    """A preempted run: save what the last checkpoint does not have, and let the folder go."""
-    checkpoint_dir = run.cfg.run_dir / "ckpt" / step_name(state.step)
-    if run.cfg.save_every and state.step and not from_rank0(checkpoint_dir.is_dir):
-        save(run, state)
-    run.log.close()
-    run.pool.close()
-    run.lock.release()
-    with contextlib.suppress(OSError):  # nobody reads it any more
-        print0(f"preempted: --resume=true goes on after step {state.step}")
-    dist.barrier()  # launchers may end all ranks when one has left
-    if not run.cfg.save_every:
-        raise SystemExit("preempted, and save_every=0 keeps no checkpoint")
 
 
 def report(run: Run, state: RunState, evaluated: dict[int, dict]) -> RunState:
@@ -420,6 +405,8 @@ def train(whole_run: Run, state: RunState, hook: Any) -> tuple[RunState, dict[in
             row |= {"reward_timeouts": timeouts_at_start + timeouts}
             row |= partial.columns(groups, state.carried, step) if cfg.partial_rollouts else {}
             row |= {"prompts_left_out": state.left_out} if cfg.skip_solved or cfg.weigh_draw else {}
+            row |= metrics.entropy_columns(groups, max_len, state, cfg)
+            metrics.warn_if_entropy_collapses(row, drawn)
             if dumps:
                 metrics.dump_rollouts(cfg.run_dir, step, groups, run.prompts, run.tokenizer, differences)
             row |= metrics.time_columns(timer, time.perf_counter() - step_started, row["tokens_generated"])

@@ -62,7 +62,7 @@ RENAMED = {
 
 
 # settings that may have one entry a stage; a single value serves all stages
-PER_STAGE = ("train_data", "prompts_per_step", "temperature", "minibatches", "lr")
+PER_STAGE = ("train_data", "prompts_per_step", "temperature", "minibatches", "lr", "kl_coef", "entropy_coef")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +117,7 @@ class Config:
     stage_optimizer: Literal["reset", "keep"] = "reset"
     stage_data_order: Literal["reset", "keep"] = "reset"
     stage_reference: Literal["reset", "keep"] = "reset"  # reset: the KL reference is the weights the stage begins with
+    reference: str = ""  # folder or hub id of another KL reference, for all stages: a teacher; "" = as stage_reference
     # GPUs, one entry a stage, and no others: before a stage with another number the run stops and prints the command
     stage_gpus: tuple[int, ...] = ()
     max_steps: int = 0  # cuts the whole run short; 0 = no cap
@@ -134,9 +135,19 @@ class Config:
     clip_eps_low: float = 0.2  # the ratio is clipped to 1 - low .. 1 + high
     clip_eps_high: float = 0.2
     dual_clip: float = 0.0  # bounds the loss of bad actions at this times |advantage|; 0 = off
-    kl_coef: float = 0.001  # times the KL penalty against the reference, the stage's frozen start; 0 = none
+    # Archer: tokens with a higher entropy than this share of their response's have a clip of their own, low and high,
+    # and no KL penalty; 0 = off
+    high_entropy_quantile: float = 0.0
+    high_entropy_clip_eps: float = 0.5
+    # Times the KL penalty against the reference, the stage's frozen start; 0 = none. One entry a stage, or one for all
+    kl_coef: float | tuple[float, ...] = 0.001
     kl_estimator: Literal["k1", "k2", "k3", "k3_clamped"] = "k3_clamped"
-    entropy_coef: float = 0.001  # times the entropy bonus
+    entropy_coef: float | tuple[float, ...] = 0.001  # times the entropy bonus; one entry a stage, or one for all
+    # Nats a token under which the entropy is to be raised (Skywork-OR1): the coefficient begins as entropy_coef, grows
+    # by entropy_coef_step after a step under it, shrinks after others, is used after steps under it alone. 0 = constant
+    entropy_target: float = 0.0
+    entropy_coef_step: float = 1e-4
+    entropy_coef_max: float = 0.005  # that it grows to
     loss_agg: Literal["token", "sequence", "dr_grpo", "deepscaler"] = "token"
     normalize_advantage_std: bool = True
     mask_truncated: bool = False  # truncated responses give no gradient (DeepScaleR trains on them)
@@ -164,7 +175,9 @@ class Config:
     threads: int = 0
     shard_size: int = 0  # ranks that share one copy of the weights (HSDP: the GPUs of a node); 0 = all of them (FSDP)
     gpu_dollars_per_hour: float = 0.0  # for the ledger; 0 = no dollars
-    reward: Literal["exact", "strict", "deepscaler"] = "exact"  # when an answer counts as right, see reward.RULES
+    # When an answer counts as right, see reward.RULES. none: by the exact rule, for the metrics alone; all advantages
+    # are 0, and the policy learns from the KL reference
+    reward: Literal["exact", "strict", "deepscaler", "none"] = "exact"
     # Where the answer stands. required: behind <think> and </think>, DeepScaleR's rule; optional: behind </think>, or
     # anywhere in a response without it that ended by itself, see reward.graded_text
     think: Literal["required", "optional"] = "required"
@@ -182,6 +195,16 @@ class Config:
     @property
     def run_dir(self) -> Path:
         return Path(self.out_dir) / self.run_name
+
+    @property
+    def grading_rule(self) -> str:
+        """The rule that metrics and validation go by."""
+        return "exact" if self.reward == "none" else self.reward
+
+    @property
+    def uses_reference(self) -> bool:
+        """Has any stage a KL penalty?"""
+        return any(self.entries("kl_coef"))
 
     @property
     def end_contexts(self) -> dict[str, int]:
@@ -211,7 +234,7 @@ class Config:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, checked(field.name, field.type, getattr(self, field.name)))
         check_ranges(self)
-        for name in ("out_dir", "model", "train_data", "eval_data"):
+        for name in ("out_dir", "model", "reference", "train_data", "eval_data"):
             object.__setattr__(self, name, from_home(getattr(self, name)))
         check_stages(self, PER_STAGE)
         check_choices(self)

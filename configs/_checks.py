@@ -17,11 +17,13 @@ def check_ranges(cfg: Any) -> None:
                 "adam_beta1": 0, "adam_beta2": 0, "stage_window": 8, "stage_patience": 1,
                 "stage_gpus": 1, "overlong_buffer": 0, "refill_attempts": 0, "shard_size": 0,
                 "gpu_dollars_per_hour": 0, "eval_max_len": 0, "preempt_seconds": 0, "threads": 0,
-                "max_staleness": 1, "lr_warmup_steps": 0, "skip_solved": 0}  # fmt: skip
+                "max_staleness": 1, "lr_warmup_steps": 0, "skip_solved": 0,
+                "entropy_target": 0, "entropy_coef_step": 0, "entropy_coef_max": 0}  # fmt: skip
     for name, low in at_least.items():
         entries = as_tuple(getattr(cfg, name))
         if not entries and name != "stage_gpus":
             raise UserError(f"{name}: at least one entry is needed")
+        low = 1 if name == "group_size" and cfg.reward == "none" else low
         if any(entry < low for entry in entries):
             reason = " (a group of one has no advantage)" if name == "group_size" else ""
             raise UserError(f"{name}: {min(entries)} is under its minimum {low}{reason}")
@@ -33,6 +35,10 @@ def check_ranges(cfg: Any) -> None:
         raise UserError(f"vllm_sleep_level: {cfg.vllm_sleep_level} is neither 1 nor 2")
     if not 0 < cfg.vllm_gpu_memory_utilization < 1:
         raise UserError(f"vllm_gpu_memory_utilization: {cfg.vllm_gpu_memory_utilization} must be between 0 and 1")
+    if not 0 <= cfg.high_entropy_quantile < 1:
+        raise UserError(f"high_entropy_quantile: {cfg.high_entropy_quantile} is not a share from 0 to under 1")
+    if not 0 <= cfg.high_entropy_clip_eps < 1:
+        raise UserError(f"high_entropy_clip_eps: {cfg.high_entropy_clip_eps} is not from 0 to under 1")
     for name in ("top_p", "eval_top_p"):
         if not 0 < getattr(cfg, name) <= 1:
             raise UserError(f"{name}: {getattr(cfg, name)} must be in (0, 1]")
@@ -45,9 +51,9 @@ def check_ranges(cfg: Any) -> None:
     ):
         if getattr(cfg, name) > most:
             raise UserError(f"{name}: {getattr(cfg, name)} is above its maximum {most}")
-    for name in ("out_dir", "run_name", "model", "train_data", "eval_data"):
+    for name in ("out_dir", "run_name", "model", "reference", "train_data", "eval_data"):
         for path in as_tuple(getattr(cfg, name)):
-            if not is_path(path):
+            if not is_path(path) and (path or name != "reference"):
                 raise UserError(f"{name}: {path[:60]!r} is no path: empty, too long, or with a null character")
     for field in dataclasses.fields(cfg):
         for value in as_tuple(getattr(cfg, field.name)):
@@ -88,6 +94,10 @@ def check_choices(cfg: Any) -> None:
     """Settings that do not go together."""
     if cfg.dual_clip and (cfg.dual_clip <= 1 or cfg.policy_loss == "cispo"):
         raise UserError(f"dual_clip: {cfg.dual_clip} must be above 1, or 0 for none; cispo takes none")
+    if cfg.high_entropy_quantile and cfg.policy_loss != "ppo":
+        raise UserError(
+            f"high_entropy_quantile: its clip is a token's, for policy_loss=ppo, not {cfg.policy_loss}; use 0"
+        )
     if cfg.refill_attempts and not cfg.drop_uniform_groups:
         raise UserError("refill_attempts: only dropped groups are replaced; needs drop_uniform_groups=true")
     if cfg.partial_rollouts and cfg.rollout_correction != "truncate":
@@ -99,6 +109,16 @@ def check_choices(cfg: Any) -> None:
     if cfg.partial_rollouts and cfg.stage_data_order == "keep" and len(set(cfg.entries("prompts_per_step"))) > 1:
         # a stage carries over as many groups as a step trains on, or its last step would have too few
         raise UserError("prompts_per_step: partial_rollouts and stage_data_order=keep want one for all stages")
+    if cfg.reference and not cfg.uses_reference:
+        raise UserError("reference: nothing is learned from it with kl_coef=0")
+    if cfg.reward == "none" and not all(cfg.entries("kl_coef")):
+        raise UserError("reward: with none there is nothing to learn but the KL reference's; needs kl_coef")
+    for name in ("drop_uniform_groups", "overlong_buffer", "skip_solved", "weigh_draw"):
+        if cfg.reward == "none" and getattr(cfg, name):
+            raise UserError(f"{name}: goes by rewards, and reward=none has none")
+    for coef in cfg.entries("entropy_coef"):
+        if cfg.entropy_target and not 0 <= coef <= cfg.entropy_coef_max:
+            raise UserError(f"entropy_coef: {coef} is not in 0 .. entropy_coef_max={cfg.entropy_coef_max}")
     if cfg.stage_from == "best" and not cfg.save_every:
         raise UserError("stage_from: best is a checkpoint's; needs save_every above 0")
     if cfg.sampler == "vllm" and max(*as_tuple(cfg.temperature), cfg.eval_temperature) > 2:

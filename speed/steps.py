@@ -162,7 +162,7 @@ def reward(cfg: Config, argv: list[str]) -> Section | None:
     prompts = load_prompts(cfg, ChatTokenizer(resolve_model(cfg.model), cfg.stop_tokens))[0][: cfg.prompts_per_step]
     problems = [prompt.problem for prompt in prompts for _ in range(cfg.group_size[0])]
     wrong, numbers = 0, count(1)
-    with RewardPool(cfg.reward_workers, cfg.reward_timeout, rule=cfg.reward) as pool:
+    with RewardPool(cfg.reward_workers, cfg.reward_timeout, rule=cfg.grading_rule) as pool:
 
         def grade() -> None:
             nonlocal wrong
@@ -171,5 +171,5 @@ def reward(cfg: Config, argv: list[str]) -> Section | None:
 
         seconds = repeated(grade, torch.device("cpu"))
     speeds = {"ms": Spread.of([1e3 * s for s in seconds]), "answers/s": rates(len(problems), seconds)}
-    title = f"reward: {cfg.reward_workers} workers, rule {cfg.reward}, half of the answers right"
+    title = f"reward: {cfg.reward_workers} workers, rule {cfg.grading_rule}, half of the answers right"
     return Section(title, [{"answers": len(problems), **speeds, "not as expected": wrong}])

@@ -42,7 +42,7 @@ def file_refusal(tmp_path: Path, text: str) -> str:
 
 
 def test_the_rules_of_the_reward_are_those_of_the_setting():
-    assert get_args(next(f.type for f in dataclasses.fields(Config) if f.name == "reward")) == tuple(RULES)
+    assert get_args(next(f.type for f in dataclasses.fields(Config) if f.name == "reward")) == (*RULES, "none")
 
 
 def test_no_arguments_give_the_defaults():
@@ -214,10 +214,13 @@ def test_every_choice_of_an_algorithm_is_some_config_s():
         others = ("kl_estimator", "export_dtype", "stage_reference", "attention", "compile")  # the last two: how fast
         if get_origin(field.type) is Literal and field.name not in others:
             used = {getattr(c, field.name) for c in configs}
-            # TRL's correction; the reward that DeepScaleR's begins with; GPUs without bfloat16
-            without_config = {"sequence_mask", "strict", "float16"}
+            # TRL's correction; GPUs without bfloat16
+            without_config = {"sequence_mask", "float16"}
             assert used == set(get_args(field.type)) - without_config, field.name
-    for name in ("dual_clip", "overlong_buffer", "refill_attempts", "stage_gpus", "eval_max_len"):
+    switches = (
+        "dual_clip overlong_buffer refill_attempts stage_gpus eval_max_len lr_warmup_steps skip_solved weigh_draw"
+    )
+    for name in f"{switches} reference entropy_target high_entropy_quantile".split():
         assert any(getattr(c, name) for c in configs), name
 
 

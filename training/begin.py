@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from configs import Config, UserError
-from configs._model import resolve_model
+from configs._model import ModelConfig, resolve_model
 from grader.pool import RewardPool
 from kernels import cpu
 from model import Qwen2
@@ -36,7 +36,7 @@ class Run:
     sampler: Sampler  # its own copy of the weights
     pool: RewardPool
     model: Qwen2  # the policy, in float32 shards
-    reference: Qwen2 | None  # frozen; None if kl_coef is 0
+    reference: Qwen2 | None  # frozen; None if no stage has a KL penalty
     optimizer: torch.optim.AdamW
     ledger: Ledger
     log: metrics.StepLog
@@ -67,6 +67,7 @@ def load(cfg: Config, hook: Any, preemption: Preemption, started: float) -> tupl
     stage_prompts, notes = load_stage_prompts(cfg, tokenizer)
     benchmarks, eval_notes = load_benchmarks(cfg, tokenizer)
     longest = longest_sequence(cfg, path, benchmarks)
+    reference_path = find_reference(cfg, path)
     device = packing.init_distributed(cfg)
     machine = cpu.prepare(run_folder.threads(cfg)) if device.type == "cpu" else ""
     hook.before_loading(cfg)
@@ -77,13 +78,13 @@ def load(cfg: Config, hook: Any, preemption: Preemption, started: float) -> tupl
         old = "an earlier version of this program wrote it, whose data order this one does not know"
         raise UserError(f"{newest}: {old}: go on with that version, or begin from its export with another --run_name")
     stages.check_gpus(state, cfg)
-    files = from_rank0(run_folder.check_identity, cfg, path)
+    files = from_rank0(run_folder.check_identity, cfg, path, reference_path if cfg.reference else None)
     run_id = from_rank0(run_folder.run_id, cfg)
     ledger, log = Ledger(cfg.run_dir, started), metrics.StepLog(cfg, run_id)
 
     with Timer(device)("load"):
         sampler = make_sampler(cfg, path, device, longest)  # first: vLLM counts its share of a GPU's free memory
-        model, reference = packing.load_models(cfg, path, device)
+        model, reference = packing.load_models(cfg, path, reference_path, device)
     betas = cfg.adam_beta1, cfg.adam_beta2
     fused = device.type == "cpu"  # a pass a tensor there, not one an operation
     lr = cfg.entries("lr")[state.stage]  # each step sets its own
@@ -97,7 +98,7 @@ def load(cfg: Config, hook: Any, preemption: Preemption, started: float) -> tupl
         stage_prompts=stage_prompts,
         benchmarks={} if cfg.smoke else benchmarks,  # a smoke run only checks that they can be read and fit
         sampler=sampler,
-        pool=RewardPool(cfg.reward_workers, cfg.reward_timeout, rule=cfg.reward),
+        pool=RewardPool(cfg.reward_workers, cfg.reward_timeout, rule=cfg.grading_rule),
         model=model,
         reference=reference,
         optimizer=optimizer,
@@ -108,6 +109,26 @@ def load(cfg: Config, hook: Any, preemption: Preemption, started: float) -> tupl
     )
     remarks = [*notes, *eval_notes, *([stop_warning] if stop_warning else [])]
     return run, state, Beginning(newest, files, run_id, remarks, machine)
+
+
+def find_reference(cfg: Config, model: Path) -> Path | None:
+    """The folder of the KL reference, None where there is none. Raises UserError for a teacher that cannot score what
+    the model writes."""
+    if not cfg.reference:
+        return model if cfg.uses_reference else None
+    path = resolve_model(cfg.reference)
+    checkpoint.check_model_folder(path, "reference")
+    ours, theirs = ChatTokenizer(model).tokenizer.get_vocab(), ChatTokenizer(path).tokenizer.get_vocab()
+    different = sorted((token for token in {**ours, **theirs} if ours.get(token) != theirs.get(token)), key=repr)
+    if different:
+        example = f"{different[0]!r} is {ours.get(different[0])} in the model, {theirs.get(different[0])} in it"
+        reason = f"{len(different)} tokens have other ids ({example})"
+        raise UserError(f"reference: {path} has another tokenizer: {reason}; take a teacher of the model's family")
+    longest, positions = cfg.max_prompt_len + cfg.longest_response, ModelConfig.from_folder(path)
+    if longest > positions.max_position_embeddings:
+        limit = f"it has only max_position_embeddings={positions.max_position_embeddings}"
+        raise UserError(f"reference: {path} is to score {longest} tokens, but {limit}")
+    return path
 
 
 def start(run: Run, state: RunState, beginning: Beginning) -> None:

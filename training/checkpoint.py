@@ -48,6 +48,9 @@ class RunState:
     loss_scale: float = 2.0**16  # of a float16 run, see training/loss_scale.py
     good_updates: int = 0  # of a float16 run: in a row, at this scale
     timeouts: int = 0  # answers lost in the grader
+    first_entropy: float | None = None  # of the first update's step, nats a token
+    entropy: float | None = None  # of the last one's
+    entropy_coef: float | None = None  # with entropy_target, as far as it has moved; None: the setting
     base: dict[str, Any] | None = None  # the base model's evaluation: {"first": results, "last": results}
     score: float | None = None  # smoothed reward, if this checkpoint competes for the best of its stage
     reference: str | None = None  # the checkpoint that is the KL reference; None: the model the run began with
@@ -170,7 +173,8 @@ def save_bytes(num_params: int, cfg: Config) -> int:
 
 def most_saves(cfg: Config) -> int:
     """How many checkpoints may stand beside each other: the newest, each stage's best, KL references, a new one."""
-    references = len(cfg.stage_steps) - 1 if cfg.kl_coef and cfg.stage_reference == "reset" else 0
+    resets = cfg.uses_reference and cfg.stage_reference == "reset" and not cfg.reference
+    references = len(cfg.stage_steps) - 1 if resets else 0
     at_most = sum(steps // cfg.save_every + 1 for steps in cfg.stage_steps) if cfg.save_every else 0
     return min(at_most, cfg.keep_checkpoints + len(cfg.stage_steps) + references + 1)
 
@@ -230,12 +234,12 @@ def _save_all(cfg: Config, model: Qwen2, optimizer: torch.optim.Optimizer, state
 # -------------------------------------------------------------------------------------------------------- find and load
 
 
-def check_model_folder(folder: Path) -> None:
+def check_model_folder(folder: Path, setting: str = "model") -> None:
     """Raises UserError for one whose tensors are not those of its config, or that is damaged by its own manifest, which
     our exports have."""
     problem = damage(folder, needed=("config.json",)) if (folder / "manifest.json").exists() else None
     if problem:
-        raise UserError(f"model: {folder} is damaged: {problem}")
+        raise UserError(f"{setting}: {folder} is damaged: {problem}")
     check_weights(folder)
 
 

@@ -104,10 +104,11 @@ def is_mixed(group: list[Rollout]) -> bool:
 
 def groups_to_train_on(groups: list[list[Rollout]], cfg: Config) -> list[list[Rollout]]:
     """All groups, or the first `prompts_per_step` mixed ones in the order drawn; sorted by prompt. An empty list if
-    every advantage is 0, or no token counts."""
+    no token counts, or every advantage is 0 though there is a reward."""
     if cfg.drop_uniform_groups:
         groups = [group for group in groups if is_mixed(group)][: cfg.prompts_per_step]
     rollouts = [rollout for group in groups for rollout in group if packing.counts_in_loss(rollout, cfg.mask_truncated)]
-    if not rollouts or all(rollout.advantage == 0 for group in groups for rollout in group):
+    nothing_to_compare = cfg.reward != "none" and all(r.advantage == 0 for group in groups for r in group)
+    if not rollouts or nothing_to_compare:
         return []
     return sorted(groups, key=lambda group: group[0].prompt_id)

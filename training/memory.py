@@ -62,6 +62,7 @@ class Job:
 
     cfg: Config  # of this stage alone
     model: Qwen2  # on the meta device: shapes, no weights
+    reference: Qwen2 | None  # likewise; there if any stage has a KL penalty
     gpus: int
     gpu: Gpu
     prompt: int  # expected tokens of a prompt
@@ -105,8 +106,8 @@ class Job:
         return max(0.0, (share * GIB - self.size * num_params(self.model)) / self.kv_bytes)
 
 
-def num_params(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
+def num_params(module: nn.Module | None) -> int:
+    return sum(p.numel() for p in module.parameters()) if module else 0
 
 
 # ------------------------------------------------------------------------------------------- bytes by part and moment
@@ -148,7 +149,7 @@ def sharded_memory(job: Job) -> dict[str, dict[str, float]]:
         # of the micro-batches before; with HSDP what they have not yet summed over the replicas is in their place
         f"float32 gradients / {shards}": dict.fromkeys(TRAINER_MOMENTS, 4 * shard),
         "foreach temporaries of AdamW": {"optimizer": 4 * shard},
-        f"reference, {cfg.dtype} / {shards}": dict.fromkeys(MOMENTS, size * shard if cfg.kl_coef else 0),
+        f"reference, {cfg.dtype} / {shards}": dict.fromkeys(MOMENTS, size * num_params(job.reference) / shards),
         # Of layers only in their own passes: the one at work, and the next one.
         "gathered: root, 2 layers": {"head's bwd": size * root, "layer's bwd": size * (root + 2 * layer)},
         "gradients before reduce-scatter": {

@@ -74,12 +74,15 @@ def load_model(cfg: Config, path: Path, device: torch.device, dtype: torch.dtype
     return model
 
 
-def load_models(cfg: Config, path: Path, device: torch.device) -> tuple[Qwen2, Qwen2 | None]:
-    """The policy, and the KL reference if there is a KL penalty."""
+def load_models(
+    cfg: Config, path: Path, reference_path: Path | None, device: torch.device
+) -> tuple[Qwen2, Qwen2 | None]:
+    """The policy, and the KL reference if there is one."""
     model = load_model(cfg, path, device, torch.float32)
     model.set_activation_checkpointing(cfg.activation_checkpointing)
-    reference = load_model(cfg, path, device, DTYPES[cfg.dtype]).requires_grad_(False) if cfg.kl_coef else None
-    return model, reference
+    if reference_path is None:
+        return model, None
+    return model, load_model(cfg, reference_path, device, DTYPES[cfg.dtype]).requires_grad_(False)
 
 
 def create_moments(model: Qwen2, optimizer: torch.optim.Optimizer) -> None:

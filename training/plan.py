@@ -57,6 +57,7 @@ QWEN3_0_6B = QWEN_1_5B | dict(model_type="qwen3", hidden_size=1024, intermediate
 QWEN3_1_7B = QWEN3_0_6B | dict(hidden_size=2048, intermediate_size=6144)
 SHAPES = {  # of hub repositories, as published
     "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B": R1_DISTILL,
+    "hbx/JustRL-DeepSeek-1.5B": R1_DISTILL,
     "Qwen/Qwen2.5-1.5B": QWEN_1_5B,
     "Qwen/Qwen2.5-1.5B-Instruct": QWEN_1_5B,
     "Qwen/Qwen2.5-0.5B": QWEN_0_5B,
@@ -194,13 +195,14 @@ def step_seconds(job: Job, stack: Stack) -> dict[str, float]:
     """phase -> seconds of a step."""
     cfg, limit, group = job.cfg, job.cfg.max_response_len[0], job.cfg.group_size[0]
     lengths = [job.prompt + n - 1 for n in response_lengths(job.mean, limit, cfg.prompts_per_step * group)]
-    # Old log-probabilities, but for the first minibatch; the reference's.
-    passes = 1 - 1 / cfg.minibatches + bool(cfg.kl_coef)
+    scoring = (1 - 1 / cfg.minibatches) * kernel_seconds(job, lengths, training=False)  # but for the first minibatch
+    if cfg.kl_coef:
+        scoring += kernel_seconds(replace(job, model=job.reference), lengths, training=False)
     saved = save_bytes(num_params(job.model), cfg)
     return {
         GENERATION: generation_seconds(job, stack),
         "reward": stack.reward,
-        "logprobs": passes * stack.training * kernel_seconds(job, lengths, training=False) / job.gpus,
+        "logprobs": stack.training * scoring / job.gpus,
         "train": stack.training * kernel_seconds(job, lengths, training=True) / job.gpus,
         "sync": stack.sync,
         "checkpoint": saved / DISK / cfg.save_every if cfg.save_every else 0.0,
@@ -278,6 +280,8 @@ def stages(argv: list[str]) -> list[Job]:
         given = ",".join(map(str, means))
         raise UserError(f"--mean_len: {given!r}: one number a stage, between 1 and its limit, of {contexts}")
     model, gpu = without_weights(shape_to_plan(cfg.model)[0]), GPUS[flags.gpu]
+    teacher = without_weights(shape_to_plan(cfg.reference)[0]) if cfg.reference else model
+    reference = teacher if cfg.uses_reference else None
     if cfg.dtype == "bfloat16" and not gpu.bfloat16:
         raise UserError(f"--gpu: {gpu.name} has no bfloat16: --dtype=float16")
     if cfg.dtype == "float32":
@@ -292,7 +296,9 @@ def stages(argv: list[str]) -> list[Job]:
         if steps:
             entries = dict(max_response_len=context, group_size=cfg.group_size[i], stage_steps=steps, stage_gpus=())
             stage_cfg = replace(cfg.of_stage(i), **entries, eval_max_len=0)
-            jobs.append(Job(stage_cfg, model, gpus[i], gpu, prompt, means[i], cfg.eval_max_len or context, longest))
+            jobs.append(
+                Job(stage_cfg, model, reference, gpus[i], gpu, prompt, means[i], cfg.eval_max_len or context, longest)
+            )
     return jobs
 
 

@@ -201,7 +201,7 @@ def check_same_run(info: dict[str, Any], cfg: Config) -> None:
     before["world_size"] = info.get("world_size", world_size)
     may_change = set(MAY_CHANGE)
     if "identity" in info:
-        may_change |= {"model", "train_data", "eval_data"}
+        may_change |= {"model", "reference", "train_data", "eval_data"}
     if cfg.loss_agg == "deepscaler":  # it sums over micro-batches and averages over ranks: these change the gradient
         may_change -= {"token_budget", "world_size", "stage_gpus"}
     if cfg.stage_from == "best":  # the cadence decides which checkpoints compete
@@ -210,17 +210,20 @@ def check_same_run(info: dict[str, Any], cfg: Config) -> None:
         may_change |= {"world_size"}
     for name in sorted(set(now) - may_change):
         if before[name] != now[name]:
-            allowed = ", ".join(sorted(may_change - {"model", "train_data", "eval_data"}))
+            allowed = ", ".join(sorted(may_change - {"model", "reference", "train_data", "eval_data"}))
             change = f"{name} was {before[name]} and is now {now[name]}"
             raise UserError(f"resume: {change}; a resumed run may change only {allowed}")
 
 
-def identity(cfg: Config, model: Path) -> dict[str, str]:
-    """{what: SHA-256} of all files that a run learns from: data, base weights, tokenizer, template; and the commit of a
-    model from the hub. Raises UserError for a model folder that is damaged by its own manifest."""
+def identity(cfg: Config, model: Path, teacher: Path | None) -> dict[str, str]:
+    """{what: SHA-256} of all files that a run learns from: data, base weights, tokenizer, template, those of a teacher;
+    and the commit of a model from the hub. Raises UserError for a model folder that is damaged by its own manifest."""
     checkpoint.check_model_folder(model)
-    of_model = [model / name for name in MODEL_FILES if (model / name).is_file()]
-    files = {f"model: {path.name}": path for path in [*of_model, *sorted(model.glob("*.safetensors"))]}
+    files = {}
+    for what, folder in (("model", model), ("reference", teacher)):
+        if folder:
+            of_folder = [folder / name for name in MODEL_FILES if (folder / name).is_file()]
+            files |= {f"{what}: {path.name}": path for path in [*of_folder, *sorted(folder.glob("*.safetensors"))]}
     by_stage = dict.fromkeys(cfg.entries("train_data"))
     data = {"train_data" if len(by_stage) == 1 else f"train_data {i}": path for i, path in enumerate(by_stage, 1)}
     if cfg.eval_every:
@@ -239,9 +242,9 @@ def identity(cfg: Config, model: Path) -> dict[str, str]:
     return hashes
 
 
-def check_identity(cfg: Config, model: Path) -> dict[str, str]:
+def check_identity(cfg: Config, model: Path, teacher: Path | None) -> dict[str, str]:
     """The identity of the run's files, the same as when it began. Raises UserError that names what changed."""
-    now, before = identity(cfg, model), read_info(cfg.run_dir).get("identity")
+    now, before = identity(cfg, model, teacher), read_info(cfg.run_dir).get("identity")
     before = before if isinstance(before, dict) else now
     changed = sorted(what for what in {**before, **now} if before.get(what) != now.get(what))
     changed.sort(key="hub commit".__eq__)  # last, since it alone says little

@@ -1,0 +1,33 @@
+"""modern.py's loss, and prompts drawn by the model's own pass rate instead of refills.
+
+What was solved twice in a row is drawn no more until the stage ends, and a prompt with pass rate p stays in an epoch
+with probability 4 p (1 - p), the variance of its reward over the most it could be (2502.12272). Uniform groups are
+dropped but not replaced: the curriculum is to make them rare.
+"""
+
+from configs import Config
+
+Config(
+    run_name="curriculum",
+    model="deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B",
+    max_response_len=(8192, 16384, 24576),
+    group_size=(8, 16, 16),
+    stage_policy="auto",
+    stage_steps=(1560, 720, 300),
+    stage_from="best",
+    stage_optimizer="keep",
+    skip_solved=2,
+    weigh_draw=True,
+    temperature=1.0,
+    clip_eps_high=0.28,
+    kl_coef=0.0,
+    entropy_coef=0.0,
+    rollout_correction="truncate",
+    drop_uniform_groups=True,
+    mask_truncated=True,
+    sampler="vllm",
+    max_num_seqs=256,
+    save_every=10,
+    eval_every=10,
+    eval_max_len=24576,
+)
