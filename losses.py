@@ -138,10 +138,10 @@ def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, estimator: str) -> Tensor
 def is_high_entropy(entropy: Tensor, mask: Tensor, cu_seqlens: Tensor, quantile: float) -> Tensor:
     """Whether the policy is less sure at a token than at a share `quantile` of its sequence's tokens. (T,) bool
 
-        entropy >= quantile of the entropies of the sequence's tokens whose mask is 1
+        entropy > quantile of the entropies of the sequence's tokens whose mask is 1
 
-    Archer (arXiv 2507.15778, eq. 2 and 3), with torch.quantile's linear interpolation between two tokens. False where
-    the mask is 0.
+    Archer (arXiv 2507.15778, eq. 2 and 3, where it is >=; its code has >), with torch.quantile's linear interpolation
+    between two tokens. False where the mask is 0.
     """
     sequences = sequence_index(cu_seqlens, mask.numel())
     entropy = torch.where(mask > 0, entropy.detach(), torch.inf)  # masked tokens come last in their sequence
@@ -154,7 +154,7 @@ def is_high_entropy(entropy: Tensor, mask: Tensor, cu_seqlens: Tensor, quantile:
     below, above = ascending[first], ascending[first + (place > lower).long()]
     between = torch.where(place > lower, above - below, 0.0)
     threshold = below + (place - lower) * between  # (S,)
-    return (mask > 0) & (entropy >= threshold[sequences])
+    return (mask > 0) & (entropy > threshold[sequences])
 
 
 def next_entropy_coef(coef: float, entropy: float, target: float, step: float, most: float) -> float:

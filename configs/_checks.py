@@ -95,9 +95,7 @@ def check_choices(cfg: Any) -> None:
     if cfg.dual_clip and (cfg.dual_clip <= 1 or cfg.policy_loss == "cispo"):
         raise UserError(f"dual_clip: {cfg.dual_clip} must be above 1, or 0 for none; cispo takes none")
     if cfg.high_entropy_quantile and cfg.policy_loss != "ppo":
-        raise UserError(
-            f"high_entropy_quantile: its clip is a token's, for policy_loss=ppo, not {cfg.policy_loss}; use 0"
-        )
+        raise UserError(f"high_entropy_quantile: it is for policy_loss=ppo, not {cfg.policy_loss}; use 0")
     if cfg.refill_attempts and not cfg.drop_uniform_groups:
         raise UserError("refill_attempts: only dropped groups are replaced; needs drop_uniform_groups=true")
     if cfg.partial_rollouts and cfg.rollout_correction != "truncate":

@@ -103,12 +103,13 @@ def reset_moments(optimizer: torch.optim.Optimizer) -> None:
 
 def longest_sequence(cfg: Config, path: Path, benchmarks: dict[str, list[Prompt]]) -> int:
     """Tokens of the longest prompt with its response. Raises UserError where the model has fewer positions."""
+    eval_max_len = cfg.eval_max_len if cfg.eval_every else 0
     longest_prompt = max([cfg.max_prompt_len, *(len(p.ids) for prompts in benchmarks.values() for p in prompts)])
-    longest = longest_prompt + max(cfg.longest_response, cfg.eval_max_len)
+    longest = longest_prompt + max(cfg.longest_response, eval_max_len)
     positions = ModelConfig.from_folder(path).max_position_embeddings
     if longest > positions:
         limit = f"the model has only max_position_embeddings={positions}"
-        name = "eval_max_len" if cfg.eval_max_len > cfg.longest_response else "max_response_len"
+        name = "eval_max_len" if eval_max_len > cfg.longest_response else "max_response_len"
         raise UserError(f"{name}: {longest} tokens with the longest prompt, but {limit}")
     return longest
 
