@@ -25,7 +25,6 @@ from runs import (
     start_ranks,
     status_of,
     train,
-    weights_hash,
 )
 from train_grpo import with_advantages
 from training import metrics as metrics_room
@@ -291,15 +290,15 @@ DISTILL = dict(reward="none", kl_coef=1, kl_estimator="k2", entropy_coef=0, mini
 
 @pytest.mark.slow
 def test_a_teacher_stays_the_reference_of_every_stage_and_is_told_apart_on_a_resume(world, tmp_path, taught):
-    argv = flags(world, tmp_path, **DISTILL, reference=taught, stage_steps="5,3", save_every=4, lr=3e-3)
+    argv = flags(world, tmp_path, **DISTILL, reference=taught, stage_steps="5,3", save_every=4, lr=2e-4)
     output = train([*argv, "--max_steps=6"])
     rows = rows_of(tmp_path / "run")
     assert "KL reference: " + str(taught) in output and all(row["pg_loss"] == 0 for row in rows)
-    assert rows[-1]["kl"] < 0.8 * rows[0]["kl"]
     train([*argv, "--resume=true"])
     other = [a for a in argv if not a.startswith("--reference=")] + [f"--reference={world / 'base'}", "--resume=true"]
     assert "reference: model.safetensors is not what the run began with" in train(other, status=2)
-    assert len(rows_of(tmp_path / "run")) == 8 and weights_hash(tmp_path / "run", 8)
+    kl = [row["kl"] for row in rows_of(tmp_path / "run")]
+    assert len(kl) == 8 and kl[-2] + kl[-1] < 0.5 * kl[0]
 
 
 def test_a_teacher_with_other_tokens_is_refused(world, tmp_path):
