@@ -1,7 +1,7 @@
 """Accuracy of a checkpoint on benchmarks, with error bars, from the samplers and the reward that training uses.
 
     python eval.py configs/8k.py --model=out/8k/hf/step_001040 [--benchmarks=aime24,math500] [--k=16] ...
-    python eval.py --completions=FILE --out_dir=DIR [--benchmarks=...] [--reward=strict] [--think=required]
+    python eval.py --completions=FILE --out_dir=DIR [--benchmarks=...] [--reward=exact,strict] [--think=required]
     python eval.py --compare DIR_A DIR_B                       # the paired difference of two evaluations
 
 The second form grades what any engine wrote (evaluation/README.md has the formats); benchmarks give it the right
@@ -19,8 +19,8 @@ import math
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +34,15 @@ from evaluation import report as eval_report
 from evaluation.child import free_port, run_child
 from evaluation.completions import RESERVED, append_rows, completion_rows, read_responses
 from evaluation.engines import read_engine
-from evaluation.grade import Graded, Key, Response, grade, summarize, vote
+from evaluation.grade import Graded, Key, Response, grade, summarize
+from evaluation.score import report_by
 from grader.pool import RewardPool
 from kernels import cpu
 from model import DTYPES, ModelConfig
 from problems.files import suffix_of
 from problems.prompts import ChatTokenizer, Prompt, encode_problems, load_problems, unmatched_golds
 from problems.rows import Fields
-from reward import Problem
+from reward import RULES, Problem
 from rollout import Sampler, make_sampler, response_text, sample_seed
 from training.checkpoint import check_model_folder
 from training.packing import from_rank0, init_distributed, print0
@@ -64,6 +65,7 @@ class Options:
     top_p: float = 0.95
     max_tokens: int = 32768  # of a response; less where the model has fewer positions
     dtype: tuple[str, ...] = ()  # compute types, compared where there are several; the config's
+    reward: tuple[str, ...] = ()  # rules of reward.py, compared on the same responses where there are several; likewise
     out_dir: str = ""  # out/eval/<the model folder's path>
     completions: str = ""  # a file or folder to grade; no model is loaded
     workers: int = 2  # grading processes
@@ -76,11 +78,12 @@ class Options:
             raise UserError(f"--workers: {self.workers} is above its maximum 256")
         if not 0 <= self.temperature < math.inf or not 0 < self.top_p <= 1:
             raise UserError(f"--temperature={self.temperature}, --top_p={self.top_p}: need >= 0, and 0 < top_p <= 1")
-        unknown = [dtype for dtype in self.dtype if dtype not in DTYPES]
-        if unknown:
-            raise UserError(f"--dtype: {unknown[0]!r} is none of {', '.join(DTYPES)}")
-        if len(set(self.dtype)) < len(self.dtype):
-            raise UserError(f"--dtype: {','.join(self.dtype)} names one twice")
+        for name, given, known in (("dtype", self.dtype, DTYPES), ("reward", self.reward, RULES)):
+            unknown = [value for value in given if value not in known]
+            if unknown:
+                raise UserError(f"--{name}: {unknown[0]!r} is none of {', '.join(known)}")
+            if len(set(given)) < len(given):
+                raise UserError(f"--{name}: {','.join(given)} names one twice")
 
 
 # ------------------------------------------------------------------------------------------------------------ sampling
@@ -295,38 +298,6 @@ def generate(evaluation: Evaluation, device: torch.device, file: Path) -> Sample
     return sampler
 
 
-@dataclass(frozen=True)
-class Rule:
-    """How responses are graded: the settings of these names."""
-
-    reward: str
-    think: str
-
-
-def report(
-    responses: Iterator[Response], asked: dict[Key, Problem], workers: int, rule: Rule, out: Path, about: dict[str, Any]
-) -> None:
-    """Scores responses, writes and prints what came out. asked: the problems of a model run, in their order; what the
-    folder has of other benchmarks then stays, if it was graded by this rule too."""
-    results, graded = {}, []
-    if asked:
-        results, graded = eval_report.read_others(out, {name for name, _ in asked}, rule.reward, rule.think)
-    with RewardPool(workers, rule=rule.reward) as pool:
-        rows, timeouts = grade(tqdm(responses, "grading", unit=" responses"), pool, rule.think)
-        rows_by_key = {(row.benchmark, row.id): row for row in rows}
-        rows = [rows_by_key[key] for key in asked or rows_by_key]  # ranks may have written in any order
-        for name in dict.fromkeys(row.benchmark for row in rows):
-            timeouts_before = pool.timeouts
-            voted = vote([row for row in rows if row.benchmark == name], pool)
-            lost = timeouts[name] + pool.timeouts - timeouts_before
-            results[name] = summarize(voted) | {"grader_timeouts": lost, **vars(rule)}
-            if results[name]["no_answer_ratio"] == 1:
-                tags = " after <think> and </think> (--think=optional: without)" if rule.think == "required" else ""
-                print(f"{name}: not one response has an answer in \\boxed{{}}{tags}, so none can be right")
-            graded += voted
-    eval_report.write(out, graded, results, about | vars(rule))
-
-
 def run_model(cfg: Config, options: Options, argv: list[str]) -> None:
     """Samples and scores; where there are several compute types, in a process each, and compares."""
     dtypes = options.dtype or (cfg.dtype,)
@@ -356,9 +327,9 @@ def run_dtype(evaluation: Evaluation, options: Options, out: Path, about: dict[s
     sampler = generate(evaluation, device, out / "completions.jsonl")
     dist.barrier()
     if dist.get_rank() == 0:
-        asked, rule = evaluation.problems(), Rule(cfg.grading_rule, cfg.think)
-        responses = read_responses(out / "completions.jsonl", asked, options.k)
-        report(responses, asked, options.workers, rule, out, about)
+        asked, rules = evaluation.problems(), options.reward or (cfg.grading_rule,)
+        read = partial(read_responses, out / "completions.jsonl", asked, options.k)
+        report_by(rules, cfg.think, read, asked, options.workers, out, about)
     dist.barrier()
     if sampler:
         sampler.close()
@@ -396,21 +367,22 @@ def model_config(argv: list[str]) -> Config:
 
 def grade_completions(options: Options, given: set[str], others: list[str]) -> None:
     """Scores what any engine wrote. given: the names of the options that were; others: the flags that are settings."""
-    unused = [flag for flag in others if not flag.startswith(("--reward=", "--think="))]
+    unused = [flag for flag in others if not flag.startswith("--think=")]
     of_benchmarks = {"benchmarks", "problem_field", "answer_field"}
-    if unused or not options.out_dir or given - {"completions", "out_dir", "workers", *of_benchmarks}:
+    if unused or not options.out_dir or given - {"completions", "out_dir", "workers", "reward", *of_benchmarks}:
         flags = "--out_dir=DIR, --benchmarks=FILE, --workers=N, --reward=RULE and --think=RULE"
         raise UserError(f"--completions takes {flags}, nothing else: all of it is graded")
     if given & of_benchmarks and not options.benchmarks:
         raise UserError("--problem_field and --answer_field are of --benchmarks=FILE, not of the completions")
     cfg = load_config(others)
     # Others' prompts, which may open <think>, are not in their files: lenient, unless it is asked for.
-    rule = Rule(cfg.grading_rule, cfg.think if any(flag.startswith("--think=") for flag in others) else "optional")
+    think = cfg.think if any(flag.startswith("--think=") for flag in others) else "optional"
     benchmarks, notes = load_benchmarks(options.benchmarks, Fields(options.problem_field, options.answer_field))
     print(*notes, sep="\n", end="\n" if notes else "")
     problems = {(name, problem.id): problem for name, rows in benchmarks.items() for problem in rows}
-    responses = read_engine(Path(options.completions), problems)
-    report(responses, {}, options.workers, rule, Path(options.out_dir), {"completions": options.completions})
+    read, about = partial(read_engine, Path(options.completions), problems), {"completions": options.completions}
+    rules = options.reward or (cfg.grading_rule,)
+    report_by(rules, think, read, {}, options.workers, Path(options.out_dir), about)
 
 
 def main(argv: list[str]) -> None:

@@ -1,6 +1,7 @@
 """What an evaluation says: tables for terminal and file, the paper's rows beside them, a picture, and comparisons."""
 
 import json
+from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 from statistics import fmean
@@ -243,6 +244,31 @@ def comparison_table(results: dict[str, dict[str, Any]]) -> str:
     return markdown_table(["", "problems", "a", "b", "difference [95%]", "p", "verdict"], rows)
 
 
+def rules_table(keys: list[Key], rows_a: dict[Key, Graded], rows_b: dict[Key, Graded]) -> list[str]:
+    """Who gains by which rule, where both graded the same answers: how many of them both take, or only one of them,
+    and examples."""
+    counts: dict[str, Counter] = {}
+    examples: dict[tuple[str, str, str], None] = {}  # each once, in order
+    for key in keys:
+        if rows_a[key].answers != rows_b[key].answers:
+            return []
+        of_benchmark = counts.setdefault(key[0], Counter())
+        for answer, a, b in zip(rows_a[key].answers, rows_a[key].scores, rows_b[key].scores, strict=True):
+            of_benchmark[(a, b)] += 1
+            if a != b:
+                examples[("a" if a else "b", str(answer)[:60], str(rows_a[key].gold)[:60])] = None
+    if len(counts) > 1:
+        counts["all"] = sum(counts.values(), Counter())
+    outcomes = ((1, 1), (1, 0), (0, 1), (0, 0))
+    head = ["right by", "both", "a alone", "b alone", "neither"]
+    rows = [[TITLES.get(name, name), *(f"{c[outcome]:,}" for outcome in outcomes)] for name, c in counts.items()]
+    sections = ["The same responses by both rules:", markdown_table(head, rows)]
+    if examples:
+        escaped = [[cell.replace("|", "\\|") for cell in example] for example in list(examples)[:10]]
+        sections += ["Answers that one of them takes:", markdown_table(["right by", "answer", "gold"], escaped)]
+    return sections
+
+
 def compare(a: Path, b: Path) -> None:
     """Prints, and writes to `<b>/compare.json`, the paired difference of b and a on the problems that both have; the
     average weighs the benchmarks equally, as an evaluation's does."""
@@ -277,5 +303,7 @@ def compare(a: Path, b: Path) -> None:
     if changed:
         rows = [[" ".join(key), *(percent(rows[key].accuracy) for rows in (rows_a, rows_b))] for key in changed]
         sections += ["The problems that changed most:", markdown_table(["problem", "a", "b"], rows)]
+    if rules[0] != rules[1]:
+        sections += rules_table(keys, rows_a, rows_b)
     write_whole(b / "compare.json", json.dumps({"a": str(a), "b": str(b), **results}, indent=1) + "\n")
     print("\n\n".join(sections), flush=True)
