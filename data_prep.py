@@ -3,15 +3,17 @@
     python data_prep.py tiny   [--out_dir=data/tiny]
     python data_prep.py train  --source=deepscaler [--out_dir=data]    # the published 40K set
     python data_prep.py train  [--raw_dir=DIR] [--out_dir=data]        # rebuilt from its sources
-    python data_prep.py bench  [--raw_dir=DIR] [--out_dir=data]        # aime24, amc23, math500, minerva, olympiad
+    python data_prep.py bench  [--raw_dir=DIR] [--out_dir=data]        # the paper's five, and four contests of 2025
     python data_prep.py curate --input=RAW.jsonl --against=TESTS.jsonl --out_dir=DIR   # or .parquet, a folder, a,b ...
+    python data_prep.py split  --input=TRAIN.jsonl --by=prompt_len|pass_rate [--rates=FILES] [--at=...] --out_dir=DIR
     python data_prep.py parametric [--seed=0] [--count=264] [--without=FILE.jsonl] [--out=data/parametric.jsonl]
 
 Sources come from the hub, or with `--raw_dir` from files at hand. A training set (`train`, `curate`) is gradable,
 without copies, and without the tests: `train.jsonl` (id, source, problem, answer), `dropped.jsonl` (id, reason,
 detail), `report.json` and `report.md`. The same input gives the same bytes; interrupted, it goes on where it was, since
 downloads, embeddings and a model's answers are kept (`raw/`, `cache/`). A benchmark is `<name>.jsonl` (id, source,
-problem, answer, where a list holds alternatives). problems/README.md explains the rules; `python data_prep.py curate
+problem, answer, where a list holds alternatives). `split` cuts a training set by the length of its problems, or by how
+often a model solved them. problems/README.md explains the rules; `python data_prep.py curate
 --help` lists the flags of `curate` alone.
 """
 
@@ -38,7 +40,8 @@ from problems.reading import Reading, read_all, read_rows
 from problems.report import Curation, as_markdown, make_report
 from problems.rows import THE_TABLES, Fields, Raw, Row, as_row, as_test
 from problems.similarity import Embedder
-from problems.sources import BENCHMARKS, TRAINING, Source, checksum, fetch, files_in
+from problems.sources import BENCHMARKS, LATER_BENCHMARKS, TRAINING, Source, checksum, fetch, files_in
+from problems.split import split_rows
 from problems.tiny import make_tiny_world
 
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
@@ -70,6 +73,9 @@ class Settings:
     answer_url: str = ""  # a server that reads answers from solutions, as http://localhost:8000/v1; none
     answer_model: str = ""  # its model
     answer_budget: int = 10_000  # requests to it in a run, at most
+    by: str = ""  # split: "prompt_len", characters of the problem | "pass_rate", of the answers in --rates
+    at: tuple[float, ...] = ()  # split: one or two limits; the mean length (as FastCuRL); the rates 0.25 and 0.75
+    rates: str = ""  # split: a run's rollouts/ or an evaluation's graded.jsonl; files or folders, several with commas
     seed: int = 0  # parametric: of the numbers in the templates
     count: int = 8 * len(TEMPLATES)  # parametric: problems
     without: str = ""  # parametric: a file of problems that must not come again
@@ -79,6 +85,7 @@ class Settings:
         choices = {
             "near": ["gated", "deepscaler"],
             "gradable": ["ours", "deepscaler"],
+            "by": ["", "prompt_len", "pass_rate"],
             "source": ["", *(source.name for source in TRAINING)],  # "" stands for all
         }
         for name, allowed in choices.items():
@@ -274,7 +281,7 @@ def train(s: Settings) -> None:
         sources = [source for source in sources if source.repo and source.name != "deepscaler"]  # DeepScaleR's four
     elif not s.raw_dir and not sources[0].repo:
         raise UserError(f"--source: {s.source} is not on the hub under a name known here; pass --raw_dir")
-    tests = [problem for source in BENCHMARKS for problem in benchmark(source, s)]
+    tests = [problem for rows in benchmarks(s).values() for problem in rows]
     folder = Path(s.raw_dir or Path(s.out_dir) / "raw")
     rows, malformed, origins = [], [], {}
     for source in sources:
@@ -311,17 +318,29 @@ def benchmark(source: Source, s: Settings) -> list[Row]:
     return rows
 
 
+def benchmarks(s: Settings) -> dict[str, list[Row]]:
+    """The paper's five by name, and the later ones; with --raw_dir those of the later ones that are there. Raises
+    UserError."""
+    rows = {source.name: benchmark(source, s) for source in BENCHMARKS}
+    for source in LATER_BENCHMARKS:
+        if s.raw_dir and not files_of(source, s):
+            print(f"{source.name}: no {source.name}/{source.files} in {s.raw_dir}: left out")
+        else:
+            rows[source.name] = benchmark(source, s)
+    return rows
+
+
 def bench(s: Settings) -> None:
-    """Reads all five, checks that the grader finds every gold equal to itself, and only then writes."""
-    benchmarks = {source.name: benchmark(source, s) for source in BENCHMARKS}
-    ids_and_golds = [(row.id, gold) for rows in benchmarks.values() for row in rows for gold in row.answers]
+    """Reads all, checks that the grader finds every gold equal to itself, and only then writes."""
+    by_name = benchmarks(s)
+    ids_and_golds = [(row.id, gold) for rows in by_name.values() for row in rows for gold in row.answers]
     golds = [gold for _, gold in ids_and_golds]
     with RewardPool(s.workers, TIMEOUT) as pool:
         scores = pool.grades(golds, golds, "grading golds against themselves")
     wrong = [f"{row_id}: {gold}" for (row_id, gold), score in zip(ids_and_golds, scores, strict=True) if not score]
     if wrong:
         raise UserError(f"{len(wrong)} golds are not equal to themselves: {'; '.join(wrong[:5])}")
-    for name, rows in benchmarks.items():
+    for name, rows in by_name.items():
         path = Path(s.out_dir) / f"{name}.jsonl"
         write_jsonl(path, [as_json(row) for row in rows])
         several = f"{sum(len(row.answers) > 1 for row in rows)} with alternative answers"
@@ -349,6 +368,24 @@ def curate_files(s: Settings) -> None:
     curate(reading.rows, tests.rows, s, reading.malformed + tests.malformed, origins)
 
 
+def split(s: Settings) -> None:
+    """A training set cut into parts, by length or by pass rate."""
+    if not (s.input and s.out_dir and s.by):
+        raise UserError("split needs --input=, --by=prompt_len|pass_rate and --out_dir=")
+    if (s.by == "pass_rate") != bool(s.rates):
+        raise UserError("split: --rates= is for --by=pass_rate, which needs it")
+    reading = read_rows(data_files(s.input), s.max_malformed, fields=Fields(s.problem_field, s.answer_field))
+    print(f"{s.input}: {len(reading.rows)} rows", *reading.notes(), sep="\n  ")
+    if not reading.rows:
+        raise UserError(f"--input: {s.input} has no rows")
+    parts = split_rows(reading.rows, s.by, s.at, s.rates)
+    Path(s.out_dir).mkdir(parents=True, exist_ok=True)
+    for name, rows in parts.items():
+        path = Path(s.out_dir) / f"{name}.jsonl"
+        write_jsonl(path, [as_json(row) for row in rows])
+        print(f"{path}: {len(rows)} rows")
+
+
 def checksums(paths: list[Path]) -> str | list[str]:
     """The checksum of a file, or those of several in order."""
     sums = [checksum(path) for path in paths]
@@ -374,10 +411,12 @@ FLAGS = {
     "train": ("out_dir", "source", "raw_dir", *CURATION_FLAGS),
     "bench": ("out_dir", "raw_dir", "workers"),
     "curate": ("out_dir", "input", "against", "problem_field", "answer_field", *CURATION_FLAGS),
+    "split": ("out_dir", "input", "by", "at", "rates", "problem_field", "answer_field", "max_malformed"),
     "parametric": ("seed", "count", "without", "out"),
 }
-OUT_DIR = {"tiny": "data/tiny", "curate": ""}  # defaults that are not Settings'
-COMMANDS = {"tiny": tiny, "train": train, "bench": bench, "curate": curate_files, "parametric": parametric}
+OUT_DIR = {"tiny": "data/tiny", "curate": "", "split": ""}  # defaults that are not Settings'
+COMMANDS = {"tiny": tiny, "train": train, "bench": bench, "curate": curate_files, "split": split,
+            "parametric": parametric}  # fmt: skip
 
 
 def settings(command: str, argv: list[str]) -> Settings:

@@ -5,12 +5,13 @@
     python eval.py --compare DIR_A DIR_B                       # the paired difference of two evaluations
 
 The second form grades what any engine wrote (evaluation/README.md has the formats); benchmarks give it the right
-answers that the file lacks. Benchmarks are names (`data/<name>.jsonl`; `all`: the paper's five) or files of your own.
-torchrun runs it data-parallel. `--dtype=float32,bfloat16,float16` evaluates in each format on the same seeds, one
-process after the other, and compares. On a GPU vLLM takes 0.9 of the memory, unless `--vllm_gpu_memory_utilization`
-says otherwise here: a config file's is for training. Reads a model folder; writes to --out_dir `completions.jsonl` as
-they come, then `graded.jsonl`, `results.json`, `results.md` and `accuracy.png`. Started again it goes on; with a larger
-k it adds samples. All settings of the config are flags too: `python train_grpo.py --help` lists them.
+answers that the file lacks. Benchmarks are names (`data/<name>.jsonl`; `all`: the paper's five; `2025`: four contests
+of that year) or files of your own. torchrun runs it data-parallel. `--dtype=float32,bfloat16,float16` evaluates in each
+format on the same seeds, one process after the other, and compares. On a GPU vLLM takes 0.9 of the memory, unless
+`--vllm_gpu_memory_utilization` says otherwise here: a config file's is for training. Reads a model folder; writes to
+--out_dir `completions.jsonl` as they come, then `graded.jsonl`, `results.json`, `results.md` and `accuracy.png`.
+Started again it goes on; with a larger k it adds samples. All settings of the config are flags too: `python
+train_grpo.py --help` lists them.
 """
 
 import hashlib
@@ -57,7 +58,7 @@ MEMORY_SHARE = 0.9  # of a GPU, which vLLM takes where no trainer is beside it
 class Options:
     """What eval.py may be told beside the config's settings, as --name=value."""
 
-    benchmarks: tuple[str, ...] = ()  # names, files, folders, "all"; the config's eval_data
+    benchmarks: tuple[str, ...] = ()  # names, files, folders, "all", "2025"; the config's eval_data
     problem_field: str = ""  # where a row of the benchmarks has its problem, as a.b; "" = where problems/rows.py looks
     answer_field: str = ""  # where it has its answer
     k: int = 16  # samples a problem
@@ -182,14 +183,14 @@ def load_benchmarks(names: tuple[str, ...], fields: Fields) -> tuple[dict[str, l
     UserError."""
     expanded: list[str] = []
     for name in names:
-        expanded += eval_report.TITLES if name == "all" else [name]
+        expanded += eval_report.SETS.get(name, [name])
     benchmarks: dict[str, list[Problem]] = {}
     notes = []
     for given in expanded:
         is_file = bool(suffix_of(Path(given))) or Path(given).is_dir()
         path = Path(given if is_file else f"data/{given}.jsonl")
         if not is_file and not path.is_file():
-            remedy = "`python data_prep.py bench` makes the paper's five; one of your own is named by its file"
+            remedy = "`python data_prep.py bench` makes the paper's five, and later ones; name your own by its file"
             if given == "parametric":
                 remedy = "`python data_prep.py parametric` makes it"
             raise UserError(f"--benchmarks: no {path}: {remedy}")

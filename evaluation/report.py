@@ -14,14 +14,20 @@ from evaluation.grade import Graded, Key
 from evaluation.stats import macro, paired
 from reward import RULES
 
-# DeepScaleR's blog post: pass@1 in percent, mean of 16 samples, in the order of TITLES.
 TITLES = {
     "aime24": "AIME 2024",
     "math500": "MATH-500",
     "amc23": "AMC 2023",
     "minerva": "Minerva",
     "olympiad": "OlympiadBench",
+    "aime25": "AIME 2025",
+    "hmmt25": "HMMT Feb 2025",
+    "brumo25": "BRUMO 2025",
+    "cmimc25": "CMIMC 2025",
 }
+# Sets that may be asked for, and averaged, by name: the paper's, and contests later than the model's training data.
+SETS = {"all": tuple(TITLES)[:5], "2025": tuple(TITLES)[5:]}
+# DeepScaleR's blog post: pass@1 in percent, mean of 16 samples, in the order of SETS["all"].
 PAPER = {
     "DeepScaleR-1.5B-Preview": (43.1, 87.8, 73.6, 30.2, 50.0),
     "DeepSeek-R1-Distill-Qwen-1.5B": (28.8, 82.8, 62.9, 26.5, 43.3),
@@ -80,7 +86,7 @@ def length_table(results: dict[str, dict[str, Any]]) -> str:
 def paper_table(results: dict[str, dict[str, Any]], shown: list[str]) -> str:
     rows = [["this run", *(percent(results[name]["pass_at_1"]) for name in shown)]]
     for model, figures in PAPER.items():
-        accuracy = dict(zip(TITLES, figures, strict=True))
+        accuracy = dict(zip(SETS["all"], figures, strict=True))
         rows.append([f"paper: {model}", *(str(accuracy[name] or "-") for name in shown)])
     return markdown_table(["pass@1", *(TITLES[name] for name in shown)], rows)
 
@@ -105,7 +111,7 @@ def as_markdown(results: dict[str, dict[str, Any]], about: dict[str, Any]) -> st
         "problems, sampled again."
     ]
     sections += ["# Lengths, in tokens", length_table(results)]
-    shown = [name for name in TITLES if name in results]
+    shown = [name for name in SETS["all"] if name in results]
     if shown:
         conditions = "means of 16 samples at temperature 0.6, top_p 0.95, 32,768 tokens, without error bars"
         sections += ["# Beside the paper's figures", paper_table(results, shown), f"The paper's are {conditions}."]
@@ -168,10 +174,19 @@ def differences(row: Graded, rule: str, think: str) -> tuple[str, str]:
     return ", ".join(was for was, _ in pairs), ", ".join(now for _, now in pairs)
 
 
-def with_average(results: dict[str, dict[str, Any]], rows: list[Graded]) -> dict[str, dict[str, Any]]:
-    """With the benchmarks' average, each weighing the same, as the paper's; its interval is the population's."""
-    benchmarks = list(results.values())
-    accuracy, low, high = macro([[row.accuracy for row in rows if row.benchmark == name] for name in results])
+def with_averages(results: dict[str, dict[str, Any]], rows: list[Graded]) -> dict[str, dict[str, Any]]:
+    """With the benchmarks' average, each weighing the same, as the paper's; its interval is the population's. Likewise
+    of each of SETS that is all there among others."""
+    averages = {"average": list(results)}
+    for name, members in SETS.items():
+        if set(members) < set(results):
+            averages[f"average of {name}"] = list(members)
+    return results | {name: average(results, members, rows) for name, members in averages.items()}
+
+
+def average(results: dict[str, dict[str, Any]], names: list[str], rows: list[Graded]) -> dict[str, Any]:
+    benchmarks = [results[name] for name in names]
+    accuracy, low, high = macro([[row.accuracy for row in rows if row.benchmark == name] for name in names])
     average: dict[str, Any] = {}
     for key in benchmarks[0]:
         values = [figures[key] for figures in benchmarks]
@@ -182,13 +197,13 @@ def with_average(results: dict[str, dict[str, Any]], rows: list[Graded]) -> dict
     average["k"] = min(figures["k"] for figures in benchmarks)
     for key in ("num_problems", "grader_timeouts"):
         average[key] = sum(figures[key] for figures in benchmarks)
-    return {**results, "average": average}
+    return average
 
 
 def write(out: Path, rows: list[Graded], results: dict[str, dict[str, Any]], about: dict[str, Any]) -> None:
     """`graded.jsonl`, `results.json`, `results.md`, `accuracy.png`; the tables on the terminal too."""
     if len(results) > 1:
-        results = with_average(results, rows)
+        results = with_averages(results, rows)
     text = as_markdown(results, about)
     out.mkdir(parents=True, exist_ok=True)
     picture(out / "accuracy.png", rows)

@@ -1,6 +1,7 @@
 """Where problems come from: published datasets, fetched from the hub or found in a folder.
 
-`TRAINING` holds DeepScaleR's sources and its published set, `BENCHMARKS` the five test sets; `rows` reads them all.
+`TRAINING` holds DeepScaleR's sources and its published set, `BENCHMARKS` its five test sets, `LATER_BENCHMARKS` four
+contests of 2025; `rows` reads them all.
 Downloads stand in `<folder>/<source>/`; `<folder>/sources.json` keeps each one's commit and checksums.
 """
 
@@ -69,6 +70,14 @@ BENCHMARKS = (
     Source("olympiad", "nanoverl/olympiad_bench", "", "test/olympiad_bench.json",
            ("deepscaler/test_olympiad_bench.json",), any_row, 675),
 )  # fmt: skip
+# Contests of 2025, later than the data of DeepSeek-R1-Distill-Qwen and DeepScaleR. MathArena's three have fractions,
+# roots and lists among their answers. (CMIMC's seventh, 930, is disputed: an exact count gives 932.)
+LATER_BENCHMARKS = (
+    Source("aime25", "math-ai/aime25", "", "test.jsonl", (), any_row, 30),
+    Source("hmmt25", "MathArena/hmmt_feb_2025", "", "data/train-*.parquet", (), any_row, 30),
+    Source("brumo25", "MathArena/brumo_2025", "", "data/train-*.parquet", (), any_row, 30),
+    Source("cmimc25", "MathArena/cmimc_2025", "", "data/train-*.parquet", (), any_row, 40),
+)
 
 
 def files_in(source: Source, folder: Path) -> list[Path]:

@@ -21,11 +21,12 @@ from problems.files import data_files
 from training.checkpoint import in_bytes, save_bytes
 from training.plan import known_shape, num_params, without_weights
 
-BENCHMARKS = ("aime24", "amc23", "math500", "minerva", "olympiad")  # the paper's
+BENCHMARKS = ("aime24", "amc23", "math500", "minerva", "olympiad", "aime25", "hmmt25", "brumo25", "cmimc25")
 MADE_BY = (  # what makes the files under a path
     ("data/tiny/", "`python data_prep.py tiny` makes it"),
     ("data/gsm8k/", "`hf download openai/gsm8k --repo-type=dataset --local-dir=data/gsm8k` fetches it"),
     ("data/train.jsonl", "`python data_prep.py train --source=deepscaler` makes it"),
+    ("data/split/", "`python data_prep.py split` makes it"),
     ("data/parametric.jsonl", "`python data_prep.py parametric` makes it"),
     *((f"data/{name}.jsonl", "`python data_prep.py bench` makes it") for name in BENCHMARKS),
 )
