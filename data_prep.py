@@ -33,7 +33,7 @@ from problems.choices import opened
 from problems.duplicates import Pair, Texts, clusters, exact_pairs, leaks, near_duplicates
 from problems.endpoint import Endpoint
 from problems.files import data_files, objects
-from problems.golds import damage
+from problems.golds import damage, restored
 from problems.parametric import TEMPLATES
 from problems.parametric import problems as parametric_problems
 from problems.reading import Reading, read_all, read_rows
@@ -302,11 +302,13 @@ def train(s: Settings) -> None:
 def benchmark(source: Source, s: Settings) -> list[Row]:
     """The problems of a benchmark, all of them. Raises UserError where one cannot be read, or the count is another."""
     rows: list[Row] = []
-    paths = files_of(source, s)
+    mended, paths = 0, files_of(source, s)
     for path in paths:
         for number, raw in objects(path, select=THE_TABLES.columns):
+            whole = {name: restored(value) if isinstance(value, str) else value for name, value in raw.items()}
+            mended += whole != raw
             try:
-                row = as_row(raw, "")
+                row = as_row(whole, "")
                 if row.damage or not row.problem or not row.answers:
                     raise ValueError(row.damage or "no problem, or no answer")
             except ValueError as e:
@@ -315,6 +317,8 @@ def benchmark(source: Source, s: Settings) -> list[Row]:
     if len(rows) != source.count:
         where = paths[0] if paths else f"{s.raw_dir} ({source.name}/{source.files}, or {', '.join(source.copies)})"
         raise UserError(f"{where}: {len(rows)} problems; {source.name} has {source.count}")
+    if mended:
+        print(f"{source.name}: {mended} rows had control characters where a backslash was: restored")
     return rows
 
 

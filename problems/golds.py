@@ -20,6 +20,7 @@ from reward import last_boxed
 SENTINELS = {"", "none", "nan", "null", "inf", "n/a", "notfound", "not found", "not_found", "proof", "-", "?", "$$"}
 MAX_ANSWER = 1_000  # characters of an answer that is looked at more closely
 MAX_PARSED = 20_000  # characters of a list or an object that is written as text
+ESCAPES = {"\a": "\\a", "\b": "\\b", "\t": "\\t", "\n": "\\n", "\v": "\\v", "\f": "\\f", "\r": "\\r"}
 # Traces of LaTeX whose backslashes were not escaped: the \t of \times became a tab, the \n of \neq a line end.
 CONTROL = re.compile(
     r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\t(?=imes|ext\s*\{|ext(?:bf|it|rm)|heta|riangle|binom|frac\s*[\d{])"
@@ -85,6 +86,12 @@ def texts_of(value: Any) -> Iterable[str]:
     elif isinstance(value, (list, dict)):
         for item in value.values() if isinstance(value, dict) else value:
             yield from texts_of(item)
+
+
+def restored(text: str) -> str:
+    """With the backslash where a program has read the start of \\frac, \\binom or \\times as an escape: in place of a
+    form feed, a backspace, and of a tab or line end where `damage` sees one."""
+    return CONTROL.sub(lambda match: ESCAPES.get(match.group(), match.group()), text)
 
 
 def damage(text: str) -> str:

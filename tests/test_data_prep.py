@@ -301,3 +301,59 @@ def test_a_killed_run_ends_in_the_same_bytes(curated, tmp_path, tmp_path_factory
     assert done.returncode == 0, done.stderr[-2000:]
     for name in ("train.jsonl", "dropped.jsonl", "report.json", "report.md"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+# ---------------------------------------------------------------------------------------------------------------- split
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_set_is_split_by_the_length_of_its_problems(tmp_path, capsys):
+    rows = [{"id": f"p{i}", "source": "s", "problem": "x" * i, "answer": str(i)} for i in range(1, 11)]
+    path = write_rows(tmp_path / "train.jsonl", rows)
+    data_prep.main(["split", f"--input={path}", "--by=prompt_len", f"--out_dir={tmp_path / 'a'}"])
+    assert read_jsonl(tmp_path / "a/short.jsonl") == rows[:5] and read_jsonl(tmp_path / "a/long.jsonl") == rows[5:]
+    assert "split by prompt_len at 5.5" in capsys.readouterr().out
+    data_prep.main(["split", f"--input={path}", "--by=prompt_len", "--at=2,8", f"--out_dir={tmp_path / 'b'}"])
+    parts = {name: len(read_jsonl(tmp_path / f"b/{name}.jsonl")) for name in ("short", "middle", "long")}
+    assert parts == {"short": 2, "middle": 6, "long": 2}
+
+
+def test_a_set_is_split_by_the_pass_rates_of_a_run_or_an_evaluation(tmp_path):
+    rows = [{"id": f"p{i}", "source": "s", "problem": f"{i}?", "answer": str(i)} for i in range(6)]
+    path = write_rows(tmp_path / "train.jsonl", rows)
+    dumps = [{"id": f"p{i}", "reward": float(s < i)} for i in range(5) for s in range(4)]
+    (tmp_path / "rollouts").mkdir()
+    for half in (0, 1):  # a problem may have been visited in several steps
+        write_rows(tmp_path / f"rollouts/step_00000{half}.jsonl", dumps[half::2])
+    graded = [{"benchmark": "train", "id": f"p{i}", "scores": [int(s < i) for s in range(4)]} for i in range(5)]
+    write_rows(tmp_path / "graded.jsonl", graded)
+    for name, rates in (("a", tmp_path / "rollouts"), ("b", tmp_path / "graded.jsonl")):
+        flags = [f"--input={path}", "--by=pass_rate", f"--rates={rates}", f"--out_dir={tmp_path / name}"]
+        data_prep.main(["split", *flags])
+        ids = {p.stem: [row["id"] for row in read_jsonl(p)] for p in (tmp_path / name).iterdir()}
+        assert ids == {"hard": ["p0", "p1"], "middle": ["p2", "p3"], "easy": ["p4"], "unseen": ["p5"]}
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ([], "split needs"), (["--by=length"], "--by: 'length' is none of prompt_len, pass_rate"),
+        (["--by=pass_rate"], "--rates= is for --by=pass_rate"),
+        (["--by=prompt_len", "--rates=x"], "--rates= is for"), (["--by=prompt_len", "--at=3,2"], "two that rise"),
+        (["--by=prompt_len", "--at=1,2,3"], "two that rise"),
+        (["--by=prompt_len", "--at=99"], "no row is left for long"),
+        (["--by=pass_rate", "--rates={other}"], "not one id of --input"),
+        (["--by=pass_rate", "--rates={train}"], "row 1: needs an id, and a reward or scores|no numbers"),
+    ],
+)  # fmt: skip
+def test_a_split_that_cannot_be_is_refused_and_writes_nothing(tmp_path, flags, message):
+    train = write_rows(tmp_path / "train.jsonl", [{"problem": "1?", "answer": "1"}, {"problem": "2?", "answer": "2"}])
+    other = write_rows(tmp_path / "other.jsonl", [{"id": "z", "reward": 1.0}])
+    flags = [flag.format(other=other, train=train) for flag in flags]
+    with pytest.raises(UserError, match=message):
+        data_prep.main(["split", f"--input={train}", f"--out_dir={tmp_path / 'out'}", *flags])
+    assert not (tmp_path / "out").exists()

@@ -21,6 +21,7 @@ import torch
 import eval as evaluation
 from configs import UserError, load_config
 from conftest import SHARED
+from evaluation import report
 from evaluation import stats as eval_stats
 from evaluation.child import run_child
 from evaluation.engines import opening
@@ -645,3 +646,46 @@ def test_a_comparison_names_what_changed(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "+16.7 [" in said and "not distinguishable" in said and "1 problems stand in one" in said
     assert re.search(r"x 1 +\| +0\.0 +\| +100\.0", said) and said.index("x 1") < said.index("x 2") and "x 0" not in said
+
+
+def write_completions(path, rows):
+    """rows: (benchmark, id, gold, [answers])."""
+    lines = []
+    for benchmark, problem_id, gold, answers in rows:
+        texts = [{"text": f"<think></think>\\boxed{{{a}}}", "tokens": 5, "finish_reason": "stop"} for a in answers]
+        lines.append(json.dumps({"benchmark": benchmark, "id": problem_id, "answer": gold, "completions": texts}))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_two_rules_grade_the_same_responses_and_say_who_gains(tmp_path, capsys):
+    rows = [
+        ("a", "1", "0.5", ["\\frac12", "0.5"]),
+        ("a", "2", "7", ["8", "7"]),
+        ("b", "1", "5", ["5\\text{ or }6", "5"]),
+    ]
+    path, out = write_completions(tmp_path / "c.jsonl", rows), tmp_path / "out"
+    evaluation.main([f"--completions={path}", f"--out_dir={out}", "--reward=exact,strict"])
+    exact, strict = results_of(out / "exact"), results_of(out / "strict")
+    assert (exact["a"]["pass_at_1"], strict["a"]["pass_at_1"]) == (0.75, 0.5)
+    printed = capsys.readouterr().out
+    assert "Graded by different rules: a by exact, b by strict." in printed
+    cells = [[cell.strip() for cell in line.strip("| ").split("|")] for line in printed.splitlines()]
+    assert ["a", "2", "1", "0", "1"] in cells and ["all", "3", "1", "1", "1"] in cells
+    assert ["a", "\\frac12", "0.5"] in cells and ["b", "5\\text{ or }6", "5"] in cells
+    assert json.loads((out / "strict" / "compare.json").read_text())["a"]["difference"] == -0.25
+
+
+def test_sets_of_benchmarks_are_asked_for_and_averaged_by_name(tmp_path, monkeypatch):
+    names = [*report.SETS["all"], *report.SETS["2025"]]
+    rows = [(name, "1", "1", ["1" if name in report.SETS["2025"][:1] else "2"]) for name in names]
+    path = write_completions(tmp_path / "c.jsonl", rows)
+    evaluation.main([f"--completions={path}", f"--out_dir={tmp_path / 'out'}"])
+    results = results_of(tmp_path / "out")
+    assert set(results) == {*names, "average", "average of all", "average of 2025"}
+    averages = [results[name]["pass_at_1"] for name in ("average", "average of all", "average of 2025")]
+    assert averages == pytest.approx([1 / 9, 0, 1 / 4]) and results["average of 2025"]["num_problems"] == 4
+    assert "AIME 2025" in (tmp_path / "out/results.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no data/aime25.jsonl"):
+        evaluation.load_benchmarks(("2025",), Fields())

@@ -24,9 +24,10 @@ from configs import UserError
 from problems.choices import letter_and_value, opened, split_choices
 from problems.endpoint import Endpoint, NoAnswer
 from problems.files import objects
+from problems.golds import restored
 from problems.reading import read_rows
 from problems.rows import THE_TABLES, as_row
-from problems.sources import BENCHMARKS, TRAINING, files_in
+from problems.sources import BENCHMARKS, LATER_BENCHMARKS, TRAINING, files_in
 from test_data_prep import need_embeddings, read_jsonl, with_shared_cache
 
 ROOT = Path(__file__).parents[1]
@@ -398,6 +399,54 @@ def test_without_the_hub_the_way_out_is_named(tmp_path, serve):
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "omni_math: the hub did not give KbsdJames/Omni-MATH" in done.stderr and "--raw_dir=DIR" in done.stderr
     assert not (tmp_path / "raw" / "sources.json").exists()
+
+
+def test_the_contests_of_2025_come_from_the_hub_and_from_a_folder(tmp_path, serve, monkeypatch, capsys):
+    """In the published schemas, with made-up rows: math-ai's, one of whose backslashes was read as an escape, and
+    MathArena's, whose ids are the same in each."""
+    folder, Hub.files, Hub.log = tmp_path / "raw", {}, []
+    for source in LATER_BENCHMARKS:
+        rows = []
+        for i in range(1, source.count + 1):
+            kinds = {"problem_type": ["Algebra"]} if source.name != "aime25" else {}
+            number = {"id": str(i - 1)} if source.name == "aime25" else {"problem_idx": i}
+            answer = str(i) if source.name == "aime25" else f"\\frac{{{2 * i + 1}}}{{2}}, -{i}"
+            rows.append(
+                {**number, "problem": f"In {source.name}, what is $\\frac{{{i}}}{{1}}$?", "answer": answer, **kinds}
+            )
+        path = folder / source.name / source.files.replace("*", "00000-of-00001")
+        if path.suffix == ".parquet":
+            write_parquet(path, rows)
+        else:
+            path.parent.mkdir(parents=True)
+            path.write_text("".join(json.dumps(row).replace("\\\\frac{7}", "\\frac{7}") + "\n" for row in rows))
+        Hub.files[source.repo] = {str(path.relative_to(folder / source.name)): path.read_bytes()}
+    code = "import data_prep; from configs import run; data_prep.BENCHMARKS = (); run(data_prep.main)"
+    env = {**os.environ, "HF_ENDPOINT": serve(Hub), "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+    argv = [sys.executable, "-c", code, "bench", f"--out_dir={tmp_path / 'hub'}"]
+    done = subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr(data_prep, "BENCHMARKS", ())
+    data_prep.main(["bench", f"--raw_dir={folder}", f"--out_dir={tmp_path / 'folder'}"])
+    for printed, out in ((done.stdout, tmp_path / "hub"), (capsys.readouterr().out, tmp_path / "folder")):
+        assert "aime25: 1 rows had control characters where a backslash was: restored" in printed
+        for source in LATER_BENCHMARKS:
+            rows = read_jsonl(out / f"{source.name}.jsonl")
+            assert len(rows) == source.count and rows[0]["id"] == f"{source.name}-0"
+            assert rows[6]["problem"] == f"In {source.name}, what is $\\frac{{7}}{{1}}$?"
+            assert rows[6]["answer"] == ("7" if source.name == "aime25" else "\\frac{15}{2}, -7")
+    (folder / "hmmt25/data/train-00000-of-00001.parquet").unlink()
+    data_prep.main(["bench", f"--raw_dir={folder}", f"--out_dir={tmp_path / 'fewer'}"])
+    assert f"hmmt25: no hmmt25/data/train-*.parquet in {folder}: left out" in capsys.readouterr().out
+    assert len(list((tmp_path / "fewer").glob("*.jsonl"))) == 3
+
+
+@pytest.mark.parametrize(
+    "text, whole",
+    [("\frac12", "\\frac12"), ("\binom", "\\binom"), ("2\times 3", "2\\times 3"), ("a\tb\nc", "a\tb\nc"), ("\0", "\0")],
+)
+def test_backslashes_that_were_read_as_escapes_are_restored(text, whole):
+    assert restored(text) == whole
 
 
 # ---------------------------------------------------------------------------------------------------- a model's answers
