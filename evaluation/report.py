@@ -279,7 +279,8 @@ def rules_table(keys: list[Key], rows_a: dict[Key, Graded], rows_b: dict[Key, Gr
     rows = [[TITLES.get(name, name), *(f"{c[outcome]:,}" for outcome in outcomes)] for name, c in counts.items()]
     sections = ["The same responses by both rules:", markdown_table(head, rows)]
     if examples:
-        escaped = [[cell.replace("|", "\\|") for cell in example] for example in list(examples)[:10]]
+        shown = [example for side in "ab" for example in [e for e in examples if e[0] == side][:6]]
+        escaped = [[cell.replace("|", "\\|") for cell in example] for example in shown]
         sections += ["Answers that one of them takes:", markdown_table(["right by", "answer", "gold"], escaped)]
     return sections
 

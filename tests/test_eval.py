@@ -660,7 +660,7 @@ def write_completions(path, rows):
 
 def test_two_rules_grade_the_same_responses_and_say_who_gains(tmp_path, capsys):
     rows = [
-        ("a", "1", "0.5", ["\\frac12", "0.5"]),
+        ("a", "1", "0.25", ["\\frac14", "0.25"]),
         ("a", "2", "7", ["8", "7"]),
         ("b", "1", "5", ["5\\text{ or }6", "5"]),
     ]
@@ -672,7 +672,7 @@ def test_two_rules_grade_the_same_responses_and_say_who_gains(tmp_path, capsys):
     assert "Graded by different rules: a by exact, b by strict." in printed
     cells = [[cell.strip() for cell in line.strip("| ").split("|")] for line in printed.splitlines()]
     assert ["a", "2", "1", "0", "1"] in cells and ["all", "3", "1", "1", "1"] in cells
-    assert ["a", "\\frac12", "0.5"] in cells and ["b", "5\\text{ or }6", "5"] in cells
+    assert ["a", "\\frac14", "0.25"] in cells and ["b", "5\\text{ or }6", "5"] in cells
     assert json.loads((out / "strict" / "compare.json").read_text())["a"]["difference"] == -0.25
 
 
