@@ -8,6 +8,7 @@ import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from runs import (
     status_of,
     train,
 )
-from train_grpo import with_advantages
+from train_grpo import clip_and_kl_coef, with_advantages
 from training import metrics as metrics_room
 from training import plan, stages
 from training.checkpoint import RunState
@@ -359,6 +360,12 @@ def test_archer_s_tokens_clips_and_gradients_are_its_code_s():
     loss.backward()
     assert loss.item() == pytest.approx(case["loss"], rel=1e-7)  # their mean adds 1e-8 to the count
     torch.testing.assert_close(logprobs.grad, flat("grad"), rtol=1e-7, atol=1e-12)
+    cfg = load_config(["configs/archer.py"])
+    (low, up), kl_coef = clip_and_kl_coef(
+        flat("entropy"), SimpleNamespace(response_mask=mask, cu_seqlens=cu_seqlens), cfg
+    )
+    assert torch.equal(low.double(), clip.double()) and torch.equal(up, low)
+    assert torch.equal(kl_coef > 0, ~high) and kl_coef.max().item() == pytest.approx(0.001)
     share = clipped(logprobs, old, advantages, clip, clip).mean()
     assert float(share) == pytest.approx(case["clip_frac"], rel=1e-6)
 
