@@ -144,18 +144,20 @@ COLLAPSED = 0.2  # of the first step's entropy
 
 
 def entropy_columns(groups: list[list[Rollout]], max_len: int, state: RunState, cfg: Config) -> dict[str, Any]:
-    """Where in a response the policy is unsure: `entropy_by_position`, nats a token in each eighth of the context, None
+    """Where in a response the policy is unsure: `entropy_part_1` to 8, nats a token in each eighth of the context, None
     where no response got to. Estimated by the sampled tokens' own -log p, whose mean is the entropy (of all responses
-    of the step, by the sampler). `entropy_collapsed`: has the entropy of the trained tokens, in `state`, lost four
-    fifths of its first value? And the coefficient of the bonus that the next step begins with, where it moves."""
+    of the step, by the sampler). `entropy_collapsed`, 1 or 0: has the entropy of the trained tokens, in `state`, lost
+    four fifths of its first value? And the coefficient of the bonus that the next step begins with, where it moves."""
     nats, tokens = np.zeros(POSITIONS), np.zeros(POSITIONS)
     for r in (r for group in groups for r in group):
         part = np.arange(len(r.response_ids)) * POSITIONS // max_len
         nats += np.bincount(part, -np.asarray(r.logprobs), POSITIONS)
         tokens += np.bincount(part, minlength=POSITIONS)
-    by_position = [float(n / count) if count else None for n, count in zip(nats, tokens, strict=True)]
-    collapsed = state.entropy is not None and state.entropy < COLLAPSED * state.first_entropy
-    columns = {"entropy_by_position": by_position, "entropy_collapsed": collapsed}
+    columns: dict[str, Any] = {}
+    for i in range(POSITIONS):
+        columns[f"entropy_part_{i + 1}"] = float(nats[i] / tokens[i]) if tokens[i] else None
+    is_low = state.entropy is not None and state.entropy < COLLAPSED * state.first_entropy
+    columns["entropy_collapsed"] = int(is_low)
     return columns | ({"entropy_coef": state.entropy_coef} if cfg.entropy_target else {})
 
 
