@@ -39,6 +39,7 @@ from model import DTYPES, Qwen2
 from reward import after_thinking, extract_answer, graded_text
 from rollout import Rollout, sample_seed
 from training import begin, checkpoint, metrics, packing, partial, preflight, run_folder, smoke, stages, watch
+from training import entropy as entropy_room
 from training import loss_scale as scaling
 from training.begin import Run
 from training.checkpoint import RunState, step_name
@@ -226,7 +227,7 @@ def learn(
     """One optimizer step per minibatch, of which this rank has the micro-batches `packed[i]`. Returns figures over all
     ranks' tokens; for each update its gradient norm, None if it was skipped (but for a too large loss scale, which is
     no fault); and the state with what float16 has learned of its loss scale."""
-    cfg, step = stages.with_entropy_coef(run.cfg, state), state.step + 1
+    cfg, step = entropy_room.with_bonus(run.cfg, state), state.step + 1
     sums, losses, norms = LossSums.zero(run.device), [], []
     figures: dict[str, Any] = watch.columns(None, cfg)
     if not minibatches:
@@ -247,7 +248,7 @@ def learn(
         sums = sums + minibatch_sums
     figures |= {"loss_scale": state.loss_scale} if cfg.dtype == "float16" else {}
     figures |= metrics.loss_columns(sums, losses, norms)
-    return figures, norms, stages.after_entropy(state, figures["entropy"], run.cfg)
+    return figures, norms, entropy_room.after_step(state, figures["entropy"], run.cfg)
 
 
 # ------------------------------------------------------------------------------------------ set up, validate and finish
@@ -405,8 +406,8 @@ def train(whole_run: Run, state: RunState, hook: Any) -> tuple[RunState, dict[in
             row |= {"reward_timeouts": timeouts_at_start + timeouts}
             row |= partial.columns(groups, state.carried, step) if cfg.partial_rollouts else {}
             row |= {"prompts_left_out": state.left_out} if cfg.skip_solved or cfg.weigh_draw else {}
-            row |= metrics.entropy_columns(groups, max_len, state, cfg)
-            metrics.warn_if_entropy_collapses(row, drawn)
+            row |= entropy_room.columns(groups, max_len, state, cfg)
+            entropy_room.warn_if_it_collapses(row, drawn)
             if dumps:
                 metrics.dump_rollouts(cfg.run_dir, step, groups, run.prompts, run.tokenizer, differences)
             row |= metrics.time_columns(timer, time.perf_counter() - step_started, row["tokens_generated"])

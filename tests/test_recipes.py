@@ -28,8 +28,7 @@ from runs import (
     train,
 )
 from train_grpo import clip_and_kl_coef, with_advantages
-from training import metrics as metrics_room
-from training import plan, stages
+from training import entropy, plan, stages
 from training.checkpoint import RunState
 from training.groups import after_visits, draw_prompts, groups_to_train_on, is_left_out, refill_prompts
 
@@ -331,14 +330,14 @@ def test_the_entropy_bonus_moves_as_skywork_s_controller(case):
     settings = {name: value for name, value in case.items() if name.startswith("entropy_")}
     cfg = load_config([f"--{name}={value}" for name, value in settings.items()])
     state, coef = RunState(), case["entropy_coef"]
-    assert stages.with_entropy_coef(cfg, state).entropy_coef == coef
-    for entropy, (value, enabled) in zip(case["entropy"], case["after"], strict=True):
-        coef = next_entropy_coef(coef, entropy, cfg.entropy_target, cfg.entropy_coef_step, cfg.entropy_coef_max)
+    assert entropy.with_bonus(cfg, state).entropy_coef == coef
+    for nats, (value, enabled) in zip(case["entropy"], case["after"], strict=True):
+        coef = next_entropy_coef(coef, nats, cfg.entropy_target, cfg.entropy_coef_step, cfg.entropy_coef_max)
         assert coef == pytest.approx(value, abs=1e-15)
-        state = stages.after_entropy(state, entropy, cfg)
-        assert stages.with_entropy_coef(cfg, state).entropy_coef == pytest.approx(value * enabled, abs=1e-15)
+        state = entropy.after_step(state, nats, cfg)
+        assert entropy.with_bonus(cfg, state).entropy_coef == pytest.approx(value * enabled, abs=1e-15)
     assert RunState.from_json(state.to_json()) == state
-    assert stages.with_entropy_coef(load_config([]), state) == load_config([])
+    assert entropy.with_bonus(load_config([]), state) == load_config([])
 
 
 def test_archer_s_tokens_clips_and_gradients_are_its_code_s():
@@ -375,25 +374,25 @@ def test_high_entropy_is_torch_s_quantile_of_each_sequence():
     for quantile in (0.0, 0.33, 0.5, 0.8) * 10:
         lengths = torch.randint(1, 20, (5,), generator=generator)
         cu_seqlens = torch.tensor([0, *lengths.cumsum(0)], dtype=torch.int32)
-        entropy = torch.rand(int(cu_seqlens[-1]), generator=generator)
-        mask = (torch.rand(entropy.shape, generator=generator) > 0.3).float()
+        values = torch.rand(int(cu_seqlens[-1]), generator=generator)
+        mask = (torch.rand(values.shape, generator=generator) > 0.3).float()
         wanted = []
         for first, end in zip(cu_seqlens[:-1], cu_seqlens[1:], strict=True):
-            counted = torch.where(mask[first:end] > 0, entropy[first:end], torch.nan)
+            counted = torch.where(mask[first:end] > 0, values[first:end], torch.nan)
             wanted.append(counted > torch.nanquantile(counted, quantile))
-        assert torch.equal(is_high_entropy(entropy, mask, cu_seqlens, quantile), torch.cat(wanted))
+        assert torch.equal(is_high_entropy(values, mask, cu_seqlens, quantile), torch.cat(wanted))
 
 
 def test_entropy_is_reported_by_position_and_its_collapse_once(capsys, group_of_one):
     first = [replace(r, response_ids=[5] * 10, logprobs=[-1.0] * 4 + [-3.0] * 6) for r in group(0, [1, 0])]
-    cfg, state = load_config([]), stages.after_entropy(RunState(), 1.0, load_config([]))
-    columns = metrics_room.entropy_columns([first], 32, state, cfg)
+    cfg, state = load_config([]), entropy.after_step(RunState(), 1.0, load_config([]))
+    columns = entropy.columns([first], 32, state, cfg)
     by_position = dict(zip((f"entropy_part_{i}" for i in range(1, 9)), [1.0, 3.0, 3.0] + [None] * 5, strict=True))
     assert columns == {**by_position, "entropy_collapsed": 0}
-    low = stages.after_entropy(state, 0.19, cfg)
-    row = {"step": 9, "entropy": 0.19, **metrics_room.entropy_columns([first], 32, low, cfg)}
-    metrics_room.warn_if_entropy_collapses(row, state)
-    metrics_room.warn_if_entropy_collapses({**row, "step": 10}, low)  # said already
+    low = entropy.after_step(state, 0.19, cfg)
+    row = {"step": 9, "entropy": 0.19, **entropy.columns([first], 32, low, cfg)}
+    entropy.warn_if_it_collapses(row, state)
+    entropy.warn_if_it_collapses({**row, "step": 10}, low)  # said already
     assert row["entropy_collapsed"] == 1
     assert capsys.readouterr().out.count("the entropy has collapsed: 0.19 nats a token, 1 at first") == 1
-    assert stages.after_entropy(state, None, cfg) == state
+    assert entropy.after_step(state, None, cfg) == state

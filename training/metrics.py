@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -137,36 +136,6 @@ def rollout_metrics(groups: list[list[Rollout]]) -> dict[str, float | None]:
         "solve_all": mean([all(r.reward >= 1 for r in g) for g in groups]),
         "tokens_generated": sum(len(r.response_ids) for r in samples),
     }
-
-
-POSITIONS = 8  # parts of the context whose entropy is reported
-COLLAPSED = 0.2  # of the first step's entropy
-
-
-def entropy_columns(groups: list[list[Rollout]], max_len: int, state: RunState, cfg: Config) -> dict[str, Any]:
-    """Where in a response the policy is unsure: `entropy_part_1` to 8, nats a token in each eighth of the context, None
-    where no response got to. Estimated by the sampled tokens' own -log p, whose mean is the entropy (of all responses
-    of the step, by the sampler). `entropy_collapsed`, 1 or 0: has the entropy of the trained tokens, in `state`, lost
-    four fifths of its first value? And the coefficient of the bonus that the next step begins with, where it moves."""
-    nats, tokens = np.zeros(POSITIONS), np.zeros(POSITIONS)
-    for r in (r for group in groups for r in group):
-        part = np.arange(len(r.response_ids)) * POSITIONS // max_len
-        nats += np.bincount(part, -np.asarray(r.logprobs), POSITIONS)
-        tokens += np.bincount(part, minlength=POSITIONS)
-    columns: dict[str, Any] = {}
-    for i in range(POSITIONS):
-        columns[f"entropy_part_{i + 1}"] = float(nats[i] / tokens[i]) if tokens[i] else None
-    is_low = state.entropy is not None and state.entropy < COLLAPSED * state.first_entropy
-    columns["entropy_collapsed"] = int(is_low)
-    return columns | ({"entropy_coef": state.entropy_coef} if cfg.entropy_target else {})
-
-
-def warn_if_entropy_collapses(row: dict[str, Any], before: RunState) -> None:
-    """Say it when it happens. before: the state before the step of the row."""
-    if row["entropy_collapsed"] and before.entropy >= COLLAPSED * before.first_entropy:
-        values = f"{row['entropy']:.3g} nats a token, {before.first_entropy:.3g} at first"
-        remedy = "few answers are still tried: a higher clip_eps_high, temperature or entropy_target keeps more"
-        print0(f"step {row['step']}: the entropy has collapsed: {values}; {remedy}")
 
 
 def is_hopeless(row: dict[str, Any]) -> bool:

@@ -5,7 +5,6 @@ the first one after `--resume=true`, on more GPUs for example. Functions take a 
 rank calls them together.
 """
 
-import math
 import os
 import shlex
 from dataclasses import replace
@@ -15,7 +14,6 @@ import torch
 import torch.distributed as dist
 
 from configs import PER_STAGE, Config, UserError
-from losses import next_entropy_coef
 from model import DTYPES, Qwen2, full_tensors
 from schedule import collapsed, settling, smoothed_reward, turning_point
 from training import checkpoint
@@ -179,31 +177,6 @@ def learning_rate(state: RunState, cfg: Config) -> float:
     from where the optimizer began (the first of them has lr / lr_warmup_steps, unlike in verl, where it has 0)."""
     began = state.stage_began if cfg.stage_optimizer == "reset" else 0
     return cfg.lr * min(1.0, (state.step + 1 - began) / max(1, cfg.lr_warmup_steps))
-
-
-# ------------------------------------------------------------------------------------------------- the entropy bonus
-
-
-def with_entropy_coef(cfg: Config, state: RunState) -> Config:
-    """The settings of the step after `state`, with the entropy bonus that the last step's entropy asks for."""
-    if not cfg.entropy_target:
-        return cfg
-    coef = cfg.entropy_coef if state.entropy_coef is None else state.entropy_coef
-    is_low = state.entropy is None or state.entropy < cfg.entropy_target
-    return replace(cfg, entropy_coef=coef if is_low else 0.0)
-
-
-def after_entropy(state: RunState, entropy: float | None, cfg: Config) -> RunState:
-    """The state after a step with this entropy of its trained tokens (None: it trained nothing)."""
-    if entropy is None or not math.isfinite(entropy):
-        return state
-    first = entropy if state.first_entropy is None else state.first_entropy
-    state = replace(state, entropy=entropy, first_entropy=first)
-    if not cfg.entropy_target:
-        return state
-    coef = cfg.entropy_coef if state.entropy_coef is None else state.entropy_coef
-    limits = cfg.entropy_target, cfg.entropy_coef_step, cfg.entropy_coef_max
-    return replace(state, entropy_coef=next_entropy_coef(coef, entropy, *limits))
 
 
 # --------------------------------------------------------------------------------------------------- on how many GPUs
