@@ -39,12 +39,12 @@ from model import DTYPES, Qwen2
 from reward import after_thinking, extract_answer, graded_text
 from rollout import Rollout, sample_seed
 from training import begin, checkpoint, metrics, packing, partial, preflight, run_folder, smoke, stages, watch
-from training import entropy as entropy_room
+from training import entropy as entropy_bonus
 from training import loss_scale as scaling
 from training.begin import Run
 from training.checkpoint import RunState, step_name
 from training.end import leave, save, tear_down
-from training.groups import after_visits, draw_prompts, groups_to_train_on, refill_prompts
+from training.groups import after_visits, curriculum_columns, draw_prompts, groups_to_train_on, refill_prompts
 from training.metrics import LossSums, Timer
 from training.packing import Batch, Minibatch, all_sum, from_rank0, print0
 from training.preemption import Preemption
@@ -226,8 +226,8 @@ def learn(
 ) -> tuple[dict[str, Any], list[float | None], RunState]:
     """One optimizer step per minibatch, of which this rank has the micro-batches `packed[i]`. Returns figures over all
     ranks' tokens; for each update its gradient norm, None if it was skipped (but for a too large loss scale, which is
-    no fault); and the state with what float16 has learned of its loss scale."""
-    cfg, step = entropy_room.with_bonus(run.cfg, state), state.step + 1
+    no fault); and the state with float16's loss scale and the entropy bonus of the next step."""
+    cfg, step = entropy_bonus.with_bonus(run.cfg, state), state.step + 1
     sums, losses, norms = LossSums.zero(run.device), [], []
     figures: dict[str, Any] = watch.columns(None, cfg)
     if not minibatches:
@@ -248,7 +248,8 @@ def learn(
         sums = sums + minibatch_sums
     figures |= {"loss_scale": state.loss_scale} if cfg.dtype == "float16" else {}
     figures |= metrics.loss_columns(sums, losses, norms)
-    return figures, norms, entropy_room.after_step(state, figures["entropy"], run.cfg)
+    state = entropy_bonus.after_step(state, figures["entropy"], run.cfg)  # not cfg, which has this step's bonus
+    return figures, norms, state
 
 
 # ------------------------------------------------------------------------------------------ set up, validate and finish
@@ -260,7 +261,7 @@ def set_up(cfg: Config, hook: Any, preemption: Preemption, started: float) -> tu
     a checkpoint does not fit it."""
     run, state, beginning = begin.load(cfg, hook, preemption, started)
     stage_run = run.of_stage(state.stage)
-    hook.before_training(stage_run, backward, optimizer_step)  # handed over: a wing does not import this script
+    hook.before_training(stage_run, backward, optimizer_step)  # passed in: training/ does not import this
     begin.start(run, state, beginning)
     timer = Timer(run.device)
     timer.seconds["start"] = time.perf_counter() - started
@@ -344,7 +345,7 @@ def report(run: Run, state: RunState, evaluated: dict[int, dict]) -> RunState:
 def train(whole_run: Run, state: RunState, hook: Any) -> tuple[RunState, dict[int, dict]]:
     """For each step draw prompts, sample, grade, compare, pack, update, sync, report, save. Returns the state after the
     last step, and the validation results of its weights by context. Raises Preempted, once the run is saved."""
-    run = whole_run.of_stage(state.stage)
+    run = whole_run.of_stage(state.stage)  # run and cfg: as the stage has them; whole_run: one entry a stage
     cfg, timeouts_at_start = run.cfg, state.timeouts
     steps_at_start = state.step - bool(state.unreported)
     skips, evaluated = 0, {}  # updates skipped in a row; validation results of the current weights
@@ -370,6 +371,7 @@ def train(whole_run: Run, state: RunState, hook: Any) -> tuple[RunState, dict[in
             max_len = cfg.max_response_len[state.stage]
 
             # 1. Draw prompts, sample and grade responses, compare each with its group; again for uniform groups.
+            # `drawn` is the state after these draws; a run that is preempted before the update keeps `state`.
             groups, drawn, cached_tokens = collect_groups(run, state, timer)
             with timer("sync"):
                 run.sampler.sleep()  # the trainer gets its GPU memory
@@ -388,9 +390,7 @@ def train(whole_run: Run, state: RunState, hook: Any) -> tuple[RunState, dict[in
                 differences = watch.token_differences(run.model, minibatches, packed, cfg) if with_tokens else {}
                 run.preemption.check()  # from here on weights move
             with timer("train"):
-                lr = stages.learning_rate(state, cfg)
-                for parameters in run.optimizer.param_groups:
-                    parameters["lr"] = lr
+                lr = stages.set_learning_rate(run.optimizer, state, cfg)
                 figures, norms, state = learn(run, drawn, minibatches, packed, mismatch)
             skips = metrics.count_skips(norms, skips, step)
 
@@ -405,9 +405,9 @@ def train(whole_run: Run, state: RunState, hook: Any) -> tuple[RunState, dict[in
             row |= {"updates_skipped": state.skipped + norms.count(None), "prompt_tokens_cached": cached_tokens}
             row |= {"reward_timeouts": timeouts_at_start + timeouts}
             row |= partial.columns(groups, state.carried, step) if cfg.partial_rollouts else {}
-            row |= {"prompts_left_out": state.left_out} if cfg.skip_solved or cfg.weigh_draw else {}
-            row |= entropy_room.columns(groups, max_len, state, cfg)
-            entropy_room.warn_if_it_collapses(row, drawn)
+            row |= curriculum_columns(state, cfg)
+            row |= entropy_bonus.columns(groups, max_len, state, cfg)
+            entropy_bonus.warn_if_it_collapses(row, drawn)
             if dumps:
                 metrics.dump_rollouts(cfg.run_dir, step, groups, run.prompts, run.tokenizer, differences)
             row |= metrics.time_columns(timer, time.perf_counter() - step_started, row["tokens_generated"])

@@ -99,8 +99,8 @@ class Config:
     temperature: float | tuple[float, ...] = 0.6  # one entry a stage, or one for all
     top_p: float = 1.0  # training wants 1: the log-probabilities below are those of the whole distribution
     max_prompt_len: int = 1024  # tokens; longer prompts are counted and left out
-    skip_solved: int = 0  # visits in a row, all samples right, after which a prompt is drawn no more; 0 = never
-    weigh_draw: bool = False  # prompts half of whose samples were right are drawn more often, see training/groups.py
+    skip_solved: int = 0  # visits in a row, all samples right, after which a prompt is left out; 0 = never
+    weigh_draw: bool = False  # an epoch keeps a seen prompt with probability 4p(1-p), p its smoothed pass rate
     max_response_len: tuple[int, ...] = (8192,)  # tokens, one entry a stage; it may shrink as well
     # A step's generation ends when prompts_per_step groups are finished; the rest goes on in the next step, under its
     # weights (training/partial.py). Needs rollout_correction="truncate".

@@ -114,6 +114,10 @@ def check_choices(cfg: Any) -> None:
     for name in ("drop_uniform_groups", "overlong_buffer", "skip_solved", "weigh_draw"):
         if cfg.reward == "none" and getattr(cfg, name):
             raise UserError(f"{name}: goes by rewards, and reward=none has none")
+    for name in ("skip_solved", "weigh_draw"):
+        if cfg.stage_policy == "auto" and getattr(cfg, name):
+            reason = "the controller would take the harder prompts of a curriculum for a collapse"
+            raise UserError(f"{name}: {reason}: use stage_policy=fixed")
     for coef in cfg.entries("entropy_coef"):
         if cfg.entropy_target and not 0 <= coef <= cfg.entropy_coef_max:
             raise UserError(f"entropy_coef: {coef} is not in 0 .. entropy_coef_max={cfg.entropy_coef_max}")

@@ -1,10 +1,10 @@
 """Archer (arXiv 2507.15778), mathematics: tokens at which the policy is unsure may move further, and freely.
 
 Of each response the fifth of the tokens with the highest entropy has a clip of 0.5 and no KL penalty, the others 0.2
-and 0.001. 64 prompts x 16 samples in updates of 32, 32K tokens, temperature 1, 520 steps, about 1,900 H800-hours. Of
-the released script for code, since none for mathematics was, are dual clip, weight decay and warm-up; but not its three
-passes over each batch. Unlike in that script, each token's KL penalty weighs as much as its loss (there the sure
-tokens' is averaged over them alone). Data: DeepScaleR's instead of their 51,800 problems from three sets.
+and 0.001. 64 prompts x 16 samples in updates of 32, 32K tokens, temperature 1, 520 steps, about 1,900 H800-hours. Dual
+clip, weight decay and warm-up are those of the released script for code (none for mathematics was released), but not
+its three passes over each batch. Unlike in that script, each token's KL penalty weighs as much as its loss (there it is
+averaged over the penalized tokens alone). Data: DeepScaleR's instead of their 51,800 problems from three sets.
 """
 
 from configs import Config

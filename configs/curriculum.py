@@ -1,8 +1,9 @@
-"""modern.py's loss, and prompts drawn by the model's own pass rate instead of refills.
+"""modern.py's loss, and prompts drawn by the model's own pass rate instead of refills. Not a published recipe.
 
-What was solved twice in a row is drawn no more until the stage ends, and a prompt with pass rate p stays in an epoch
-with probability 4 p (1 - p), the variance of its reward over the most it could be (2502.12272). Uniform groups are
-dropped but not replaced: the curriculum is to make them rare.
+What was solved twice in a row is drawn no more in its stage, and each epoch keeps a prompt that was seen with
+probability 4 p (1 - p), where p is its smoothed pass rate: the variance of its reward over the most it could be
+(2502.12272). Uniform groups are dropped but not replaced: the curriculum is to make them rare. Stages have the
+published steps, since the controller judges rewards, which fall when prompts get harder.
 """
 
 from configs import Config
@@ -12,9 +13,7 @@ Config(
     model="deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B",
     max_response_len=(8192, 16384, 24576),
     group_size=(8, 16, 16),
-    stage_policy="auto",
-    stage_steps=(1560, 720, 300),
-    stage_from="best",
+    stage_steps=(1040, 480, 200),
     stage_optimizer="keep",
     skip_solved=2,
     weigh_draw=True,

@@ -2,9 +2,10 @@
 
 The loss is half the squared difference of log-probabilities, k2, whose gradient on the policy's own samples is that of
 the reverse KL divergence: policy gradient with log pi_teacher - log pi as each token's advantage (Thinking Machines'
-on-policy distillation; the same as in verl's k2). One update a step, since it holds on the policy's own samples alone.
-64 prompts x 4 samples of 7K tokens, 279 steps, from the open JustRL model as teacher: geometry and teacher of
-2607.29494, second hand; learning rate and warm-up are ours. Rewards are measured, and not learned from.
+on-policy distillation; also verl's k2). One update a step: a second one would learn from samples that are no longer the
+policy's own. 64 prompts x 4 samples of 7K tokens, 279 steps, the open JustRL model as teacher: geometry and teacher of
+2607.29494, second hand; learning rate and warm-up are ours. Rewards are measured, and not learned from. Both models see
+the teacher's instruction. Needs the data of 8k.py.
 """
 
 from configs import Config
@@ -17,6 +18,7 @@ Config(
     kl_coef=1.0,
     kl_estimator="k2",
     entropy_coef=0.0,
+    prompt_suffix="\n\nPlease reason step by step, and put your final answer within \\boxed{}.",  # the teacher's
     max_response_len=(7168,),
     prompts_per_step=64,
     group_size=(4,),

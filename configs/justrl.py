@@ -8,8 +8,9 @@ within the last 100 characters). The data, DAPO's 17K problems with integer answ
 the tests:
 
     hf download BytedTsinghua-SIA/DAPO-Math-17k --repo-type=dataset --local-dir=data/dapo17k
-    python data_prep.py bench --out_dir=data/bench
-    python data_prep.py curate --input=data/dapo17k --against=data/bench --out_dir=data/dapo
+    python data_prep.py bench
+    tests=$(echo data/{aime24,amc23,math500,minerva,olympiad,aime25,hmmt25,brumo25,cmimc25}.jsonl | tr ' ' ,)
+    python data_prep.py curate --input=data/dapo17k --against=$tests --out_dir=data/dapo
 """
 
 from configs import Config

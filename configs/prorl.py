@@ -3,9 +3,9 @@
 Eight runs of 256 prompts in updates of 64: 16 samples at 8K (32 in the sixth and seventh), 16K in the last; clip 0.2 /
 0.4, dynamic sampling, temperature 1.2, learning rate 2e-6, KL coefficient 1e-4 (this one second hand, from summaries of
 2507.12507). About 2,450 steps by JustRL's account. Unlike there: they reset by hand, when validation stalled or fell,
-and published no steps; here every run but the last, of 200, has 320. DeepScaleR's 40K problems without their code,
-logic, science and instructions, and no penalty for responses that do not end (their fourth and fifth run). V2 has other
-resets (every 200 to 500 steps, the optimizer kept), and advantages normalized over the whole batch.
+and published no steps; here each run but the last, of 200 steps, has 320. The data are DeepScaleR's 40K problems alone,
+of their 136K from five domains, and responses that do not end are not punished (they were in the fourth and fifth run).
+V2 has other resets (every 200 to 500 steps, the optimizer kept), and advantages normalized over the whole batch.
 """
 
 from configs import Config

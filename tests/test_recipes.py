@@ -30,7 +30,14 @@ from runs import (
 from train_grpo import clip_and_kl_coef, with_advantages
 from training import entropy, plan, stages
 from training.checkpoint import RunState
-from training.groups import after_visits, draw_prompts, groups_to_train_on, is_left_out, refill_prompts
+from training.groups import (
+    after_visits,
+    curriculum_columns,
+    draw_prompts,
+    groups_to_train_on,
+    is_left_out,
+    refill_prompts,
+)
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "recipes.json").read_text())
@@ -133,6 +140,7 @@ def test_warm_up_is_transformers_without_its_first_step_of_zero():
         (["--kl_coef=0", "--reward=none"], "reward: with none there is nothing to learn"),
         (["--reward=none", "--drop_uniform_groups=true"], "drop_uniform_groups: goes by rewards"),
         (["--reward=none", "--skip_solved=1"], "skip_solved: goes by rewards"),
+        (["--skip_solved=1", "--stage_policy=auto"], "skip_solved: the controller would take"),
         (["--group_size=1"], "group_size: 1 is under its minimum 2"),
         (["--skip_solved=-1"], "skip_solved: -1 is under its minimum 0"),
         (["--entropy_target=0.2", "--entropy_coef=0.01"], "entropy_coef: 0.01 is not in 0 .. entropy_coef_max=0.005"),
@@ -161,7 +169,8 @@ def group(index, rewards, size=None):
 
 
 def curriculum(**changes):
-    values = dict(prompts_per_step=4, group_size=4, skip_solved=2, max_response_len=24, stage_steps=9) | changes
+    values = dict(prompts_per_step=4, group_size=4, skip_solved=2, max_response_len=24, stage_steps=9)
+    values |= dict(stage_policy="fixed") | changes
     return load_config(["configs/tiny.py", *(f"--{k}={v}" for k, v in values.items())])
 
 
@@ -180,6 +189,7 @@ def test_what_was_solved_in_its_last_visits_is_drawn_no_more_and_comes_back_to_f
     solved = replace(state, epoch=5, position=0, visits={i: (1.0, 2) for i in range(8)})
     indices, after = draw_prompts(solved, 10, cfg)
     assert {8, 9} < set(indices) and len(set(indices)) == 4 and after.left_out == 6
+    assert curriculum_columns(after, cfg) == {"prompts_left_out": 6, "prompts_solved": 8}
     assert draw_prompts(after, 10, cfg)[1].epoch == 6
 
 
@@ -207,7 +217,15 @@ def test_refills_are_not_among_what_the_curriculum_leaves_out():
     assert set(drawn) == {8, 9}
 
 
-CURRICULUM = dict(skip_solved=1, weigh_draw=True, stage_steps="5,1", prompts_per_step=24, save_every=3, eval_every=7)
+CURRICULUM = dict(
+    skip_solved=1,
+    weigh_draw=True,
+    stage_policy="fixed",
+    stage_steps="5,1",
+    prompts_per_step=24,
+    save_every=3,
+    eval_every=7,
+)
 
 
 @pytest.fixture(scope="module")

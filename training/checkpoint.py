@@ -42,7 +42,7 @@ class RunState:
     # Of each prompt that the curriculum has seen, by index: the share of right samples at the last visit, and how many
     # visits in a row all samples were right. See training/groups.py.
     visits: dict[int, tuple[float, int]] = dataclasses.field(default_factory=dict)
-    left_out: int = 0  # prompts that the curriculum left out at the last draw
+    left_out: int = 0  # prompts that the last draw passed over, by the curriculum
     tokens: int = 0  # generated so far
     skipped: int = 0  # updates without a finite loss and gradient
     loss_scale: float = 2.0**16  # of a float16 run, see training/loss_scale.py

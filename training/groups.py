@@ -15,16 +15,18 @@ from training.checkpoint import RunState
 def draw_prompts(state: RunState, num_prompts: int, cfg: Config) -> tuple[list[int], RunState]:
     """Indices of the next `prompts_per_step` prompts, and the state after the draw; the same on every rank.
 
-    They are the next ones of a shuffled epoch that the curriculum does not leave out. What an epoch has left in its end
-    is drawn by nobody if it does not make a whole step. An epoch that is too small from its beginning, since the model
-    solves nearly everything, is filled up with prompts that were left out.
+    The next ones of a shuffled epoch, without those that the curriculum leaves out. The rest of an epoch that does not
+    fill a step is passed over. If a whole epoch has too few, prompts that were left out fill it up.
     """
     epoch, position = state.epoch, state.position
     while True:
         order = epoch_order(epoch, num_prompts, cfg)
         drawn, left_out = [], []
         for place in range(position, num_prompts):
-            (left_out if is_left_out(order[place], epoch, state, cfg) else drawn).append(order[place])
+            if is_left_out(order[place], epoch, state, cfg):
+                left_out.append(order[place])
+            else:
+                drawn.append(order[place])
             if len(drawn) == cfg.prompts_per_step:
                 return drawn, replace(state, epoch=epoch, position=place + 1, left_out=len(left_out))
         if position == 0:
@@ -74,6 +76,14 @@ def after_visits(state: RunState, groups: list[list[Rollout]], cfg: Config) -> R
     return replace(state, visits=visits)
 
 
+def curriculum_columns(state: RunState, cfg: Config) -> dict[str, int]:
+    """How many prompts the step's draw passed over, and how many are left out for being solved."""
+    if not cfg.skip_solved and not cfg.weigh_draw:
+        return {}
+    solved = sum(in_a_row >= cfg.skip_solved for _, in_a_row in state.visits.values()) if cfg.skip_solved else 0
+    return {"prompts_left_out": state.left_out, "prompts_solved": solved}
+
+
 # ------------------------------------------------------------------------------------------- what is learned from
 
 
@@ -83,7 +93,7 @@ def refill_prompts(
     """Indices of other prompts in place of those with uniform groups (DAPO, 2503.14476, eq. 11), as many as should give
     the missing mixed groups at the share of mixed ones so far. An empty list if the step is full or its attempts are
     used up. DAPO takes the epoch's next prompts, this any that the step has not had and the curriculum does not leave
-    out of the epoch of `state`, which is the one before the step. The same on every rank."""
+    out, by the visits before the step. The same on every rank. state: the one before the step."""
     mixed = sum(is_mixed(group) for group in groups)
     missing = cfg.prompts_per_step - mixed
     if attempt > cfg.refill_attempts or missing <= 0:

@@ -37,8 +37,8 @@ def is_due(state: RunState, cfg: Config) -> bool:
 
 
 def last_step(state: RunState, cfg: Config) -> int:
-    """The last step of the run, if this stage and all later ones take all of their `stage_steps`; a collapsed run has
-    taken it."""
+    """The last step of the run, if this stage and all later ones take all of their `stage_steps`; of a collapsed run,
+    the one it has taken last."""
     if state.decision == "collapsed":
         return state.step
     if is_due(state, cfg):
@@ -170,6 +170,14 @@ def load_reference(cfg: Config, state: RunState, reference: Qwen2 | None) -> Non
         if problem:
             raise UserError(f"{folder}: the KL reference of this stage is damaged: {problem}")
         checkpoint.load_weights(folder, reference)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, state: RunState, cfg: Config) -> float:
+    """Of the step after `state`. Returns it."""
+    lr = learning_rate(state, cfg)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    return lr
 
 
 def learning_rate(state: RunState, cfg: Config) -> float:
