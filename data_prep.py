@@ -41,7 +41,7 @@ from problems.report import Curation, as_markdown, make_report
 from problems.rows import THE_TABLES, Fields, Raw, Row, as_row, as_test
 from problems.similarity import Embedder
 from problems.sources import BENCHMARKS, LATER_BENCHMARKS, TRAINING, Source, checksum, fetch, files_in
-from problems.split import split_rows
+from problems.split import check_folder, split_rows
 from problems.tiny import make_tiny_world
 
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
@@ -378,11 +378,12 @@ def split(s: Settings) -> None:
         raise UserError("split needs --input=, --by=prompt_len|pass_rate and --out_dir=")
     if (s.by == "pass_rate") != bool(s.rates):
         raise UserError("split: --rates= is for --by=pass_rate, which needs it")
-    reading = read_rows(data_files(s.input), s.max_malformed, fields=Fields(s.problem_field, s.answer_field))
+    reading = read_all(s.input, Fields(s.problem_field, s.answer_field))  # as a run reads it: rows have the same ids
     print(f"{s.input}: {len(reading.rows)} rows", *reading.notes(), sep="\n  ")
     if not reading.rows:
         raise UserError(f"--input: {s.input} has no rows")
     parts = split_rows(reading.rows, s.by, s.at, s.rates)
+    check_folder(Path(s.out_dir), s.input, parts)
     Path(s.out_dir).mkdir(parents=True, exist_ok=True)
     for name, rows in parts.items():
         path = Path(s.out_dir) / f"{name}.jsonl"
@@ -415,7 +416,7 @@ FLAGS = {
     "train": ("out_dir", "source", "raw_dir", *CURATION_FLAGS),
     "bench": ("out_dir", "raw_dir", "workers"),
     "curate": ("out_dir", "input", "against", "problem_field", "answer_field", *CURATION_FLAGS),
-    "split": ("out_dir", "input", "by", "at", "rates", "problem_field", "answer_field", "max_malformed"),
+    "split": ("out_dir", "input", "by", "at", "rates", "problem_field", "answer_field"),
     "parametric": ("seed", "count", "without", "out"),
 }
 OUT_DIR = {"tiny": "data/tiny", "curate": "", "split": ""}  # defaults that are not Settings'

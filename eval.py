@@ -312,7 +312,7 @@ def run_model(cfg: Config, options: Options, argv: list[str]) -> None:
             out.mkdir(parents=True, exist_ok=True)
             write_whole(out / "eval.json", json.dumps(about[dtype], indent=1) + "\n")
     if len(dtypes) > 1:
-        run_dtypes(cfg, folders, argv)
+        run_dtypes(cfg, folders, options.reward, argv)
     else:
         cfg = replace(evaluation.cfg, dtype=dtypes[0])
         run_dtype(replace(evaluation, cfg=cfg), options, root, about[dtypes[0]])
@@ -338,9 +338,9 @@ def run_dtype(evaluation: Evaluation, options: Options, out: Path, about: dict[s
         dist.destroy_process_group()
 
 
-def run_dtypes(cfg: Config, folders: dict[str, Path], argv: list[str]) -> None:
-    """This command once for each compute type, into its folder, and what distinguishes the others from the first. Every
-    rank starts its rank of each. Ends with the status of one that fails."""
+def run_dtypes(cfg: Config, folders: dict[str, Path], rules: tuple[str, ...], argv: list[str]) -> None:
+    """This command once for each compute type, into its folder, and what distinguishes the others from the first, by
+    each rule. Every rank starts its rank of each. Ends with the status of one that fails."""
     init_distributed(replace(cfg, device="cpu"))  # the GPUs are for the children
     for dtype, out in folders.items():
         environment = {}
@@ -350,8 +350,9 @@ def run_dtypes(cfg: Config, folders: dict[str, Path], argv: list[str]) -> None:
         run_child([sys.executable, __file__, *argv, f"--dtype={dtype}", f"--out_dir={out}"], environment)
     if dist.get_rank() == 0:
         first, *others = folders.values()
-        for out in others:
-            eval_report.compare(first, out)
+        for rule in rules if len(rules) > 1 else ("",):  # several have a folder each
+            for out in others:
+                eval_report.compare(first / rule, out / rule)
     dist.barrier()
     dist.destroy_process_group()
 

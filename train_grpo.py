@@ -247,6 +247,7 @@ def learn(
         state = scaling.after_update(state, norm, losses[-1], cfg)
         sums = sums + minibatch_sums
     figures |= {"loss_scale": state.loss_scale} if cfg.dtype == "float16" else {}
+    figures |= {"entropy_coef": cfg.entropy_coef} if cfg.entropy_target else {}
     figures |= metrics.loss_columns(sums, losses, norms)
     state = entropy_bonus.after_step(state, figures["entropy"], run.cfg)  # not cfg, which has this step's bonus
     return figures, norms, state
@@ -406,7 +407,7 @@ def train(whole_run: Run, state: RunState, hook: Any) -> tuple[RunState, dict[in
             row |= {"reward_timeouts": timeouts_at_start + timeouts}
             row |= partial.columns(groups, state.carried, step) if cfg.partial_rollouts else {}
             row |= curriculum_columns(state, cfg)
-            row |= entropy_bonus.columns(groups, max_len, state, cfg)
+            row |= entropy_bonus.columns(groups, max_len, state)
             entropy_bonus.warn_if_it_collapses(row, drawn)
             if dumps:
                 metrics.dump_rollouts(cfg.run_dir, step, groups, run.prompts, run.tokenizer, differences)

@@ -222,8 +222,9 @@ class Config:
         return min(steps, self.max_steps) if self.max_steps else steps
 
     def of_stage(self, stage: int) -> "Config":
-        """The settings of PER_STAGE as this stage has them, all others unchanged."""
-        return replace(self, **{name: self.entries(name)[stage] for name in PER_STAGE})
+        """The settings of PER_STAGE as this stage has them, all others unchanged, but for a teacher without a use."""
+        of_stage = {name: self.entries(name)[stage] for name in PER_STAGE}
+        return replace(self, **of_stage, reference=self.reference if of_stage["kl_coef"] else "")
 
     def entries(self, name: str) -> tuple:
         """A setting of PER_STAGE, one entry a stage."""

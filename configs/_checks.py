@@ -109,8 +109,8 @@ def check_choices(cfg: Any) -> None:
         raise UserError("prompts_per_step: partial_rollouts and stage_data_order=keep want one for all stages")
     if cfg.reference and not cfg.uses_reference:
         raise UserError("reference: nothing is learned from it with kl_coef=0")
-    if cfg.reward == "none" and not all(cfg.entries("kl_coef")):
-        raise UserError("reward: with none there is nothing to learn but the KL reference's; needs kl_coef")
+    if cfg.reward == "none" and not (cfg.reference and all(cfg.entries("kl_coef"))):
+        raise UserError("reward: with none there is nothing to learn but a teacher's: give reference and kl_coef")
     for name in ("drop_uniform_groups", "overlong_buffer", "skip_solved", "weigh_draw"):
         if cfg.reward == "none" and getattr(cfg, name):
             raise UserError(f"{name}: goes by rewards, and reward=none has none")

@@ -120,7 +120,7 @@ def is_hub_id(name: str) -> bool:
     return name.count("/") == 1 and not name.startswith(("/", ".", "~", "out/")) and not Path(name).is_dir()
 
 
-def resolve_model(name: str) -> Path:
+def resolve_model(name: str, setting: str = "model") -> Path:
     """The folder `name`, or a snapshot of the Hugging Face hub repository `name`, downloaded once. Raises UserError."""
     if Path(name).is_dir():
         return Path(name)
@@ -131,5 +131,5 @@ def resolve_model(name: str) -> Path:
             return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"]))
         except Exception as e:  # the hub's errors share no base class, and each of them means: no model
             reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-            raise UserError(f"model: no folder {name}, and the hub did not give it: {reason}") from None
-    raise UserError(f"model: no such folder: {name}")
+            raise UserError(f"{setting}: no folder {name}, and the hub did not give it: {reason}") from None
+    raise UserError(f"{setting}: no such folder: {name}")

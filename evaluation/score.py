@@ -7,6 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from configs import UserError
 from evaluation import report as eval_report
 from evaluation.grade import Key, Response, grade, summarize, vote
 from grader.pool import RewardPool
@@ -57,6 +58,12 @@ def report_by(
     """`report` of the responses by each rule, in a folder each where there are several, and the others beside the
     first."""
     folders = {rule: out / rule if len(rules) > 1 else out for rule in rules}
+    for folder in folders.values():  # before hours of grading
+        nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not nearest.is_dir():
+            raise UserError(f"--out_dir: {nearest} is no folder: move it away, or choose another")
+    if len(rules) > 1 and (out / "results.json").exists():
+        print(f"{out}/results.json is an earlier evaluation's, by one rule")
     for rule, folder in folders.items():
         report(read(), asked, workers, Rule(rule, think), folder, about)
     first, *others = folders.values()

@@ -14,6 +14,7 @@ from configs import UserError
 from grader.text import answer_key, normal_form
 from problems.choices import letter_and_value, opened, split_choices, stated, value
 from problems.duplicates import Pair, clusters, made_integer, one_has_all
+from problems.prompts import load_problems
 from problems.reading import read_rows
 from problems.rows import Row, as_row
 from problems.similarity import Embedder, close_pairs, numbers, text_similarity, without_figures
@@ -347,13 +348,42 @@ def test_a_set_is_split_by_the_pass_rates_of_a_run_or_an_evaluation(tmp_path):
         (["--by=prompt_len", "--at=1,2,3"], "two that rise"),
         (["--by=prompt_len", "--at=99"], "no row is left for long"),
         (["--by=pass_rate", "--rates={other}"], "not one id of --input"),
-        (["--by=pass_rate", "--rates={train}"], "row 1: needs an id, and a reward or scores|no numbers"),
+        (["--by=pass_rate", "--rates={train}"], "train.jsonl:1: 'id' is no text: None"),
+        (["--by=pass_rate", "--rates={torn}"], "torn.jsonl:2: not a row of a run"),
+        (["--by=pass_rate", "--rates={other}", "--at=25,75"], "from 0 to under 1|not one id"),
+        (["--by=prompt_len", "--at=nan"], "--at: nan: one limit"),
     ],
 )  # fmt: skip
 def test_a_split_that_cannot_be_is_refused_and_writes_nothing(tmp_path, flags, message):
     train = write_rows(tmp_path / "train.jsonl", [{"problem": "1?", "answer": "1"}, {"problem": "2?", "answer": "2"}])
     other = write_rows(tmp_path / "other.jsonl", [{"id": "z", "reward": 1.0}])
-    flags = [flag.format(other=other, train=train) for flag in flags]
+    torn = tmp_path / "torn.jsonl"
+    torn.write_text('{"id": "z", "reward": 1.0}\n{"id": "y", "rew')
+    flags = [flag.format(other=other, train=train, torn=torn) for flag in flags]
     with pytest.raises(UserError, match=message):
         data_prep.main(["split", f"--input={train}", f"--out_dir={tmp_path / 'out'}", *flags])
     assert not (tmp_path / "out").exists()
+
+
+def test_a_split_overwrites_nothing_that_is_not_its_own(tmp_path):
+    rows = [{"id": str(i), "source": "s", "problem": "x" * i, "answer": "1"} for i in range(1, 9)]
+    train, out = write_rows(tmp_path / "train.jsonl", rows), tmp_path / "out"
+    split = ["split", "--by=prompt_len", f"--out_dir={out}"]
+    data_prep.main([*split, f"--input={train}", "--at=2,4"])
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(UserError, match="middle.jsonl is there, of another split"):
+        data_prep.main([*split, f"--input={train}"])
+    with pytest.raises(UserError, match="long.jsonl is a file of --input"):
+        data_prep.main([*split, f"--input={out / 'long.jsonl'}"])
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    data_prep.main([*split, f"--input={train}", "--at=2,4"])  # again is no other split
+
+
+def test_rows_without_ids_are_rated_by_the_names_that_a_run_gives_them(tmp_path):
+    train = write_rows(tmp_path / "train.jsonl", [{"problem": f"{i}?", "answer": str(i)} for i in range(4)])
+    problems, _ = load_problems(train)
+    rates = write_rows(tmp_path / "rates.jsonl", [{"id": p.id, "reward": p.answer in "01"} for p in problems])
+    rates.write_text(rates.read_text().replace("true", "1.0").replace("false", "0.0"))
+    flags = [f"--input={train}", "--by=pass_rate", f"--rates={rates}", f"--out_dir={tmp_path / 'out'}", "--at=0.5"]
+    data_prep.main(["split", *flags])
+    assert [row["answer"] for row in read_jsonl(tmp_path / "out/easy.jsonl")] == ["0", "1"]

@@ -689,3 +689,18 @@ def test_sets_of_benchmarks_are_asked_for_and_averaged_by_name(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="no data/aime25.jsonl"):
         evaluation.load_benchmarks(("2025",), Fields())
+
+
+def test_several_rules_and_compute_types_are_compared_rule_by_rule(world, tmp_path, capfd):
+    path = tmp_path / "sums.jsonl"
+    path.write_text('{"problem": "1+2=?", "answer": "3"}\n')
+    argv = ["configs/tiny.py", f"--model={world / 'base'}", f"--benchmarks={path}", "--k=1", "--max_tokens=24"]
+    argv += [f"--out_dir={tmp_path / 'out'}", "--reward=exact,strict", "--dtype=float32,bfloat16"]
+    status, _ = run_here(evaluation.main, argv)
+    assert status == 0, capfd.readouterr()
+    for rule in ("exact", "strict"):
+        assert (tmp_path / "out/bfloat16" / rule / "compare.json").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file is no folder"):
+        rows = write_completions(tmp_path / "c.jsonl", [("a", "1", "1", ["1"])])
+        evaluation.main([f"--completions={rows}", f"--out_dir={tmp_path / 'file'}", "--reward=exact,strict"])

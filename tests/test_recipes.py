@@ -6,16 +6,16 @@ import json
 import os
 import shutil
 import signal
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from configs import UserError, load_config
+from configs import Config, UserError, load_config
 from losses import aggregate, clipped, is_high_entropy, kl_penalty, next_entropy_coef, policy_loss
-from model import token_logprobs
+from model import Qwen2, token_logprobs
 from rollout import Rollout
 from runs import (
     assert_same_run,
@@ -28,7 +28,7 @@ from runs import (
     train,
 )
 from train_grpo import clip_and_kl_coef, with_advantages
-from training import entropy, plan, stages
+from training import entropy, memory, plan, run_folder, smoke, stages
 from training.checkpoint import RunState
 from training.groups import (
     after_visits,
@@ -44,30 +44,35 @@ GOLDEN = json.loads((Path(__file__).parent / "golden" / "recipes.json").read_tex
 CONFIGS = sorted((ROOT / "configs").glob("[!_]*.py"))
 
 
-def small(path, world, folder):
-    """The arguments of three steps of a config in the world of conftest.py, one a stage: sizes and contexts shrink, the
-    algorithm is the config's."""
+def small(path, world, teacher, folder):
+    """The arguments of a step of every stage of a config, of three in all at least, in the world of conftest.py: sizes
+    and contexts shrink, the algorithm is the config's."""
     cfg = load_config([str(path)])
     contexts = [n if n < 100 else max(24, n // 512) for n in cfg.max_response_len]
-    steps = [1] * len(contexts) if len(contexts) >= 3 else [3, 1][: len(contexts)]
+    prompts = [8 if n == max(cfg.entries("prompts_per_step")) else 6 for n in cfg.entries("prompts_per_step")]
+    lists = dict(max_response_len=contexts, group_size=[4] * len(contexts), prompts_per_step=prompts)
+    lists |= dict(minibatches=[min(4, n) for n in cfg.entries("minibatches")])
+    lists |= dict(stage_steps=[1] * len(contexts) if len(contexts) >= 3 else [3, 1][: len(contexts)])
     values = dict(model=world / "base", train_data=world / "train.jsonl", eval_data=world / "test.jsonl")
     values |= dict(out_dir=folder, run_name="run", max_prompt_len=16, prompt_suffix="", max_num_seqs=64)
-    values |= dict(sampler="torch", device="cpu", dtype="float32", prompts_per_step=8, token_budget=256)
-    values |= dict(max_response_len=",".join(map(str, contexts)), group_size=",".join("4" for _ in contexts))
-    values |= dict(stage_steps=",".join(map(str, steps)), stage_policy="fixed", stage_gpus="", max_steps=3)
-    values |= dict(overlong_buffer=cfg.overlong_buffer // 512, minibatches=min(4, *cfg.entries("minibatches"), 8))
-    values |= dict(reward_workers=1, eval_every=0, save_every=0, stage_from="last", activation_checkpointing=False)
-    values |= dict(reference=world / "base") if cfg.reference else {}
+    values |= dict(sampler="torch", device="cpu", dtype="float32", token_budget=256, stage_policy="fixed")
+    values |= dict(stage_gpus="", overlong_buffer=cfg.overlong_buffer // 512, reward_workers=1, eval_every=0)
+    values |= dict(save_every=0, stage_from="last", activation_checkpointing=False)
+    values |= {name: ",".join(map(str, entries)) for name, entries in lists.items()}
+    values |= dict(reference=teacher) if cfg.reference else {}
     return [str(path), *(f"--{k}={v}" for k, v in values.items())]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_trains_three_steps(world, tmp_path, path):
-    train(small(path, world, tmp_path))
-    rows = rows_of(tmp_path / "run")
-    assert [row["step"] for row in rows] == [1, 2, 3]
-    assert any(row["loss"] is not None for row in rows) and all(row["updates_skipped"] == 0 for row in rows)
+def test_every_config_trains_three_steps(world, tmp_path, tiny_model_dir, path):
+    train(small(path, world, tiny_model_dir, tmp_path))
+    rows, cfg = rows_of(tmp_path / "run"), load_config([str(path)])
+    stages_of = [row["stage"] for row in rows]
+    assert len(rows) >= 3 and set(stages_of) == set(range(len(cfg.max_response_len)))
+    assert any(row["grad_norm"] for row in rows) and all(row["updates_skipped"] == 0 for row in rows)
+    if cfg.reference:
+        assert all(row["kl"] > 0 and row["pg_loss"] == 0 for row in rows)
 
 
 def test_each_recipe_says_what_its_paper_does():
@@ -137,9 +142,10 @@ def test_warm_up_is_transformers_without_its_first_step_of_zero():
         (["--temperature=0"], "temperature: 0.0 must be greater than 0"),
         (["--lr=1e-6,x"], "lr: 'x' is not a float"),
         (["--kl_coef=0", "--reference=x"], "reference: nothing is learned from it with kl_coef=0"),
-        (["--kl_coef=0", "--reward=none"], "reward: with none there is nothing to learn"),
-        (["--reward=none", "--drop_uniform_groups=true"], "drop_uniform_groups: goes by rewards"),
-        (["--reward=none", "--skip_solved=1"], "skip_solved: goes by rewards"),
+        (["--kl_coef=0", "--reward=none"], "reward: with none there is nothing to learn but a teacher's"),
+        (["--reward=none"], "reward: with none there is nothing to learn but a teacher's"),
+        (["--reward=none", "--reference=x", "--drop_uniform_groups=true"], "drop_uniform_groups: goes by rewards"),
+        (["--reward=none", "--reference=x", "--skip_solved=1"], "skip_solved: goes by rewards"),
         (["--skip_solved=1", "--stage_policy=auto"], "skip_solved: the controller would take"),
         (["--group_size=1"], "group_size: 1 is under its minimum 2"),
         (["--skip_solved=-1"], "skip_solved: -1 is under its minimum 0"),
@@ -152,13 +158,43 @@ def test_what_cannot_be_is_refused(argv, words):
     with pytest.raises(UserError) as e:
         load_config(argv)
     assert words in str(e.value)
-    assert load_config(["--reward=none", "--group_size=1", "--kl_estimator=k2"]).group_size == (1,)
+    assert load_config(["--reward=none", "--reference=x", "--group_size=1"]).group_size == (1,)
 
 
 def test_a_validation_may_be_longer_than_every_training_context():
     jobs = plan.stages(["configs/fastcurl.py"])
     assert [job.cfg.max_response_len for job in jobs] == [(8192,), (16384,), (24576,), (16384,), (16384,)]
     assert {job.eval_len for job in jobs} == {32768} and [job.cfg.prompts_per_step for job in jobs] == [128, *[64] * 4]
+
+
+def test_a_stage_without_kl_needs_no_teacher_and_each_stage_s_bonus_begins_as_it_says(capsys, group_of_one):
+    cfg = load_config(
+        ["--max_response_len=24,32", "--group_size=4,4", "--stage_steps=2,2", "--reference=x", "--kl_coef=0.1,0"]
+        + ["--entropy_target=0.2", "--entropy_coef=0.001,0.004", "--kl_estimator=k2"]
+    )
+    assert (cfg.of_stage(0).reference, cfg.of_stage(1).reference) == ("x", "")
+    assert smoke.settings(replace(cfg, kl_coef=(0.0, 0.1))).reference == "x"
+    state = entropy.after_step(RunState(), 0.1, cfg.of_stage(0))
+    assert entropy.with_bonus(cfg.of_stage(0), state).entropy_coef == pytest.approx(0.0011)
+    model = SimpleNamespace(state={})
+    state = stages.begin_next(replace(cfg, save_every=0), replace(state, step=2), None, None, model)
+    assert entropy.with_bonus(cfg.of_stage(1), state).entropy_coef == 0.004
+    assert "entropy_coef: 0.004" in capsys.readouterr().out
+
+
+def test_a_resume_knows_a_setting_written_otherwise_and_other_data_of_a_stage(tmp_path):
+    paths = [tmp_path / name for name in ("a.jsonl", "b.jsonl")]
+    for path in paths:
+        path.write_text(f'{{"problem": "{path.name}", "answer": "1"}}')
+    a, b = map(str, paths)
+    many = dict(max_response_len=(24, 32, 24), group_size=(4,) * 3, stage_steps=(1,) * 3, out_dir=str(tmp_path))
+    cfg = Config(**many, temperature=0.6, train_data=(a, b, a), eval_every=0)
+    info = {"config": json.loads(json.dumps(asdict(cfg))), "identity": {}}
+    run_folder.check_same_run(info, replace(cfg, temperature=(0.6, 0.6, 0.6)))
+    with pytest.raises(UserError, match="temperature was 0.6"):
+        run_folder.check_same_run(info, replace(cfg, temperature=(0.6, 0.6, 0.7)))
+    hashes = [run_folder.data_hashes(replace(cfg, train_data=data)) for data in ((a, b, a), (a, b, b))]
+    assert hashes[0] != hashes[1] and len(hashes[0]) == 3
 
 
 # --------------------------------------------------------------------------------------------------------- curriculum
@@ -217,15 +253,8 @@ def test_refills_are_not_among_what_the_curriculum_leaves_out():
     assert set(drawn) == {8, 9}
 
 
-CURRICULUM = dict(
-    skip_solved=1,
-    weigh_draw=True,
-    stage_policy="fixed",
-    stage_steps="5,1",
-    prompts_per_step=24,
-    save_every=3,
-    eval_every=7,
-)
+CURRICULUM = dict(skip_solved=1, weigh_draw=True, stage_policy="fixed", stage_steps="5,1", prompts_per_step=24)
+CURRICULUM |= dict(save_every=3, eval_every=7, lr=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -260,9 +289,9 @@ def test_a_resume_in_the_middle_of_an_epoch_is_exact(world, tmp_path, with_curri
 @pytest.mark.slow
 @pytest.mark.xdist_group("curriculum")
 def test_two_ranks_draw_what_one_draws(with_curriculum):
-    one, two = ([row["prompts_left_out"] for row in metrics(with_curriculum[ranks])][:2] for ranks in (1, 2))
-    assert one == two
-    for step in (1, 2):
+    one, two = ([row["prompts_left_out"] for row in metrics(with_curriculum[ranks])][:3] for ranks in (1, 2))
+    assert one == two and one[2] > 0  # the second epoch begins with step 3
+    for step in (1, 2, 3):
         prompts = [[row["prompt"] for row in responses(with_curriculum[ranks], step)] for ranks in (1, 2)]
         assert prompts[0] == prompts[1]
 
@@ -288,7 +317,7 @@ def test_the_gradient_of_k2_is_policy_gradient_with_the_teacher_s_log_ratio():
 
 
 def test_without_a_reward_nothing_is_compared_and_every_group_is_learned_from():
-    cfg = load_config(["--reward=none", "--kl_estimator=k2"])
+    cfg = load_config(["--reward=none", "--reference=x", "--kl_estimator=k2"])
     (with_zeros,) = with_advantages(group(0, [1, 0, 0, 1]), [0], 24, cfg)
     assert {r.advantage for r in with_zeros} == {0.0} and [r.reward for r in with_zeros] == [1, 0, 0, 1]
     assert groups_to_train_on([with_zeros], cfg) == [with_zeros]
@@ -330,14 +359,27 @@ def test_a_teacher_with_other_tokens_is_refused(world, tmp_path):
         f"has another tokenizer: 2 tokens have other ids ('1' is {ids['2']} in the model, {ids['1']} in it)" in output
     )
     assert "take a teacher of the model's family" in output
+    tiny = Qwen2.from_pretrained(world / "base", torch.float32)
+    tiny.model.embed_tokens.weight.data[3] = torch.nan
+    tiny.save_pretrained(teacher)
+    shutil.copy(world / "base/tokenizer.json", teacher)
+    output = train(flags(world, tmp_path, **DISTILL, reference=teacher, run_name="nan"), status=2)
+    assert f"reference: {teacher} has weights that are not finite" in output
+    output = train(flags(world, tmp_path, **DISTILL, reference=tmp_path / "none"), status=2)
+    assert "error: reference: no such folder" in output
 
 
 def test_the_plan_counts_a_teacher_s_weights_and_its_passes():
-    (own,) = plan.stages(["configs/distill.py", "--reference="])
+    (own,) = plan.stages(["configs/distill.py"])
     (larger,) = plan.stages(["configs/distill.py", "--reference=Qwen/Qwen3-1.7B"])
     assert larger.reference.config != larger.model.config
     a, b = (plan.step_seconds(job, plan.GOOD)["logprobs"] for job in (own, larger))
     assert b > 1.05 * a and not plan.stages(["configs/justrl.py"])[0].reference
+    assert memory.teacher_peak(own) == 0 < memory.teacher_peak(larger)
+    without = larger.model.config.vocab_size * min(larger.cfg.logprob_chunk, larger.cfg.token_budget) * 8 / 2**30
+    assert memory.teacher_peak(larger) > without + memory.CONTEXT  # its logits and more
+    small_gpu = replace(larger, gpu=replace(larger.gpu, memory=memory.teacher_peak(larger)))
+    assert any("the teacher's pass takes" in line for line in memory.misfits(small_gpu))
 
 
 # ------------------------------------------------------------------------------------------------------------ entropy
@@ -404,11 +446,11 @@ def test_high_entropy_is_torch_s_quantile_of_each_sequence():
 def test_entropy_is_reported_by_position_and_its_collapse_once(capsys, group_of_one):
     first = [replace(r, response_ids=[5] * 10, logprobs=[-1.0] * 4 + [-3.0] * 6) for r in group(0, [1, 0])]
     cfg, state = load_config([]), entropy.after_step(RunState(), 1.0, load_config([]))
-    columns = entropy.columns([first], 32, state, cfg)
+    columns = entropy.columns([first], 32, state)
     by_position = dict(zip((f"entropy_part_{i}" for i in range(1, 9)), [1.0, 3.0, 3.0] + [None] * 5, strict=True))
     assert columns == {**by_position, "entropy_collapsed": 0}
     low = entropy.after_step(state, 0.19, cfg)
-    row = {"step": 9, "entropy": 0.19, **entropy.columns([first], 32, low, cfg)}
+    row = {"step": 9, "entropy": 0.19, **entropy.columns([first], 32, low)}
     entropy.warn_if_it_collapses(row, state)
     entropy.warn_if_it_collapses({**row, "step": 10}, low)  # said already
     assert row["entropy_collapsed"] == 1

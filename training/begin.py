@@ -116,7 +116,7 @@ def find_reference(cfg: Config, model: Path) -> Path | None:
     the model writes."""
     if not cfg.reference:
         return model if cfg.uses_reference else None
-    path = resolve_model(cfg.reference)
+    path = resolve_model(cfg.reference, "reference")
     checkpoint.check_model_folder(path, "reference")
     ours, theirs = ChatTokenizer(model).tokenizer.get_vocab(), ChatTokenizer(path).tokenizer.get_vocab()
     different = sorted((token for token in {**ours, **theirs} if ours.get(token) != theirs.get(token)), key=repr)

@@ -16,11 +16,11 @@ POSITIONS = 8  # parts of the context whose entropy is reported
 COLLAPSED = 0.2  # of the first step's entropy
 
 
-def columns(groups: list[list[Rollout]], max_len: int, state: RunState, cfg: Config) -> dict[str, Any]:
+def columns(groups: list[list[Rollout]], max_len: int, state: RunState) -> dict[str, Any]:
     """Where in a response the policy is unsure: `entropy_part_1` to 8, nats a token in each eighth of the context, None
     where no response got to. Estimated by the sampled tokens' own -log p, whose mean is the entropy (of all responses
     of the step, by the sampler). `entropy_collapsed`, 1 or 0: has the entropy of the trained tokens, in `state`, lost
-    four fifths of its first value? And the coefficient of the bonus that the next step begins with, where it moves."""
+    four fifths of its first value?"""
     nats, tokens = np.zeros(POSITIONS), np.zeros(POSITIONS)
     for r in (r for group in groups for r in group):
         part = np.arange(len(r.response_ids)) * POSITIONS // max_len
@@ -31,7 +31,7 @@ def columns(groups: list[list[Rollout]], max_len: int, state: RunState, cfg: Con
         of_step[f"entropy_part_{i + 1}"] = float(nats[i] / tokens[i]) if tokens[i] else None
     is_low = state.entropy is not None and state.entropy < COLLAPSED * state.first_entropy
     of_step["entropy_collapsed"] = int(is_low)
-    return of_step | ({"entropy_coef": state.entropy_coef} if cfg.entropy_target else {})
+    return of_step
 
 
 def warn_if_it_collapses(row: dict[str, Any], before: RunState) -> None:

@@ -194,6 +194,24 @@ def sampler_memory(job: Job) -> dict[str, dict[str, float]]:
     return {"sampler: weights; cache, logits": {**dict.fromkeys(TRAINER_MOMENTS, weights), "generation": awake}}
 
 
+def teacher_peak(job: Job) -> float:
+    """GiB while a KL reference of another shape scores a micro-batch: it is then another model that is gathered, and
+    its layers and logits may be larger than the policy's. 0 where the reference has the policy's shape, see above."""
+    teacher, cfg = job.reference, job.cfg
+    if teacher is None or teacher.config == job.model.config:
+        return 0.0
+    c, layer = teacher.config, num_params(teacher.model.layers[0])
+    root = num_params(teacher) - c.num_hidden_layers * layer
+    logits = min(cfg.logprob_chunk, cfg.token_budget) * c.vocab_size
+    # The residual, its norm; gate, its SiLU and up of the MLP, in one layer at a time.
+    work = job.size * cfg.token_budget * (2 * c.hidden_size + 3 * c.intermediate_size)
+    shards = cfg.shard_size or job.gpus
+    held = (12 * num_params(job.model) + job.size * num_params(teacher)) / shards  # weights and moments; the teacher's
+    (sampler,) = sampler_memory(job).values()
+    gathered = job.size * (root + 2 * layer)
+    return CONTEXT + (held + sampler["optimizer"] + gathered + work + 2 * 4 * logits) / GIB
+
+
 def gib_by_moment(job: Job) -> dict[str, float]:
     """moment -> GiB of all parts together."""
     parts = bytes_by_part(job).values()
@@ -212,7 +230,12 @@ def trainer_peak(job: Job) -> float:
 def misfits(job: Job) -> list[str]:
     """What does not fit into the GPU, in words."""
     usable, lines = job.gpu.memory * (1 - SPARE), []
-    for name, peak in (("the trainer", trainer_peak(job)), ("generation", gib_by_moment(job)["generation"])):
+    generation = gib_by_moment(job)["generation"]
+    for name, peak in (
+        ("the trainer", trainer_peak(job)),
+        ("generation", generation),
+        ("the teacher's pass", teacher_peak(job)),
+    ):
         if peak > usable:
             lines.append(f"{name} takes {peak:.1f} GiB of {usable:.1f}")
     if job.cache_tokens < job.longest:
@@ -277,6 +300,8 @@ def report(job: Job) -> list[str]:
     if problems:
         ways = [" ".join(f"--{name}={str(value).lower()}" for name, value in way.items()) for way in remedies(job)]
         lines += [*problems, "it would fit with " + (" or ".join(ways) or "a larger GPU only")]
+    if teacher_peak(job):
+        lines.append(f"the teacher's pass takes {teacher_peak(job):.1f} GiB (model)")
     other = not cfg.activation_checkpointing
     peak = trainer_peak(changed(job, {"activation_checkpointing": other}))
     lines.append(f"with activation_checkpointing={str(other).lower()} the trainer takes {peak:.1f} GiB (model)")

@@ -82,7 +82,13 @@ def load_models(
     model.set_activation_checkpointing(cfg.activation_checkpointing)
     if reference_path is None:
         return model, None
-    return model, load_model(cfg, reference_path, device, DTYPES[cfg.dtype]).requires_grad_(False)
+    reference = load_model(cfg, reference_path, device, DTYPES[cfg.dtype]).requires_grad_(False)
+    not_finite = sum(int((~p.to_local().isfinite()).sum()) for p in reference.parameters())
+    if all_sum([not_finite])[0]:
+        raise UserError(
+            f"{'reference' if cfg.reference else 'model'}: {reference_path} has weights that are not finite"
+        )
+    return model, reference
 
 
 def create_moments(model: Qwen2, optimizer: torch.optim.Optimizer) -> None:

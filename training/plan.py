@@ -307,6 +307,8 @@ def main(argv: list[str]) -> None:
     jobs, cfg = stages(argv), load_config(parse_flags(argv, Flags)[1])
     published = shape_to_plan(cfg.model)[1]
     known = f" is not here: sizes of {published}" if published else ""
+    if cfg.reference and shape_to_plan(cfg.reference)[1]:
+        print(f"reference: {cfg.reference} is not here: sizes of {shape_to_plan(cfg.reference)[1]}")
     only = " (runs on the CPU only; bfloat16 runs on a GPU)" if cfg.dtype == "float32" else ""
     print(f"model: {cfg.model}{known}, {num_params(jobs[0].model) / 1e9:.4g} B weights, {cfg.dtype}{only}")
     price = cfg.gpu_dollars_per_hour or jobs[0].gpu.dollars

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from configs import Config, UserError, dataset_name, read_json, write_whole
+from configs import PER_STAGE, Config, UserError, dataset_name, read_json, write_whole
 from kernels.cpu import num_cores
 from problems.files import data_files
 from training import checkpoint
@@ -209,10 +209,40 @@ def check_same_run(info: dict[str, Any], cfg: Config) -> None:
     if cfg.stage_gpus:  # each stage is held to its own, see stages.check_gpus
         may_change |= {"world_size"}
     for name in sorted(set(now) - may_change):
-        if before[name] != now[name]:
+        if of_stages(name, before[name], cfg) != of_stages(name, now[name], cfg):
             allowed = ", ".join(sorted(may_change - {"model", "reference", "train_data", "eval_data"}))
             change = f"{name} was {before[name]} and is now {now[name]}"
             raise UserError(f"resume: {change}; a resumed run may change only {allowed}")
+
+
+def of_stages(name: str, value: Any, cfg: Config) -> Any:
+    """A setting of config.json; one that may differ by stage as a list of what each stage has."""
+    return [value] * len(cfg.stage_steps) if name in PER_STAGE and not isinstance(value, list) else value
+
+
+def hashes_of(files: dict[str, Path]) -> dict[str, str]:
+    """{what: SHA-256}. Raises UserError."""
+    hashes, of_path = {}, {}
+    for what, path in files.items():
+        try:
+            of_path[path] = of_path.get(path) or hash_file(path)
+        except OSError as e:
+            raise UserError(f"{what.partition(':')[0]}: cannot read {path}: {e.strerror}") from None
+        hashes[what] = of_path[path]
+    return hashes
+
+
+def data_hashes(cfg: Config) -> dict[str, str]:
+    """Of the files of each stage's training data, and of the validation's. Raises UserError."""
+    by_stage, files = cfg.entries("train_data"), {}
+    data = {f"train_data of stage {i}": path for i, path in enumerate(by_stage, 1)}
+    data = {"train_data": by_stage[0]} if len(set(by_stage)) == 1 else data
+    if cfg.eval_every:
+        data |= {f"eval_data: {dataset_name(path)}": path for path in cfg.eval_data}
+    for what, spec in data.items():
+        paths = data_files(spec)
+        files |= {what if len(paths) == 1 else f"{what}, file {i}": path for i, path in enumerate(paths)}
+    return hashes_of(files)
 
 
 def identity(cfg: Config, model: Path, teacher: Path | None) -> dict[str, str]:
@@ -224,19 +254,7 @@ def identity(cfg: Config, model: Path, teacher: Path | None) -> dict[str, str]:
         if folder:
             of_folder = [folder / name for name in MODEL_FILES if (folder / name).is_file()]
             files |= {f"{what}: {path.name}": path for path in [*of_folder, *sorted(folder.glob("*.safetensors"))]}
-    by_stage = dict.fromkeys(cfg.entries("train_data"))
-    data = {"train_data" if len(by_stage) == 1 else f"train_data {i}": path for i, path in enumerate(by_stage, 1)}
-    if cfg.eval_every:
-        data |= {f"eval_data: {dataset_name(path)}": path for path in cfg.eval_data}
-    for what, spec in data.items():
-        paths = data_files(spec)
-        files |= {what if len(paths) == 1 else f"{what}, file {i}": path for i, path in enumerate(paths)}
-    hashes = {}
-    for what, path in files.items():
-        try:
-            hashes[what] = hash_file(path)
-        except OSError as e:
-            raise UserError(f"{what.partition(':')[0]}: cannot read {path}: {e.strerror}") from None
+    hashes = hashes_of(files) | data_hashes(cfg)
     if model.parent.name == "snapshots":  # in the hub's cache, whose folders are called by their commits
         hashes["hub commit"] = model.name
     return hashes

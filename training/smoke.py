@@ -97,9 +97,11 @@ def settings(cfg: Config) -> Config:
     """Two steps of the same run, in a folder of their own: of the first stage and of the one with the longest
     context."""
     longest = cfg.max_response_len.index(cfg.longest_response)
+    of_stages = {name: (cfg.entries(name)[0], cfg.entries(name)[longest]) for name in PER_STAGE}
     return replace(
         cfg,
-        **{name: (cfg.entries(name)[0], cfg.entries(name)[longest]) for name in PER_STAGE},
+        **of_stages,
+        reference=cfg.reference if any(of_stages["kl_coef"]) else "",
         run_name=f"{cfg.run_name}-smoke",
         max_response_len=(cfg.max_response_len[0], cfg.longest_response),
         group_size=(cfg.group_size[0], cfg.group_size[longest]),

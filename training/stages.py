@@ -96,7 +96,7 @@ def log_decision(before: RunState, state: RunState, cfg: Config) -> None:
     if state.decision == "collapsed":
         print0("the run has collapsed: its reward is far below its best, responses are longer and cut off more often")
     elif is_last(state, cfg):
-        print0(f"the turning point: {context} tokens now hold the model back, but this is the longest context")
+        print0(f"the turning point: {context} tokens now hold the model back, but this is the last stage")
     else:
         reason = "after all its steps" if steps >= cfg.stage_steps[state.stage] else "at its turning point"
         stage = f"stage {state.stage + 1} of {len(cfg.stage_steps)} (context {context})"
@@ -145,7 +145,8 @@ def begin_next(
         state = replace(state, reference=name if cfg.save_every else None)  # where a resume finds it
     stage = state.stage + 1
     size = f"context {cfg.max_response_len[stage]}, {cfg.group_size[stage]} samples a prompt"
-    choices = f"optimizer: {cfg.stage_optimizer}, data order: {cfg.stage_data_order}"
+    order = "reset" if begins_data_anew(stage, cfg) else "keep"
+    choices = f"optimizer: {cfg.stage_optimizer}, data order: {order}"
     choices += f", KL reference: {cfg.reference or cfg.stage_reference}"
     for setting in PER_STAGE:
         if isinstance(getattr(cfg, setting), tuple):
@@ -153,6 +154,8 @@ def begin_next(
     print0(f"stage {stage + 1} of {len(cfg.stage_steps)} begins from {name}: {size}; {choices}")
     if begins_data_anew(stage, cfg):
         state = replace(state, epoch=0, position=0, visits={})
+    if isinstance(cfg.entropy_coef, tuple):
+        state = replace(state, entropy_coef=None)  # with entropy_target it moves on from the stage's own
     return replace(state, stage=stage, stage_began=state.step, history=(), decision=None)
 
 
