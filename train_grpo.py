@@ -284,6 +284,16 @@ def sync(run: Run, step: int, timer: Timer) -> dict[str, float]:
     return {"sync_bytes": size, "mismatch_sync_k3": k3}
 
 
+def begin_stage(whole_run: Run, state: RunState, timer: Timer) -> tuple[Run, RunState]:
+    """The run as the next stage sees it, and the state that the stage begins with."""
+    cfg, run = whole_run.cfg, whole_run.of_stage(state.stage + 1)
+    with timer("sync"):
+        state = stages.begin_next(cfg, state, run.model, run.reference, run.optimizer)
+        state = replace(state, carried=partial.for_next_stage(state, run.prompts, cfg))
+    sync(run, state.step, timer)
+    return run, state
+
+
 def validate(run: Run, max_lens: dict[str, int], evaluated: dict[int, dict], timer: Timer) -> dict[str, dict]:
     """The benchmarks' results at contexts given by name. `evaluated` caches those of the current weights, by context,
     and is added to."""
@@ -362,12 +372,8 @@ def train(whole_run: Run, state: RunState, hook: Any) -> tuple[RunState, dict[in
             if stages.is_due(state, cfg):
                 if stages.wants_other_gpus(state, cfg) and state.step > steps_at_start:
                     break  # a run that starts here was started on this stage's GPUs
-                with timer("sync"):
-                    state = stages.begin_next(whole_run.cfg, state, run.model, run.reference, run.optimizer)
-                    state = replace(state, carried=partial.for_next_stage(state, run.prompts, whole_run.cfg))
-                run = whole_run.of_stage(state.stage)
+                run, state = begin_stage(whole_run, state, timer)
                 cfg = run.cfg
-                sync(run, state.step, timer)
             run.preemption.check_boundary()
             max_len = cfg.max_response_len[state.stage]
 
@@ -406,8 +412,7 @@ def train(whole_run: Run, state: RunState, hook: Any) -> tuple[RunState, dict[in
             row |= {"updates_skipped": state.skipped + norms.count(None), "prompt_tokens_cached": cached_tokens}
             row |= {"reward_timeouts": timeouts_at_start + timeouts}
             row |= partial.columns(groups, state.carried, step) if cfg.partial_rollouts else {}
-            row |= curriculum_columns(state, cfg)
-            row |= entropy_bonus.columns(groups, max_len, state)
+            row |= curriculum_columns(state, cfg) | entropy_bonus.columns(groups, max_len, state)
             entropy_bonus.warn_if_it_collapses(row, drawn)
             if dumps:
                 metrics.dump_rollouts(cfg.run_dir, step, groups, run.prompts, run.tokenizer, differences)

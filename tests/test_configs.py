@@ -217,10 +217,8 @@ def test_every_choice_of_an_algorithm_is_some_config_s():
             # TRL's correction; GPUs without bfloat16
             without_config = {"sequence_mask", "float16"}
             assert used == set(get_args(field.type)) - without_config, field.name
-    switches = (
-        "dual_clip overlong_buffer refill_attempts stage_gpus eval_max_len lr_warmup_steps skip_solved weigh_draw"
-    )
-    for name in f"{switches} reference entropy_target high_entropy_quantile".split():
+    switches = "dual_clip overlong_buffer refill_attempts stage_gpus eval_max_len lr_warmup_steps"
+    for name in f"{switches} skip_solved weigh_draw reference entropy_target high_entropy_quantile".split():
         assert any(getattr(c, name) for c in configs), name
 
 

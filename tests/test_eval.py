@@ -474,15 +474,20 @@ def test_a_killed_evaluation_goes_on_and_ends_with_the_same_figures(world, sums,
 
 @pytest.mark.slow
 def test_two_ranks_under_torchrun_have_the_same_figures(world, sums, whole, tmp_path):
-    """In each of two formats: the ranks of a format meet where torchrun's own, which wait for them, have not met."""
+    """In each of two formats: the ranks of a format meet where torchrun's own, which wait for them, have not met. And
+    by each of two rules, compared rule by rule."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "eval.py"]
-    command = [*launch, *arguments(world, sums, tmp_path, "--k=4", "--dtype=float32,bfloat16")]
+    flags = ["--k=4", "--dtype=float32,bfloat16", "--reward=exact,strict"]
+    command = [*launch, *arguments(world, sums, tmp_path, *flags)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert same_figures(tmp_path / "float32", whole) and "b minus a on the same problems" in done.stdout
-    assert done.stdout.count("2 x cpu, ") == 2
-    compared = json.loads((tmp_path / "bfloat16" / "compare.json").read_text())
-    assert compared["sums"]["num_problems"] == 24 and 0 <= compared["sums"]["p"] <= 1
+    assert done.stdout.count("2 x cpu, ") == 2 and "b minus a on the same problems" in done.stdout
+    exact, expected = results_of(tmp_path / "float32/exact")["sums"], results_of(whole)["sums"]
+    assert exact == expected and "The same responses by both rules:" in done.stdout
+    for rule in ("exact", "strict"):
+        compared = json.loads((tmp_path / "bfloat16" / rule / "compare.json").read_text())
+        assert compared["a"] == str(tmp_path / "float32" / rule)
+        assert compared["sums"]["num_problems"] == 24 and 0 <= compared["sums"]["p"] <= 1
 
 
 def test_a_larger_k_adds_samples_and_another_seed_is_refused(world, sums, whole, tmp_path):
@@ -691,16 +696,8 @@ def test_sets_of_benchmarks_are_asked_for_and_averaged_by_name(tmp_path, monkeyp
         evaluation.load_benchmarks(("2025",), Fields())
 
 
-def test_several_rules_and_compute_types_are_compared_rule_by_rule(world, tmp_path, capfd):
-    path = tmp_path / "sums.jsonl"
-    path.write_text('{"problem": "1+2=?", "answer": "3"}\n')
-    argv = ["configs/tiny.py", f"--model={world / 'base'}", f"--benchmarks={path}", "--k=1", "--max_tokens=24"]
-    argv += [f"--out_dir={tmp_path / 'out'}", "--reward=exact,strict", "--dtype=float32,bfloat16"]
-    status, _ = run_here(evaluation.main, argv)
-    assert status == 0, capfd.readouterr()
-    for rule in ("exact", "strict"):
-        assert (tmp_path / "out/bfloat16" / rule / "compare.json").exists()
+def test_a_folder_that_cannot_be_is_refused_before_anything_is_graded(tmp_path):
     (tmp_path / "file").write_text("")
+    rows = write_completions(tmp_path / "c.jsonl", [("a", "1", "1", ["1"])])
     with pytest.raises(UserError, match="file is no folder"):
-        rows = write_completions(tmp_path / "c.jsonl", [("a", "1", "1", ["1"])])
         evaluation.main([f"--completions={rows}", f"--out_dir={tmp_path / 'file'}", "--reward=exact,strict"])

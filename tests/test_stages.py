@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import schedule
-from configs import load_config, parse_config_file
+from configs import load_config
 from rollout import Rollout
 from runs import ENV, ROOT, flags, metrics, responses, rows_of, run_here, run_ranks, summary_of, train, weights_hash
 from schedule import replay
@@ -337,26 +337,6 @@ def test_uniform_groups_are_refilled_alike_on_any_number_of_ranks(world, tmp_pat
     assert len(ids) == 2 * len(set(ids)) == 2 * one[0]["groups_drawn"]  # no prompt twice in a step
     trained = {i for i in ids if len({r["reward"] for r in responses(tmp_path / "one", 1) if r["id"] == i}) > 1}
     assert len(trained) >= one[0]["groups_trained"]
-
-
-LOSS_SETTINGS = """policy_loss clip_eps_low clip_eps_high dual_clip kl_coef kl_estimator entropy_coef loss_agg
-    normalize_advantage_std mask_truncated drop_uniform_groups refill_attempts rollout_correction rollout_correction_low
-    rollout_correction_high stage_from stage_optimizer stage_data_order stage_reference temperature""".split()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["faithful", "modern", "dapo", "dr_grpo", "gspo", "cispo"])
-def test_the_variants_train(world, tmp_path, name):
-    """The algorithm of each config file, in a world that fits here."""
-    values = {k: v for k, v in parse_config_file(f"configs/{name}.py").items() if k in LOSS_SETTINGS}
-    values |= {"overlong_buffer": 6} if name == "dapo" else {}
-    values |= {"minibatches": 4} if name in ("dapo", "gspo") else {}
-    train(flags(world, tmp_path, stage_steps="2,1", save_every=3, **values))
-    rows = rows_of(tmp_path / "run")
-    assert [r["stage"] for r in rows] == [0, 0, 1] and all(r["grad_norm"] > 0 for r in rows)
-    assert all((r["kl"] != 0) == (name == "faithful") for r in rows)
-    base = (world / "base" / "model.safetensors").read_bytes()
-    assert (tmp_path / "run/hf/step_000003/model.safetensors").read_bytes() != base
 
 
 # ---------------------------------------------------------------------------------------------------------- the ledger

@@ -85,9 +85,8 @@ def load_models(
     reference = load_model(cfg, reference_path, device, DTYPES[cfg.dtype]).requires_grad_(False)
     not_finite = sum(int((~p.to_local().isfinite()).sum()) for p in reference.parameters())
     if all_sum([not_finite])[0]:
-        raise UserError(
-            f"{'reference' if cfg.reference else 'model'}: {reference_path} has weights that are not finite"
-        )
+        setting = "reference" if cfg.reference else "model"
+        raise UserError(f"{setting}: {reference_path} has weights that are not finite")
     return model, reference
 
 
