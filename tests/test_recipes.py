@@ -42,7 +42,8 @@ from training.groups import (
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "recipes.json").read_text())
-CONFIGS = sorted((ROOT / "configs").glob("[!_]*.py"))
+SIZES = ("16k", "24k", "single_stage")  # 8k.py's algorithm at other sizes, which the tests' world does not have
+CONFIGS = [path for path in sorted((ROOT / "configs").glob("[!_]*.py")) if path.stem not in SIZES]
 
 
 def small(path, world, teacher, folder):
@@ -66,7 +67,7 @@ def small(path, world, teacher, folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_trains_three_steps(world, tmp_path, tiny_model_dir, path):
+def test_every_algorithm_of_a_config_trains(world, tmp_path, tiny_model_dir, path):
     train(small(path, world, tiny_model_dir, tmp_path))
     rows, cfg = rows_of(tmp_path / "run"), load_config([str(path)])
     stages_of = [row["stage"] for row in rows]
@@ -256,7 +257,7 @@ def test_refills_are_not_among_what_the_curriculum_leaves_out():
     assert set(drawn) == {8, 9}
 
 
-CURRICULUM = dict(skip_solved=1, weigh_draw=True, stage_policy="fixed", stage_steps="5,1", prompts_per_step=24)
+CURRICULUM = dict(skip_solved=1, weigh_draw=True, stage_policy="fixed", stage_steps="4,1", prompts_per_step=24)
 CURRICULUM |= dict(save_every=3, eval_every=7, lr=1e-5, token_budget=1024)
 
 
